@@ -1,0 +1,163 @@
+//! A listener: bound, recognised, and put at the number where the target looks for it.
+//!
+//! Every socket is born close-on-exec; only `exec.rs` clears that.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use anyhow::{Context, Result, ensure};
+use libc::c_int;
+use log::{debug, info, warn};
+use nix::errno::Errno;
+use nix::sys::socket::{SockFlag, SockType, bind, socket};
+
+use crate::endpoint::Endpoint;
+use crate::failure;
+use crate::options::Options;
+use crate::remedy;
+use crate::spec::{FdName, Spec};
+use crate::sys::{self, FIRST_FD};
+use crate::unix_path::{self, Created};
+
+/// A socket that the target is given.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    /// For LISTEN_FDNAMES.
+    pub(crate) name: FdName,
+    fd: OwnedFd,
+    /// The file that goes when this listener goes without having been handed on.
+    #[expect(dead_code, reason = "it acts when it is dropped")]
+    created: Option<Created>,
+}
+
+impl Listener {
+    /// A listener that somebody else bound.
+    pub(crate) fn adopted(name: FdName, fd: OwnedFd) -> Listener {
+        Listener { name, fd, created: None }
+    }
+
+    /// Where it listens, as the kernel has it.
+    pub(crate) fn endpoint(&self) -> Result<Endpoint> {
+        Endpoint::of(&self.fd)
+    }
+
+    /// The same listener at the lowest free number from `lowest` on.
+    fn moved(self, lowest: RawFd) -> nix::Result<Listener> {
+        Ok(Listener { fd: sys::duplicate_from(&self.fd, lowest)?, ..self })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Bind the first of `endpoints` whose family this kernel has. `backlog` counts where the SPEC says nothing.
+pub(crate) fn bind_first(spec: &Spec, endpoints: &[Endpoint], backlog: c_int) -> failure::Result<Listener> {
+    let context = || format!("cannot listen on {spec}");
+    let (last, others) = endpoints.split_last().with_context(context)?;
+    for endpoint in others {
+        match open(endpoint, &spec.options, backlog) {
+            Err(error) if error.downcast_ref() == Some(&Errno::EAFNOSUPPORT) => debug!("{endpoint}: {error:#}"),
+            outcome => return finish(spec, endpoint, outcome),
+        }
+    }
+    finish(spec, last, open(last, &spec.options, backlog))
+}
+
+/// Name what was opened, or say why it was not and what helps.
+fn finish(spec: &Spec, endpoint: &Endpoint, outcome: Result<(OwnedFd, Option<Created>)>) -> failure::Result<Listener> {
+    let (fd, created) = outcome.map_err(|error| {
+        let remedy = remedy::for_listen(endpoint, &error);
+        failure::Failure::from(error.context(format!("cannot listen on {spec}"))).remedy(remedy)
+    })?;
+    let listener = Listener { name: spec.fd_name(), fd, created };
+    if endpoint.has_free_port() {
+        info!("{spec} listens on {}", listener.endpoint()?);
+    }
+    Ok(listener)
+}
+
+/// A socket that is bound to `endpoint` and listens.
+fn open(endpoint: &Endpoint, options: &Options, backlog: c_int) -> Result<(OwnedFd, Option<Created>)> {
+    let mut flags = SockFlag::SOCK_CLOEXEC;
+    flags.set(SockFlag::SOCK_NONBLOCK, options.has("nonblock"));
+    let fd = above_standard(socket(endpoint.family(), endpoint.socket_type(), flags, None)?)?;
+    let listens = endpoint.socket_type() != SockType::Datagram;
+    // A number that an int cannot hold was refused by the parser.
+    let backlog = options.number("backlog").map_or(backlog, |backlog| backlog as c_int);
+    prepare(&fd, endpoint, options)?;
+    let start = || if listens { sys::listen(&fd, backlog) } else { Ok(()) };
+    if let Endpoint::Unix { .. } = endpoint
+        && let Ok(path) = endpoint.path()
+    {
+        let created = unix_path::bind(&fd, path, options, start)?;
+        return Ok((fd, Some(created)));
+    }
+    bind(fd.as_raw_fd(), endpoint.to_sockaddr()?.as_ref())?;
+    start()?;
+    Ok((fd, None))
+}
+
+/// What must be set before bind(2).
+fn prepare(fd: &OwnedFd, endpoint: &Endpoint, options: &Options) -> Result<()> {
+    if let Endpoint::Inet { address, v6only, .. } = endpoint {
+        // On UDP it would let a second process take the datagrams of the first.
+        if endpoint.socket_type() == SockType::Stream {
+            sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        }
+        // Said aloud, for net.ipv6.bindv6only may have turned the default round.
+        if address.is_ipv6() && address.ip().is_unspecified() {
+            sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, (*v6only).into())?;
+        }
+    }
+    options.apply(fd)
+}
+
+/// Where a standard descriptor is closed, socket(2) fills its place: what is said on stderr must not reach a client.
+fn above_standard(fd: OwnedFd) -> nix::Result<OwnedFd> {
+    if fd.as_raw_fd() >= FIRST_FD { Ok(fd) } else { sys::duplicate_from(&fd, FIRST_FD) }
+}
+
+/// Give the listeners the numbers the protocol wants, `first` and on; `others` in the way move up.
+///
+/// Gives back `others`, with the numbers they have now.
+pub(crate) fn arrange(
+    listeners: Vec<Listener>,
+    others: Vec<OwnedFd>,
+    first: RawFd,
+) -> Result<(Vec<Listener>, Vec<OwnedFd>)> {
+    let end = RawFd::try_from(listeners.len()).ok().and_then(|count| first.checked_add(count));
+    let end = end.context("the descriptor numbers run past the largest there is")?;
+    let in_order = (first..).zip(&listeners).all(|(number, listener)| listener.fd.as_raw_fd() == number);
+    if in_order {
+        return Ok((listeners, others));
+    }
+    let context = || format!("cannot give the sockets the numbers from {first} on");
+    let others = others.into_iter().map(|fd| out_of_the_way(fd, first, end)).collect::<Result<_>>()?;
+    // First out of each other's way: one may sit on the number of another.
+    let parked: Vec<Listener> =
+        listeners.into_iter().map(|listener| listener.moved(end)).collect::<nix::Result<_>>().with_context(context)?;
+    let mut arranged = Vec::with_capacity(parked.len());
+    for (number, listener) in (first..).zip(parked) {
+        let listener = listener.moved(number).with_context(context)?;
+        ensure!(listener.fd.as_raw_fd() == number, "descriptor {number} is in use");
+        arranged.push(listener);
+    }
+    Ok((arranged, others))
+}
+
+/// Move a descriptor that sits from `first` to `end`: it may hold a lock, so it is not closed.
+fn out_of_the_way(fd: OwnedFd, first: RawFd, end: RawFd) -> Result<OwnedFd> {
+    let number = fd.as_raw_fd();
+    if !(first..end).contains(&number) {
+        return Ok(fd);
+    }
+    let moved = sys::duplicate_inheritable_from(&fd, end)
+        .with_context(|| format!("cannot move descriptor {number} out of the way"))?;
+    warn!(
+        "descriptor {number} was open and is now {}: a socket belongs there (--first-fd numbers the sockets elsewhere)",
+        moved.as_raw_fd()
+    );
+    Ok(moved)
+}

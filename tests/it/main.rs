@@ -1,0 +1,6 @@
+//! handoff-run as its users meet it: real processes, real sockets, real failures.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+mod exec;
+mod harness;
+mod probe;
