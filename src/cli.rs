@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, ValueHint};
 use libc::c_int;
 use log::LevelFilter;
 
@@ -48,6 +48,8 @@ pub(crate) struct Cli {
     env: Vec<Setting>,
 
     /// Do what this server needs to take a socket
+    ///
+    /// See --help-servers, or SERVERS in the manual.
     #[arg(long = "as", value_name = "SERVER", value_parser = preset_parser(), hide_possible_values = true)]
     preset: Option<&'static Preset>,
 
@@ -76,7 +78,7 @@ pub(crate) struct Cli {
     /// Write the process id to this file before becoming PROGRAM
     ///
     /// Written whole or not at all, and never removed.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pid_file: Option<PathBuf>,
 
     /// Show the servers that --as knows, with a line that works for each
@@ -94,7 +96,12 @@ pub(crate) struct Cli {
     verbose: u8,
 
     /// The program to become, and its arguments
-    #[arg(value_name = "PROGRAM", trailing_var_arg = true, required_unless_present = "help_servers")]
+    #[arg(
+        value_name = "PROGRAM",
+        trailing_var_arg = true,
+        required_unless_present = "help_servers",
+        value_hint = ValueHint::CommandWithArguments
+    )]
     program: Vec<OsString>,
 }
 

@@ -2,6 +2,8 @@
 #![cfg_attr(not(test), no_main)]
 
 mod cli;
+#[cfg(test)]
+mod current;
 mod diag;
 mod endpoint;
 mod environ;

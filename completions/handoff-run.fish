@@ -1,0 +1,35 @@
+complete -c handoff-run -s l -l listen -d 'Listen here: [NAME=]ADDRESS[,KEY[=VALUE]]...' -r
+complete -c handoff-run -l backlog -d 'Connections that may wait to be accepted' -r
+complete -c handoff-run -l env -d 'Set a variable of PROGRAM, placeholders replaced' -r
+complete -c handoff-run -l as -d 'Do what this server needs to take a socket' -r -f -a "caddy\t''
+fastcgi\t''
+flask\t''
+gunicorn\t''
+h2o\t''
+haproxy\t''
+hypercorn\t''
+java\t''
+nghttpx\t''
+nginx\t''
+node\t''
+php-fpm\t''
+puma\t''
+starlet\t''
+starman\t''
+tornado\t''
+traefik\t''
+twisted\t''
+unicorn\t''
+uvicorn\t''
+uwsgi\t''
+waitress\t''"
+complete -c handoff-run -l first-fd -d 'Number the sockets from N instead of 3' -r
+complete -c handoff-run -l pid-file -d 'Write the process id to this file before becoming PROGRAM' -r -F
+complete -c handoff-run -l stdin -d 'Make the first socket descriptor 0 too'
+complete -c handoff-run -l no-pid -d 'Leave LISTEN_PID out'
+complete -c handoff-run -l lazy -d 'Become PROGRAM only when the first client is waiting'
+complete -c handoff-run -l help-servers -d 'Show the servers that --as knows, with a line that works for each'
+complete -c handoff-run -s q -l quiet -d 'Say less; twice: errors only'
+complete -c handoff-run -s v -l verbose -d 'Say more; twice: everything'
+complete -c handoff-run -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c handoff-run -s V -l version -d 'Print version'
