@@ -226,9 +226,11 @@ impl FromStr for Address {
 
 fn inet(kind: InetKind, family: Family, text: &str) -> Result<Address> {
     if all_digits(text) {
-        bail!(
-            "a bare number says too little: write :{text} for every interface or 127.0.0.1:{text} for this host only"
-        );
+        let here =
+            if family == Family::V6 { Host::V6(Ipv6Addr::LOCALHOST, None) } else { Host::V4(Ipv4Addr::LOCALHOST) };
+        let port = parse_port(text)?;
+        let [every, here] = [Host::Every, here].map(|host| Inet { kind, family, host, port: port.clone() });
+        bail!("a bare number says too little: write {every} for every interface or {here} for this host only");
     }
     let (host, port) = text.rsplit_once(':').with_context(|| {
         let remedy = "write HOST:PORT, or a path beginning with / or ./ for a Unix socket";
@@ -264,7 +266,9 @@ fn parse_port(text: &str) -> Result<Port> {
     if all_digits(text) {
         return text.parse().map(Port::Number).map_err(|_| anyhow!("port {text} is not from 0 to 65535"));
     }
-    ensure!(is_word(text), "{text:?} is neither a port nor a service name");
+    // A service name has at least one letter (RFC 6335, 5.1): `+80` is a typing mistake.
+    let named = is_word(text) && text.contains(|c: char| c.is_ascii_alphabetic());
+    ensure!(named, "{text:?} is neither a port nor a service name");
     Ok(Port::Service(text.to_owned()))
 }
 
