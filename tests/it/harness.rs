@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -34,6 +34,11 @@ pub fn wait_for<T>(what: &str, mut fact: impl FnMut() -> Option<T>) -> T {
         assert!(start.elapsed() < DEADLINE, "waited {DEADLINE:?} for {what}");
         thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Say on the real stderr, which the test runner shows, that something cannot be tested here.
+pub fn skip(reason: &str) {
+    io::stderr().write_all(format!("skipped: {reason}\n").as_bytes()).unwrap();
 }
 
 /// A fresh empty folder of this test's, removed at the end.

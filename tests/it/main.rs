@@ -3,4 +3,7 @@
 
 mod exec;
 mod harness;
+mod local_sockets;
+mod options;
 mod probe;
+mod sockets;
