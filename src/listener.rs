@@ -23,10 +23,11 @@ use crate::unix_path::{self, Created};
 pub(crate) struct Listener {
     /// For LISTEN_FDNAMES.
     pub(crate) name: FdName,
-    fd: OwnedFd,
-    /// The file that goes when this listener goes without having been handed on.
+    /// The file that goes when this listener goes without having been handed on. Before the socket, while nobody else
+    /// can take the file for dead.
     #[expect(dead_code, reason = "it acts when it is dropped")]
     created: Option<Created>,
+    fd: OwnedFd,
 }
 
 impl Listener {

@@ -1,21 +1,20 @@
 //! Unix sockets in the file system. Nobody's file is ever destroyed: only a socket that nobody is bound to, and that
 //! refuses connections, is replaced; and there is no moment at which the file has the wrong mode.
 
-use std::fs::{self, Metadata};
-use std::io;
+use std::fs::{File, TryLockError};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
-use std::process;
+use std::time::Duration;
+use std::{process, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use log::{debug, warn};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use nix::sys::socket;
-use nix::sys::socket::UnixAddr;
-use nix::sys::stat::{Mode, umask};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, lstat, umask};
+use nix::unistd::unlink;
 
 use crate::options::Options;
 use crate::{diag, lookup};
@@ -24,17 +23,24 @@ use crate::{diag, lookup};
 #[derive(Debug)]
 pub(crate) struct Created {
     path: PathBuf,
-    inode: (u64, u64),
+    inode: (libc::dev_t, libc::ino_t),
 }
 
 impl Drop for Created {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|file| identity(&file) == self.inode);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
+        let ours = lstat(&self.path).is_ok_and(|file| identity(&file) == self.inode);
+        if ours && let Err(error) = unlink(&self.path) {
             warn!("cannot remove {}: {error}", self.path.display());
         }
     }
 }
+
+/// May do everything: what a umask takes away from.
+const EVERYBODY: Mode = Mode::from_bits_truncate(0o777);
+
+/// How long others may take to replace a dead socket, and how often they are looked at.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Who may connect, resolved before anything is made.
 struct Access {
@@ -64,78 +70,104 @@ pub(crate) fn bind(
     let address = UnixAddr::new(path)?;
     let bind_closed = || {
         // Nobody but root gets in until owner and mode are as they shall be, and the socket listens.
-        let usual = umask(Mode::from_bits_truncate(0o777));
+        let usual = umask(EVERYBODY);
         let bound = socket::bind(socket.as_raw_fd(), &address);
         umask(usual);
         bound.map(|()| usual)
     };
-    let usual = match bind_closed() {
+    let (usual, _replacing) = match bind_closed() {
         Err(Errno::EADDRINUSE) => {
-            remove_dead(Path::new(path))?;
-            bind_closed()
+            let replacing = wait_for_others(Path::new(path));
+            remove_dead(Path::new(path), &address)?;
+            (bind_closed()?, replacing)
         }
-        bound => bound,
-    }?;
-    let inode = identity(&fs::symlink_metadata(path)?);
-    let created = Created { path: PathBuf::from(path), inode };
+        bound => (bound?, None),
+    };
+    let created = Created { path: PathBuf::from(path), inode: identity(&lstat(path)?) };
     if access.user.is_some() || access.group.is_some() {
-        lchown(path, access.user, access.group).context("cannot set its owner")?;
+        let owned = lchown(path, access.user, access.group);
+        owned
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))
+            .context("cannot set its owner")?;
     }
     listen()?;
-    let mode = access.mode.unwrap_or(0o777 & !usual.bits());
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).context("cannot set its mode")?;
+    let mode = access.mode.map_or(EVERYBODY - usual, Mode::from_bits_truncate);
+    fchmodat(AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink).context("cannot set its mode")?;
     Ok(created)
+}
+
+/// Let nobody else of us replace a socket in this folder at the same time: a new file may have the inode of the dead
+/// one, and then nothing tells them apart. Whoever waits finds the new socket alive. Without the folder's flock(2) it
+/// goes on after a while, for a flock(1) that we run under may hold it.
+fn wait_for_others(path: &Path) -> Option<File> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = File::open(folder).ok()?;
+    for _ in 0..LONGEST_WAIT.as_millis() / PAUSE.as_millis() {
+        match folder.try_lock() {
+            Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
+            outcome => return outcome.is_ok().then_some(folder),
+        }
+    }
+    None
 }
 
 /// The socket that is bound to the file at `path`, by its own inode in sockfs.
 pub(crate) fn bound_socket(path: &Path) -> Option<u32> {
-    let file = fs::symlink_metadata(path).ok()?;
+    let file = lstat(path).ok()?;
     // The kernel tells but 32 bits of the file's inode.
-    diag::unix_sockets().ok()?.into_iter().find(|socket| socket.file == Some(file.ino() as u32)).map(|s| s.inode)
+    diag::unix_sockets().ok()?.into_iter().find(|socket| socket.file == Some(file.st_ino as u32)).map(|s| s.inode)
 }
 
 /// Remove a socket's file that nobody answers at; anything else is an error and stays.
-fn remove_dead(path: &Path) -> Result<()> {
-    let file = match fs::symlink_metadata(path) {
+fn remove_dead(path: &Path, address: &UnixAddr) -> Result<()> {
+    let file = match lstat(path) {
         // Whoever was there a moment ago is gone: bind(2) will tell.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(Errno::ENOENT) => return Ok(()),
         found => found?,
     };
-    ensure!(file.file_type().is_socket(), "{} exists and is {}", path.display(), kind(&file));
+    ensure!(kind(&file) == SFlag::S_IFSOCK, "{} exists and is {}", path.display(), what_is(&file));
     // Ask the kernel first: a connection would reach a live server as an empty one.
     ensure!(bound_socket(path).is_none(), Errno::EADDRINUSE);
     // It may still live in another network namespace, of which sock_diag(7) does not tell.
-    match UnixStream::connect(path) {
-        Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => remove_checked(path, &file),
-        _ => bail!(Errno::EADDRINUSE),
-    }
+    ensure!(is_refused(address)?, Errno::EADDRINUSE);
+    remove_checked(path, &file)
 }
 
-/// Remove `path` if it is still `file`. Moved aside first, so that a live socket which somebody put there meanwhile
-/// can be put back.
-fn remove_checked(path: &Path, file: &Metadata) -> Result<()> {
+/// Does connecting say that nobody is there? Not blocking, for a full queue may stay full.
+fn is_refused(address: &UnixAddr) -> nix::Result<bool> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let client = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    Ok(socket::connect(client.as_raw_fd(), address) == Err(Errno::ECONNREFUSED))
+}
+
+/// Remove `path` if it is still `file` and dead. Moved aside first, so that a live socket which somebody put there
+/// meanwhile can be put back.
+fn remove_checked(path: &Path, file: &FileStat) -> Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".dead-{}", process::id()));
     let aside = PathBuf::from(aside);
     renameat2(AT_FDCWD, path, AT_FDCWD, &aside, RenameFlags::RENAME_NOREPLACE)?;
-    if identity(&fs::symlink_metadata(&aside)?) != identity(file) {
+    if identity(&lstat(&aside)?) != identity(file) || bound_socket(&aside).is_some() {
         renameat2(AT_FDCWD, &aside, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE)?;
         bail!(Errno::EADDRINUSE);
     }
     debug!("{} was a dead socket and is removed", path.display());
-    fs::remove_file(&aside).context("cannot remove the dead socket there")
+    unlink(&aside).context("cannot remove the dead socket there")
 }
 
-fn kind(file: &Metadata) -> &'static str {
-    let kind = file.file_type();
-    match () {
-        () if kind.is_dir() => "a directory, not a socket",
-        () if kind.is_symlink() => "a symbolic link, not a socket",
-        () if kind.is_file() => "a regular file, not a socket",
-        () => "not a socket",
+fn kind(file: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT
+}
+
+fn what_is(file: &FileStat) -> &'static str {
+    match kind(file) {
+        SFlag::S_IFDIR => "a directory, not a socket",
+        SFlag::S_IFLNK => "a symbolic link, not a socket",
+        SFlag::S_IFREG => "a regular file, not a socket",
+        _ => "not a socket",
     }
 }
 
-fn identity(file: &Metadata) -> (u64, u64) {
-    (file.dev(), file.ino())
+fn identity(file: &FileStat) -> (libc::dev_t, libc::ino_t) {
+    (file.st_dev, file.st_ino)
 }
