@@ -10,8 +10,17 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 pub(crate) struct UnixSocket {
     /// Its inode in sockfs, as `/proc/PID/fd` shows it, 32 bits of it.
     pub(crate) inode: u32,
-    /// The inode of the file it is bound to (UNIX_DIAG_VFS), 32 bits of it.
-    pub(crate) file: Option<u32>,
+    /// The file it is bound to (UNIX_DIAG_VFS).
+    pub(crate) file: Option<BoundFile>,
+}
+
+/// A file as the kernel knows it inside.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct BoundFile {
+    /// Its inode, 32 bits of it.
+    pub(crate) inode: u32,
+    /// The number of its file system, twelve bits of major and twenty of minor.
+    pub(crate) device: u32,
 }
 
 // linux/sock_diag.h, linux/unix_diag.h
@@ -78,11 +87,16 @@ fn read_socket(message: &[u8]) -> Option<UnixSocket> {
     let mut file = None;
     while let (Some(length), Some(kind)) = (half(attributes, 0), half(attributes, 2)) {
         if kind == UNIX_DIAG_VFS {
-            file = number(attributes, 4);
+            file = read_file(attributes);
         }
         attributes = attributes.get(usize::from(length).max(4).next_multiple_of(4)..).unwrap_or_default();
     }
     Some(UnixSocket { inode, file })
+}
+
+/// struct unix_diag_vfs behind its attribute's header.
+fn read_file(attribute: &[u8]) -> Option<BoundFile> {
+    Some(BoundFile { inode: number(attribute, 4)?, device: number(attribute, 8)? })
 }
 
 fn number(bytes: &[u8], at: usize) -> Option<u32> {

@@ -13,9 +13,11 @@ use log::{debug, warn};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, lstat, umask};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, lstat, major, minor, umask};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs};
 use nix::unistd::unlink;
 
+use crate::diag::BoundFile;
 use crate::options::Options;
 use crate::{diag, lookup};
 
@@ -114,8 +116,20 @@ fn wait_for_others(path: &Path) -> Option<File> {
 /// The socket that is bound to the file at `path`, by its own inode in sockfs.
 pub(crate) fn bound_socket(path: &Path) -> Option<u32> {
     let file = lstat(path).ok()?;
+    let device = device_inside(path, &file);
     // The kernel tells but 32 bits of the file's inode.
-    diag::unix_sockets().ok()?.into_iter().find(|socket| socket.file == Some(file.st_ino as u32)).map(|s| s.inode)
+    let is_bound_here =
+        |bound: &BoundFile| bound.inode == file.st_ino as u32 && device.is_none_or(|device| bound.device == device);
+    let mut sockets = diag::unix_sockets().ok()?.into_iter();
+    sockets.find(|socket| socket.file.as_ref().is_some_and(is_bound_here)).map(|socket| socket.inode)
+}
+
+/// The number that the kernel itself has for a file's file system; none where stat(2) tells another, as Btrfs does for
+/// its subvolumes.
+fn device_inside(path: &Path, file: &FileStat) -> Option<u32> {
+    let kind = statfs(path).ok()?.filesystem_type();
+    let honest = kind != BTRFS_SUPER_MAGIC && kind != OVERLAYFS_SUPER_MAGIC;
+    honest.then(|| (major(file.st_dev) << 20 | minor(file.st_dev)) as u32)
 }
 
 /// Remove a socket's file that nobody answers at; anything else is an error and stays.
