@@ -7,3 +7,5 @@ mod local_sockets;
 mod options;
 mod probe;
 mod sockets;
+mod unix_access;
+mod unix_paths;
