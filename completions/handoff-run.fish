@@ -25,9 +25,20 @@ uwsgi\t''
 waitress\t''"
 complete -c handoff-run -l first-fd -d 'Number the sockets from N instead of 3' -r
 complete -c handoff-run -l pid-file -d 'Write the process id to this file before becoming PROGRAM' -r -F
+complete -c handoff-run -l control -d 'Take --reload, --status and --stop on this Unix socket' -r -F
+complete -c handoff-run -l ready -d 'When a generation counts as ready [default: auto]' -r
+complete -c handoff-run -l ready-timeout -d 'How long a generation may take to get ready [default: 60s]' -r
+complete -c handoff-run -l stop-signal -d 'The signal that asks a generation to drain [default: TERM, or what --as knows]' -r
+complete -c handoff-run -l drain-timeout -d 'How long a generation may take to drain [default: 30s]' -r
+complete -c handoff-run -l reload -d 'Ask the supervisor at this control socket for a new generation' -r -F
+complete -c handoff-run -l status -d 'Show the generations of the supervisor at this control socket' -r -F
+complete -c handoff-run -l stop -d 'Drain and stop the supervisor at this control socket' -r -F
 complete -c handoff-run -l stdin -d 'Make the first socket descriptor 0 too'
 complete -c handoff-run -l no-pid -d 'Leave LISTEN_PID out'
 complete -c handoff-run -l lazy -d 'Become PROGRAM only when the first client is waiting'
+complete -c handoff-run -l supervise -d 'Stay as the parent of PROGRAM and start its next generation on request'
+complete -c handoff-run -l wait -d 'With --reload, end when the old generation is gone'
+complete -c handoff-run -l json -d 'With --status, print JSON'
 complete -c handoff-run -l help-servers -d 'Show the servers that --as knows, with a line that works for each'
 complete -c handoff-run -s q -l quiet -d 'Say less; twice: errors only'
 complete -c handoff-run -s v -l verbose -d 'Say more; twice: everything'

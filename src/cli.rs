@@ -1,21 +1,24 @@
 //! The command line: its definition, from which help, manual and completions are made, and what it means.
 
+pub(crate) mod values;
+
 use std::ffi::{CString, OsString};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::str::FromStr;
+use std::time::Duration;
 
-use anyhow::{Context, Error, Result, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Parser, ValueHint};
 use libc::c_int;
 use log::LevelFilter;
+use nix::sys::signal::Signal;
 
 use crate::preset::{self, Blocking, Every, Preset, Stdin};
 use crate::spec::{Address, Family, Host, Inet, Spec};
+use crate::supervise::plan::Limits;
 use crate::sys::FIRST_FD;
-use crate::template::Template;
+use values::{Ready, Setting, duration, signal};
 
 /// Give a listening socket to a program, and to its successor
 ///
@@ -81,6 +84,70 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pid_file: Option<PathBuf>,
 
+    /// Stay as the parent of PROGRAM and start its next generation on request
+    ///
+    /// SIGHUP, or --reload on the control socket, starts a new generation on the same sockets. The one that serves is
+    /// asked to stop only when the new one is ready; a new one that fails changes nothing. SIGTERM and SIGINT drain and
+    /// stop, SIGQUIT stops now, SIGUSR2 replaces the supervisor itself by the program at its own path.
+    #[arg(long, conflicts_with = "lazy")]
+    supervise: bool,
+
+    /// Take --reload, --status and --stop on this Unix socket
+    #[arg(long, value_name = "PATH", requires = "supervise", value_hint = ValueHint::FilePath)]
+    control: Option<PathBuf>,
+
+    /// When a generation counts as ready [default: auto]
+    ///
+    /// auto: it is seen waiting on every socket, or where that cannot be seen, says READY=1 (sd_notify).
+    /// notify: it says READY=1 and, where that can be seen, waits on every socket.
+    /// accepting: it is seen waiting on every socket.
+    /// fd:N: it writes a byte to descriptor N.
+    /// check:COMMAND: the command, run by sh, ends with status 0.
+    /// after:DURATION: that time is over.
+    #[arg(long, value_name = "HOW", requires = "supervise")]
+    ready: Option<Ready>,
+
+    /// How long a generation may take to get ready [default: 60s]
+    ///
+    /// Then it is killed and the one that serves stays. A number with ms, s, m or h; without a unit, seconds.
+    #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration)]
+    ready_timeout: Option<Duration>,
+
+    /// The signal that asks a generation to drain [default: TERM, or what --as knows]
+    #[arg(long, value_name = "SIGNAL", requires = "supervise", value_parser = signal)]
+    stop_signal: Option<Signal>,
+
+    /// How long a generation may take to drain [default: 30s]
+    ///
+    /// Then what is left of it is killed.
+    #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration)]
+    drain_timeout: Option<Duration>,
+
+    /// Ask the supervisor at this control socket for a new generation
+    ///
+    /// Ends when the new generation serves, with status 0, or when it failed: 1, or was not ready in time: 124; then
+    /// the old one still serves.
+    #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath)]
+    reload: Option<PathBuf>,
+
+    /// Show the generations of the supervisor at this control socket
+    #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath)]
+    status: Option<PathBuf>,
+
+    /// Drain and stop the supervisor at this control socket
+    ///
+    /// Ends when it has.
+    #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath)]
+    stop: Option<PathBuf>,
+
+    /// With --reload, end when the old generation is gone
+    #[arg(long, requires = "reload")]
+    wait: bool,
+
+    /// With --status, print JSON
+    #[arg(long, requires = "status")]
+    json: bool,
+
     /// Show the servers that --as knows, with a line that works for each
     #[arg(long)]
     help_servers: bool,
@@ -99,17 +166,11 @@ pub(crate) struct Cli {
     #[arg(
         value_name = "PROGRAM",
         trailing_var_arg = true,
-        required_unless_present = "help_servers",
+        required_unless_present_any = ["help_servers", "request"],
+        conflicts_with = "request",
         value_hint = ValueHint::CommandWithArguments
     )]
     program: Vec<OsString>,
-}
-
-/// A variable to be set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Setting {
-    pub(crate) key: String,
-    pub(crate) value: Template,
 }
 
 /// What is to be done.
@@ -119,6 +180,46 @@ pub(crate) enum Plan {
     ShowServers,
     /// Become a program.
     Exec(Exec),
+    /// Stay as its parent.
+    Supervise(Supervise),
+    /// Ask a supervisor.
+    Ask(PathBuf, Request),
+}
+
+/// What a supervisor can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    Reload(Until),
+    Status(Form),
+    Stop,
+}
+
+/// When a reload is over for whoever asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// The new generation serves.
+    Serving,
+    /// The old one is gone, too.
+    OldGone,
+}
+
+/// What a status looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Table,
+    Json,
+}
+
+/// Everything that staying as the parent needs.
+#[derive(Debug)]
+pub(crate) struct Supervise {
+    /// How each generation is started.
+    pub(crate) exec: Exec,
+    pub(crate) control: Option<PathBuf>,
+    pub(crate) ready: Ready,
+    pub(crate) limits: Limits,
+    /// What asks a generation to drain.
+    pub(crate) stop_signal: Signal,
 }
 
 /// Everything that becoming a program needs.
@@ -159,16 +260,6 @@ pub(crate) enum Start {
     FirstClient,
 }
 
-impl FromStr for Setting {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Setting> {
-        let (key, value) = text.split_once('=').context("write KEY=VALUE")?;
-        ensure!(!key.is_empty(), "the variable's name is empty");
-        Ok(Setting { key: key.to_owned(), value: value.parse()? })
-    }
-}
-
 fn preset_parser() -> impl TypedValueParser<Value = &'static Preset> {
     PossibleValuesParser::new(preset::TABLE.iter().map(|preset| preset.name))
         .map(|name| Preset::find(&name).expect("clap lets only names of the table pass"))
@@ -191,6 +282,38 @@ impl Cli {
         if self.help_servers {
             return Plan::ShowServers;
         }
+        if let Some((path, request)) = self.request() {
+            return Plan::Ask(path, request);
+        }
+        let by_preset = self.preset.and_then(|preset| signal(preset.stop).ok());
+        let supervise = self.supervise.then(|| {
+            let limits = Limits {
+                ready: self.ready_timeout.unwrap_or(Duration::from_secs(60)),
+                drain: self.drain_timeout.unwrap_or(Duration::from_secs(30)),
+            };
+            let stop_signal = self.stop_signal.or(by_preset).unwrap_or(Signal::SIGTERM);
+            (self.control.clone(), self.ready.clone().unwrap_or(Ready::Auto), limits, stop_signal)
+        });
+        let exec = self.into_exec();
+        match supervise {
+            None => Plan::Exec(exec),
+            Some((control, ready, limits, stop_signal)) => {
+                Plan::Supervise(Supervise { exec, control, ready, limits, stop_signal })
+            }
+        }
+    }
+
+    /// What a supervisor is asked, if it is.
+    fn request(&self) -> Option<(PathBuf, Request)> {
+        let until = if self.wait { Until::OldGone } else { Until::Serving };
+        let form = if self.json { Form::Json } else { Form::Table };
+        let reload = self.reload.clone().map(|path| (path, Request::Reload(until)));
+        let status = || self.status.clone().map(|path| (path, Request::Status(form)));
+        let stop = || self.stop.clone().map(|path| (path, Request::Stop));
+        reload.or_else(status).or_else(stop)
+    }
+
+    fn into_exec(self) -> Exec {
         let stdin = if self.stdin { Stdin::FirstSocket } else { self.preset.map_or(Stdin::Untouched, |p| p.stdin) };
         let announce = match (self.first_fd, self.no_pid) {
             (Some(_), _) => Announce::Nothing,
@@ -198,7 +321,7 @@ impl Cli {
             (None, false) => Announce::All,
         };
         let argument = |argument: OsString| CString::new(argument.into_vec()).expect("exec gave no argument with NUL");
-        Plan::Exec(Exec {
+        Exec {
             specs: self.listen.into_iter().map(|spec| fit_preset(spec, self.preset)).collect(),
             // listen(2) lowers any larger number to what the kernel allows.
             backlog: self.backlog.unwrap_or(c_int::MAX),
@@ -210,7 +333,7 @@ impl Cli {
             settings: self.env,
             pid_file: self.pid_file,
             program: self.program.into_iter().map(argument).collect(),
-        })
+        }
     }
 }
 

@@ -16,6 +16,9 @@ const LISTEN_PIDFDID: &str = "LISTEN_PIDFDID";
 /// All that speaks of handed-on sockets. The last one is systemfd's: its number would point beside ours.
 pub(crate) const VARIABLES: [&str; 5] = [LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, LISTEN_PIDFDID, "LISTEN_FDS_FIRST_FD"];
 
+/// Tells a supervisor that took its predecessor's place where the state is. Nobody else's business.
+pub(crate) const STATE: &str = "HANDOFF_STATE";
+
 /// A `KEY=VALUE` string of an environment.
 pub(crate) type Variable<'a> = Cow<'a, CStr>;
 
@@ -83,12 +86,18 @@ pub(crate) fn announce<'a>(
     set: Vec<CString>,
 ) -> Vec<Variable<'a>> {
     let replaced = |variable: &CStr| set.iter().any(|new| key(new) == key(variable));
-    let stale = |variable: &CStr| VARIABLES.iter().any(|name| key(variable) == name.as_bytes());
+    let stale = |variable: &CStr| VARIABLES.iter().chain([&STATE]).any(|name| key(variable) == name.as_bytes());
     let kept = base.iter().filter(|variable| !stale(variable) && !replaced(variable)).map(|kept| Cow::Borrowed(*kept));
     let ours = announcement.map(Announcement::variables).unwrap_or_default();
     let ours = ours.into_iter().filter(|variable| !replaced(variable)).map(Cow::Owned);
     let environment: Vec<Variable<'a>> = kept.chain(ours).collect();
     environment.into_iter().chain(set.iter().cloned().map(Cow::Owned)).collect()
+}
+
+/// `base` to the letter, with the errand of a supervisor's successor instead of any it had.
+pub(crate) fn announce_state<'a>(base: &[&'a CStr], errand: CString) -> Vec<Variable<'a>> {
+    let kept = base.iter().filter(|variable| key(variable) != STATE.as_bytes()).map(|kept| Cow::Borrowed(*kept));
+    kept.chain([Cow::Owned(errand)]).collect()
 }
 
 /// What stands before the first `=`; all of an entry that has none.
@@ -98,7 +107,7 @@ fn key(variable: &CStr) -> &[u8] {
 }
 
 /// The value of the first entry for `name`, which is the one that getenv(3) finds.
-fn value<'a>(environment: &[&'a CStr], name: &str) -> Option<&'a [u8]> {
+pub(crate) fn value<'a>(environment: &[&'a CStr], name: &str) -> Option<&'a [u8]> {
     let found = environment.iter().find(|variable| key(variable) == name.as_bytes())?;
     found.to_bytes().get(name.len() + 1..)
 }

@@ -30,30 +30,51 @@ struct Target<'a> {
     environment: Vec<Variable<'a>>,
 }
 
-/// Become the program of `plan` with `listeners`, which are at their numbers. Returns only when that failed.
-pub(crate) fn become_target(plan: Exec, listeners: &[Listener]) -> Failure {
-    let outcome = prepare(plan, listeners).and_then(|(target, pid_file)| {
-        let errno = sys::execvpe(&target.arguments, &target.environment);
-        if let Some(pid_file) = pid_file {
-            pid_file.restore();
-        }
-        Err(cannot_run(&target.arguments[0], errno))
-    });
-    match outcome {
-        Ok(never) => never,
+/// What is of one generation alone.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    /// Counted by a supervisor; 1 without one.
+    pub(crate) generation: u64,
+    /// Variables that a supervisor sets, `KEY=VALUE` each.
+    pub(crate) variables: Vec<CString>,
+}
+
+/// Wait for a client if so asked, leave a pid file if so asked, and become the program. Returns only when that failed.
+pub(crate) fn exec_in_place(plan: &Exec, listeners: &[Listener]) -> Failure {
+    match prepare(plan, listeners) {
         Err(failure) => failure,
+        Ok(pid_file) => {
+            let failure = become_target(plan, listeners, Instance { generation: 1, variables: vec![] });
+            if let Some(pid_file) = pid_file {
+                pid_file.restore();
+            }
+            failure
+        }
     }
 }
 
-fn prepare<'a>(plan: Exec, listeners: &[Listener]) -> Result<(Target<'a>, Option<PidFile>), Failure> {
+fn prepare(plan: &Exec, listeners: &[Listener]) -> Result<Option<PidFile>, Failure> {
     if plan.start == Start::FirstClient {
         wait_for_client(listeners).context("cannot wait for the first client")?;
     }
+    Ok(plan.pid_file.as_deref().map(|path| PidFile::write(path, process::id())).transpose()?)
+}
+
+/// Become the program of `plan` with `listeners`, which are at their numbers. Returns only when that failed.
+pub(crate) fn become_target(plan: &Exec, listeners: &[Listener], instance: Instance) -> Failure {
     let pid = process::id();
-    let target = describe(&plan, listeners, pid)?;
-    let pid_file = plan.pid_file.as_deref().map(|path| PidFile::write(path, pid)).transpose()?;
-    hand_on(listeners, plan.stdin).context("cannot hand the sockets on")?;
-    Ok((target, pid_file))
+    let target = describe(plan, listeners, pid, instance);
+    let ready = target.and_then(|target| {
+        hand_on(listeners, plan.stdin).context("cannot hand the sockets on")?;
+        Ok(target)
+    });
+    match ready {
+        Err(error) => error.into(),
+        Ok(target) => {
+            let errno = sys::execvpe(&target.arguments, &target.environment);
+            cannot_run(&target.arguments[0], errno)
+        }
+    }
 }
 
 /// Wait until a connection or a datagram can be received; it is left where it is.
@@ -81,14 +102,14 @@ fn hand_on(listeners: &[Listener], stdin: Stdin) -> nix::Result<()> {
 }
 
 /// Arguments and environment, with what stands for the placeholders.
-fn describe<'a>(plan: &Exec, listeners: &[Listener], pid: u32) -> Result<Target<'a>> {
+fn describe<'a>(plan: &Exec, listeners: &[Listener], pid: u32, instance: Instance) -> Result<Target<'a>> {
     let arguments: Vec<Template> = plan.program.iter().map(|word| Template::argument(word.as_bytes())).collect();
     let literal = arguments.iter().chain(plan.settings.iter().map(|s| &s.value)).all(Template::is_literal);
     let tells = plan.preset.is_some_and(|preset| !preset.variables.is_empty());
     // The kernel is asked for the addresses only if something speaks of them.
     let places = if literal && !tells { vec![] } else { places(plan, listeners)? };
-    let mut values = Values { places, generation: 1, pid };
-    let environment = environment(plan, listeners, &mut values)?;
+    let mut values = Values { places, generation: instance.generation, pid };
+    let environment = environment(plan, listeners, &mut values, instance.variables)?;
     let arguments = arguments.iter().map(|template| Ok(CString::new(template.expand(&values)?)?));
     Ok(Target { arguments: arguments.collect::<Result<_>>()?, environment })
 }
@@ -100,8 +121,12 @@ fn places(plan: &Exec, listeners: &[Listener]) -> Result<Vec<Place>> {
     (plan.first_fd..).zip(listeners).map(place).collect()
 }
 
-fn environment<'a>(plan: &Exec, listeners: &[Listener], values: &mut Values) -> Result<Vec<Variable<'a>>> {
-    let mut set = Vec::new();
+fn environment<'a>(
+    plan: &Exec,
+    listeners: &[Listener],
+    values: &mut Values,
+    mut set: Vec<CString>,
+) -> Result<Vec<Variable<'a>>> {
     if let Some(preset) = plan.preset {
         for variable in preset.environment(values)? {
             set.push(CString::new(variable)?);

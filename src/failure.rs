@@ -38,13 +38,23 @@ impl Failure {
         Failure { remedy, ..self }
     }
 
+    /// The exit status.
+    pub(crate) fn status(&self) -> u8 {
+        self.status as u8
+    }
+
+    /// The first line.
+    pub(crate) fn message(&self) -> String {
+        format!("{:#}", self.error)
+    }
+
     /// Print one line, or two, and give the exit status.
     pub(crate) fn report(&self) -> u8 {
-        say(&format!("{:#}", self.error));
+        say(&self.message());
         if let Some(remedy) = &self.remedy {
             say(remedy);
         }
-        self.status as u8
+        self.status()
     }
 }
 

@@ -3,6 +3,7 @@
 //! Every socket is born close-on-exec; only `exec.rs` clears that.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use libc::c_int;
@@ -23,9 +24,10 @@ use crate::unix_path::{self, Created};
 pub(crate) struct Listener {
     /// For LISTEN_FDNAMES.
     pub(crate) name: FdName,
+    /// As its SPEC wants it.
+    backlog: Option<u32>,
     /// The file that goes when this listener goes without having been handed on. Before the socket, while nobody else
     /// can take the file for dead.
-    #[expect(dead_code, reason = "it acts when it is dropped")]
     created: Option<Created>,
     fd: OwnedFd,
 }
@@ -33,12 +35,36 @@ pub(crate) struct Listener {
 impl Listener {
     /// A listener that somebody else bound.
     pub(crate) fn adopted(name: FdName, fd: OwnedFd) -> Listener {
-        Listener { name, fd, created: None }
+        Listener { name, fd, backlog: None, created: None }
+    }
+
+    /// One that a predecessor of this program held, with the file that was made for it.
+    pub(crate) fn resumed(name: FdName, fd: OwnedFd, backlog: Option<u32>, path: Option<&Path>) -> Listener {
+        Listener { name, fd, backlog, created: path.and_then(Created::of) }
+    }
+
+    /// What its SPEC said of the queue.
+    pub(crate) fn backlog(&self) -> Option<u32> {
+        self.backlog
+    }
+
+    /// The file that was made for it.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.created.as_ref().map(Created::path)
     }
 
     /// Where it listens, as the kernel has it.
     pub(crate) fn endpoint(&self) -> Result<Endpoint> {
         Endpoint::of(&self.fd)
+    }
+
+    /// Make the queue as long as it shall be, `default` where the SPEC says nothing, if somebody made it shorter.
+    pub(crate) fn restore_backlog(&self, default: c_int) {
+        if sys::option(&self.fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1) {
+            let backlog = self.backlog.map_or(default, |backlog| backlog as c_int);
+            // A socket that listens can only listen better.
+            let _ = sys::listen(&self.fd, backlog);
+        }
     }
 
     /// The same listener at the lowest free number from `lowest` on.
@@ -72,7 +98,7 @@ fn finish(spec: &Spec, endpoint: &Endpoint, outcome: Result<(OwnedFd, Option<Cre
         let remedy = remedy::for_listen(endpoint, &error);
         failure::Failure::from(error.context(format!("cannot listen on {spec}"))).remedy(remedy)
     })?;
-    let listener = Listener { name: spec.fd_name(), fd, created };
+    let listener = Listener { name: spec.fd_name(), fd, backlog: spec.options.number("backlog"), created };
     if endpoint.has_free_port() {
         info!("{spec} listens on {}", listener.endpoint()?);
     }

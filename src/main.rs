@@ -20,22 +20,25 @@ mod remedy;
 mod servers;
 mod source;
 mod spec;
+mod supervise;
 mod sys;
 mod template;
 mod unix_path;
 
 use std::os::fd::OwnedFd;
 
-use anyhow::Error;
+use anyhow::{Context, Error};
 use clap::Parser;
 use clap::error::ErrorKind;
 use log::warn;
 
-use cli::{Cli, Exec, Plan};
+use cli::{Cli, Exec, Plan, Supervise};
 use environ::Announced;
-use failure::{Failure, Result};
+use failure::Result;
 use inherited::Inherited;
+use listener::Listener;
 use source::Acquired;
+use supervise::upgrade::{self, Errand};
 
 /// C's main, so that nothing of Rust's runtime comes first: it would ignore SIGPIPE and open closed descriptors, and
 /// the target would inherit both.
@@ -64,21 +67,38 @@ fn run(claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
     match cli.into_plan() {
         Plan::ShowServers => print(&servers::list()),
         Plan::Exec(plan) => {
-            let claimed = claimed.map_err(|errno| Error::new(errno).context("cannot see the open descriptors"))?;
-            Err(exec(plan, claimed))
+            let (listeners, _others) = arrange(&plan, claimed)?;
+            // The others only have to stay open until then.
+            Err(exec::exec_in_place(&plan, &listeners))
+        }
+        Plan::Supervise(plan) => supervise(plan, claimed),
+        Plan::Ask(path, request) => Ok(supervise::client::ask(&path, request)?),
+    }
+}
+
+/// Supervise, from the beginning or in the place of a predecessor.
+fn supervise(plan: Supervise, claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
+    match Errand::read().context("cannot take over from another supervisor")? {
+        Some(errand) => {
+            let mut claimed = claimed?;
+            let state = errand.state(&mut claimed);
+            Ok(match errand {
+                Errand::Check(_) => upgrade::checked(state)?,
+                Errand::TakeOver(_) => supervise::take_over(plan, state?, claimed)?,
+            })
+        }
+        None => {
+            let (listeners, others) = arrange(&plan.exec, claimed)?;
+            Ok(supervise::supervise(plan, listeners, others)?)
         }
     }
 }
 
-/// Acquire, arrange, become the program; what comes back is what went wrong.
-fn exec(plan: Exec, claimed: Vec<OwnedFd>) -> Failure {
-    let arranged = acquire(&plan, claimed)
-        .and_then(|acquired| Ok(listener::arrange(acquired.listeners, acquired.others, plan.first_fd)?));
-    match arranged {
-        // The others only have to stay open until then.
-        Ok((listeners, _others)) => exec::become_target(plan, &listeners),
-        Err(failure) => failure,
-    }
+/// The listeners at their numbers, and what stays open beside them.
+fn arrange(plan: &Exec, claimed: nix::Result<Vec<OwnedFd>>) -> Result<(Vec<Listener>, Vec<OwnedFd>)> {
+    let claimed = claimed.map_err(|errno| Error::new(errno).context("cannot see the open descriptors"))?;
+    let acquired = acquire(plan, claimed)?;
+    Ok(listener::arrange(acquired.listeners, acquired.others, plan.first_fd)?)
 }
 
 fn acquire(plan: &Exec, claimed: Vec<OwnedFd>) -> Result<Acquired> {
@@ -96,7 +116,6 @@ fn acquire(plan: &Exec, claimed: Vec<OwnedFd>) -> Result<Acquired> {
 
 /// What was asked for, on stdout.
 fn print(text: &str) -> Result<u8> {
-    use anyhow::Context;
     use std::io::{Write, stdout};
     let mut stdout = stdout();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")?;

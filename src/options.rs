@@ -120,6 +120,12 @@ impl Options {
         Ok(options)
     }
 
+    /// The permissions of a socket's file alone.
+    pub(crate) fn mode(bits: u32) -> Options {
+        let row = TABLE.iter().find(|row| row.name == "mode").expect("the table has a mode");
+        Options(vec![(row, Value::Number(bits))])
+    }
+
     /// Is a flag there?
     pub(crate) fn has(&self, name: &str) -> bool {
         self.get(name).is_some()

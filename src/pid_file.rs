@@ -28,6 +28,19 @@ impl PidFile {
         Ok(PidFile { path: path.to_owned(), before })
     }
 
+    /// One that this process wrote before it became another program.
+    pub(crate) fn written(path: &Path) -> PidFile {
+        PidFile { path: path.to_owned(), before: None }
+    }
+
+    /// Remove it at the end, if it still says what we wrote.
+    pub(crate) fn remove(self) {
+        let ours = fs::read(&self.path).is_ok_and(|content| content == format!("{}\n", process::id()).as_bytes());
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+
     /// Undo it: the program did not start, and the file may be its predecessor's.
     pub(crate) fn restore(self) {
         let done = match &self.before {

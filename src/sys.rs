@@ -3,10 +3,14 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::sys::signal::{SigAction, SigSet, Signal, sigaction};
+use nix::sys::socket::{SockFlag, accept4};
 use nix::sys::stat::Mode;
+use nix::unistd::{ForkResult, Pid};
 
 unsafe extern "C" {
     // environ(7)
@@ -111,6 +115,15 @@ pub(crate) fn execvpe(arguments: &[CString], environment: &[impl AsRef<CStr>]) -
     Errno::last()
 }
 
+/// execve(2): become the file `program`. Returns only when that failed.
+pub(crate) fn execve(program: &CStr, arguments: &[CString], environment: &[impl AsRef<CStr>]) -> Errno {
+    let argv = pointers(arguments);
+    let envp = pointers(environment);
+    // SAFETY: both arrays end with a null pointer and point to strings that outlive the call.
+    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    Errno::last()
+}
+
 /// The null-terminated array that exec takes.
 fn pointers(strings: &[impl AsRef<CStr>]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ref().as_ptr()).chain([ptr::null()]).collect()
@@ -191,4 +204,99 @@ pub(crate) fn copy_to_stdin(fd: impl AsFd) -> nix::Result<()> {
 /// Set or clear close-on-exec.
 pub(crate) fn set_close_on_exec(fd: impl AsFd, flag: FdFlag) -> nix::Result<()> {
     fcntl(fd, FcntlArg::F_SETFD(flag)).map(drop)
+}
+
+/// sigaction(2) to an action that runs no code: the default, ignoring, or what was found before.
+pub(crate) fn set_action(signal: Signal, action: &SigAction) -> nix::Result<SigAction> {
+    // SAFETY: this program installs no handler, so whatever the action is, no handler of its own runs.
+    unsafe { sigaction(signal, action) }
+}
+
+/// The numbers of the real-time signals, which nix's enumeration of signals does not have.
+pub(crate) fn real_time_signals() -> impl Iterator<Item = c_int> {
+    libc::SIGRTMIN()..=libc::SIGRTMAX()
+}
+
+/// The signals in `signals`, by number, real-time ones too.
+pub(crate) fn numbers_of(signals: &SigSet) -> Vec<c_int> {
+    let set: libc::sigset_t = *signals.as_ref();
+    // SAFETY: `set` is an initialised set, and the numbers are of signals.
+    (1..=libc::SIGRTMAX()).filter(|number| unsafe { libc::sigismember(&raw const set, *number) } == 1).collect()
+}
+
+/// The opposite; numbers of no signal are left out.
+pub(crate) fn set_of(numbers: &[c_int]) -> SigSet {
+    let mut set: libc::sigset_t = *SigSet::empty().as_ref();
+    for number in numbers {
+        // SAFETY: `set` is an initialised set; a wrong number is refused with EINVAL.
+        unsafe { libc::sigaddset(&raw mut set, *number) };
+    }
+    // SAFETY: the set was initialised by nix and sigaddset keeps it so.
+    unsafe { SigSet::from_sigset_t_unchecked(set) }
+}
+
+/// pidfd_open(2) of a child that was not waited for, so that the number is still its own.
+pub(crate) fn pidfd_of(child: Pid) -> nix::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, child.as_raw(), 0) })?;
+    // SAFETY: the kernel just made `fd`, close-on-exec, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// pidfd_send_signal(2).
+pub(crate) fn send_signal(process: impl AsFd, signal: c_int) -> nix::Result<()> {
+    let process = process.as_fd().as_raw_fd();
+    // SAFETY: without a siginfo the call takes integers and a null pointer.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, signal, ptr::null::<libc::siginfo_t>(), 0) };
+    Errno::result(sent).map(drop)
+}
+
+/// fork(2).
+///
+/// # Safety
+/// The process must have one thread only, so that the child may do whatever the parent could.
+pub(crate) unsafe fn fork() -> nix::Result<ForkResult> {
+    // SAFETY: the caller promises that there is one thread.
+    unsafe { nix::unistd::fork() }
+}
+
+/// End a forked child at once, without flushing or destroying what it shares with its parent.
+pub(crate) fn exit_at_once(status: u8) -> ! {
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe { libc::_exit(status.into()) }
+}
+
+/// prctl(2), PR_SET_CHILD_SUBREAPER: orphaned descendants become our children.
+pub(crate) fn become_subreaper() -> nix::Result<()> {
+    // SAFETY: this operation takes integers only.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
+}
+
+/// The monotonic clock, which no setting of the time moves, since boot.
+pub(crate) fn now() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes a timespec, which lives through the call; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Put a copy of `fd` at `number` in a forked child, inheritable, in place of the parent's there.
+pub(crate) fn place_in_child(fd: impl AsFd, number: RawFd) -> nix::Result<()> {
+    // SAFETY: dup2 takes two integers; the child is about to exec and uses no other descriptor of the supervisor.
+    Errno::result(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) }).map(drop)
+}
+
+/// Close a descriptor that came in a message (SCM_RIGHTS).
+pub(crate) fn close_received(number: RawFd) {
+    // SAFETY: the kernel just made it for us, and nobody else knows it.
+    drop(unsafe { OwnedFd::from_raw_fd(number) });
+}
+
+/// accept4(2), the connection close-on-exec and non-blocking.
+pub(crate) fn accept(listener: impl AsFd) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let number = accept4(listener.as_fd().as_raw_fd(), flags)?;
+    // SAFETY: the kernel just made it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -28,6 +28,19 @@ pub(crate) struct Created {
     inode: (libc::dev_t, libc::ino_t),
 }
 
+impl Created {
+    /// A file that a predecessor of this program made for the socket it left us.
+    pub(crate) fn of(path: &Path) -> Option<Created> {
+        let inode = identity(&lstat(path).ok()?);
+        Some(Created { path: path.to_owned(), inode })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 impl Drop for Created {
     fn drop(&mut self) {
         let ours = lstat(&self.path).is_ok_and(|file| identity(&file) == self.inode);

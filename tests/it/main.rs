@@ -3,6 +3,7 @@
 
 mod exec;
 mod harness;
+mod load;
 mod local_sockets;
 mod options;
 mod probe;

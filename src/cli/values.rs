@@ -1,0 +1,127 @@
+//! Values of options that are more than a word: durations, signals, readiness, settings.
+
+use std::os::fd::RawFd;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Error, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use crate::template::Template;
+
+/// A variable to be set, from `KEY=TEMPLATE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    pub(crate) key: String,
+    pub(crate) value: Template,
+}
+
+impl FromStr for Setting {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Setting> {
+        let (key, value) = text.split_once('=').context("write KEY=VALUE")?;
+        ensure!(!key.is_empty(), "the variable's name is empty");
+        Ok(Setting { key: key.to_owned(), value: value.parse()? })
+    }
+}
+
+/// When a generation counts as ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// It is seen accepting, or where that cannot be seen, says READY=1.
+    Auto,
+    /// It says READY=1 and, where that can be seen, accepts.
+    Notify,
+    /// It is seen accepting.
+    Accepting,
+    /// It writes to this descriptor.
+    Descriptor(RawFd),
+    /// This command, run by the shell, ends with status 0.
+    Check(String),
+    /// This time is over.
+    After(Duration),
+}
+
+impl FromStr for Ready {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Ready> {
+        Ok(match text.split_once(':').unwrap_or((text, "")) {
+            ("auto", "") => Ready::Auto,
+            ("notify", "") => Ready::Notify,
+            ("accepting", "") => Ready::Accepting,
+            ("fd", number) => match number.parse() {
+                Ok(fd) if fd >= 0 => Ready::Descriptor(fd),
+                _ => bail!("{number:?} is not the number of a descriptor"),
+            },
+            ("check", command) if !command.is_empty() => Ready::Check(command.to_owned()),
+            ("after", time) => Ready::After(duration(time)?),
+            _ => bail!("it is one of auto, notify, accepting, fd:N, check:COMMAND, after:DURATION"),
+        })
+    }
+}
+
+/// A length of time: a number with `ms`, `s`, `m` or `h`, or without a unit, in seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => bail!("a duration is a number with ms, s, m or h, as in 30s"),
+    };
+    let number: u64 = number.parse().context("a duration is a number with ms, s, m or h, as in 30s")?;
+    let total = number.checked_mul(milliseconds).filter(|total| *total <= LONGEST);
+    Ok(Duration::from_millis(total.context("a duration is at most 1000 days")?))
+}
+
+/// 1000 days in milliseconds: sums with the monotonic clock cannot overflow.
+const LONGEST: u64 = 1000 * 24 * 3_600_000;
+
+/// A signal by its name, with or without SIG, or by its number.
+pub(crate) fn signal(text: &str) -> Result<Signal> {
+    let upper = text.to_ascii_uppercase();
+    let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    let by_number = || Signal::try_from(text.parse::<i32>().ok()?).ok();
+    name.parse().ok().or_else(by_number).with_context(|| format!("there is no signal {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_has_a_unit_or_means_seconds() {
+        for (text, expected) in
+            [("0", 0), ("7", 7000), ("250ms", 250), ("3s", 3000), ("2m", 120_000), ("1h", 3_600_000)]
+        {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(expected), "{text}");
+        }
+        for text in ["", "s", "-1", "1d", "1.5s", "99999999999999999999", "999999999h"] {
+            duration(text).expect_err(text);
+        }
+    }
+
+    #[test]
+    fn a_signal_is_a_name_or_a_number() {
+        for text in ["QUIT", "quit", "SIGQUIT", "3"] {
+            assert_eq!(signal(text).unwrap(), Signal::SIGQUIT, "{text}");
+        }
+        for text in ["", "0", "99", "SIG", "NOPE"] {
+            signal(text).expect_err(text);
+        }
+    }
+
+    #[test]
+    fn readiness_is_one_of_six() {
+        assert_eq!("check:test -e x:y".parse::<Ready>().unwrap(), Ready::Check("test -e x:y".into()));
+        assert_eq!("after:2s".parse::<Ready>().unwrap(), Ready::After(Duration::from_secs(2)));
+        assert_eq!("fd:9".parse::<Ready>().unwrap(), Ready::Descriptor(9));
+        for text in ["", "autos", "auto:1", "fd:", "fd:-1", "check:", "after:", "after:x"] {
+            text.parse::<Ready>().expect_err(text);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The other end of the control socket: `--reload`, `--status` and `--stop`.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, IsTerminal, Write, stderr, stdout};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::cli::{Form, Request, Until};
+use crate::failure::OneLine;
+
+/// Ask the supervisor at `path` and give the exit status.
+pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
+    let stream = UnixStream::connect(path).map_err(|error| match error.raw_os_error() {
+        Some(number) => anyhow!(nix::errno::Errno::from_raw(number)),
+        None => error.into(),
+    });
+    let mut stream = stream.with_context(|| format!("cannot reach a supervisor at {}", path.display()))?;
+    let mut screen = Screen::new();
+    let line = match (request, screen.terminal) {
+        (Request::Reload(Until::Serving), true) => "reload live",
+        (Request::Reload(Until::Serving), false) => "reload",
+        (Request::Reload(Until::OldGone), true) => "reload wait live",
+        (Request::Reload(Until::OldGone), false) => "reload wait",
+        (Request::Status(Form::Table), _) => "status",
+        (Request::Status(Form::Json), _) => "status json",
+        (Request::Stop, _) => "stop",
+    };
+    // A supervisor that turns us away may have closed already; what it said is read all the same.
+    let _ = stream.write_all(format!("{line}\n").as_bytes());
+    follow(BufReader::new(stream), &mut screen)
+}
+
+/// Show what is said until the last line.
+fn follow(lines: impl BufRead, screen: &mut Screen) -> Result<u8> {
+    for line in lines.lines() {
+        let line = line.context("cannot read from the supervisor")?;
+        let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
+        match word {
+            "at" | "live" => screen.show_generation(rest)?,
+            "out" => screen.print(rest)?,
+            "error" => screen.complain(rest),
+            "exit" => return rest.parse().context("the supervisor's answer makes no sense"),
+            // A newer supervisor may say more.
+            _ => (),
+        }
+    }
+    Err(anyhow!("the supervisor ended before it answered"))
+}
+
+/// What the user sees: plain lines, or on a terminal one line a generation that changes in place.
+struct Screen {
+    terminal: bool,
+    /// The lines of the generations, and how many of them are drawn.
+    lines: BTreeMap<u64, String>,
+    drawn: usize,
+}
+
+impl Screen {
+    fn new() -> Screen {
+        Screen { terminal: stdout().is_terminal(), lines: BTreeMap::new(), drawn: 0 }
+    }
+
+    /// `ID TEXT` of a generation.
+    fn show_generation(&mut self, text: &str) -> Result<()> {
+        let (id, text) = text.split_once(' ').unwrap_or((text, ""));
+        let line = format!("generation {id}: {}", OneLine(text));
+        if !self.terminal {
+            return self.print(&line);
+        }
+        self.lines.insert(id.parse().unwrap_or_default(), line);
+        self.draw()
+    }
+
+    /// Draw all lines anew, over those that are there.
+    fn draw(&mut self) -> Result<()> {
+        let mut picture = String::new();
+        if self.drawn > 0 {
+            picture.push_str(&format!("\x1b[{}A", self.drawn));
+        }
+        for line in self.lines.values() {
+            // To the start of the line, the line, and nothing behind it.
+            picture.push_str(&format!("\r{line}\x1b[K\n"));
+        }
+        self.drawn = self.lines.len();
+        print(&picture)
+    }
+
+    fn print(&self, line: &str) -> Result<()> {
+        print(&format!("{}\n", OneLine(line)))
+    }
+
+    /// Below the lines, which stay as they are.
+    fn complain(&mut self, text: &str) {
+        self.drawn = 0;
+        self.lines.clear();
+        // Nobody is left to tell that stderr is closed.
+        let _ = writeln!(stderr(), "handoff-run: {}", OneLine(text));
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut stdout = stdout();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
+}

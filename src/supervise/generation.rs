@@ -1,0 +1,191 @@
+//! One generation of the server: its processes, from the fork to the last of them.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::Result;
+use log::debug;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id as WaitId, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+
+use crate::supervise::child::{Child, Start};
+use crate::supervise::members::{Members, strangers};
+use crate::supervise::notify::Inbox;
+use crate::supervise::plan::{Id, Moment};
+use crate::supervise::processes::{Process, State, Table};
+use crate::supervise::ready::Watch;
+use crate::sys;
+
+/// A generation that has been started and of which something may be left.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    pub(crate) id: Id,
+    pub(crate) child: Child,
+    pub(crate) inbox: Inbox,
+    /// While it gets ready.
+    pub(crate) watch: Option<Watch>,
+    pub(crate) members: Members,
+    pub(crate) started: Moment,
+    /// How its main process ended; it stays unreaped until nothing is left, so that its group keeps its number.
+    pub(crate) ended: Option<Ending>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Exited(u8),
+    Signaled(Signal),
+}
+
+impl Ending {
+    /// As the shell has it.
+    pub(crate) fn status(self) -> u8 {
+        match self {
+            Ending::Exited(status) => status,
+            Ending::Signaled(signal) => 128 + signal as u8,
+        }
+    }
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Ending::Exited(status) => write!(f, "ended with status {status}"),
+            Ending::Signaled(signal) => write!(f, "was ended by {signal}"),
+        }
+    }
+}
+
+impl Generation {
+    /// Start one.
+    pub(crate) fn start(mut start: Start, mut watch: Watch, now: Moment) -> Result<Generation> {
+        let inbox = Inbox::open()?;
+        start.variables.push(CString::new(format!("NOTIFY_SOCKET={}", inbox.address()?))?);
+        let id = start.generation;
+        let child = start.start(watch.pipe_for_child())?;
+        watch.started(child.pid);
+        let members = Members::of(child.pid);
+        Ok(Generation { id, child, inbox, watch: Some(watch), members, started: now, ended: None })
+    }
+
+    /// One that a predecessor of this supervisor started. Who belongs to it is found out anew.
+    pub(crate) fn resumed(id: Id, child: Child, inbox: Inbox, watch: Option<Watch>, started: Moment) -> Generation {
+        let members = Members::of(child.pid);
+        Generation { id, child, inbox, watch, members, started, ended: None }
+    }
+
+    /// What becomes readable when the main process ends, until that was seen.
+    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.ended.is_none().then(|| self.child.pidfd.as_fd())
+    }
+
+    /// How the main process ended, if it just did. It is not reaped.
+    pub(crate) fn see_end(&mut self) -> Option<Ending> {
+        if self.ended.is_some() {
+            return None;
+        }
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        let ending = match waitid(WaitId::PIDFd(self.child.pidfd.as_fd()), flags) {
+            Ok(WaitStatus::Exited(_, status)) => Ending::Exited(status as u8),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Ending::Signaled(signal),
+            Ok(_) => return None,
+            // Somebody else reaped it: how it ended is not to be known.
+            Err(errno) => {
+                debug!("generation {}: {errno}", self.id);
+                Ending::Exited(0)
+            }
+        };
+        self.ended = Some(ending);
+        self.ended
+    }
+
+    /// Ask it to stop: its main process, or when that has ended, whatever is left of it.
+    pub(crate) fn retire(&mut self, signal: Signal) {
+        if self.ended.is_none() {
+            let sent = sys::send_signal(&self.child.pidfd, signal as i32);
+            // A stopped process would never see the signal.
+            let continued = sys::send_signal(&self.child.pidfd, Signal::SIGCONT as i32);
+            debug!("generation {}: {signal}: {sent:?}, continued: {continued:?}", self.id);
+        } else {
+            self.signal_all(signal);
+            self.signal_all(Signal::SIGCONT);
+        }
+    }
+
+    /// Signal everything that is left of it.
+    pub(crate) fn signal_all(&self, signal: Signal) {
+        // The main process, ended or not, is not reaped: the group's number is still its own.
+        ignore_gone(killpg(self.child.pid, signal));
+        for process in self.members.alive_processes().filter(|process| process.group != self.child.pid) {
+            signal_process(process, signal);
+        }
+    }
+
+    /// Is anything left of it but its unreaped main process?
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended.is_some() && self.members.alive().is_empty()
+    }
+
+    /// Reap the main process; the last thing to be done.
+    pub(crate) fn reap(self) {
+        // Somebody else may have.
+        let _ = waitpid(self.child.pid, Some(WaitPidFlag::WNOHANG));
+    }
+}
+
+/// Signal a process that is no child of ours and may have ended: through a descriptor that is opened while the number
+/// is seen to be still its own.
+fn signal_process(process: &Process, signal: Signal) {
+    let Ok(pidfd) = sys::pidfd_of(process.pid) else { return };
+    if Process::read(process.pid).is_some_and(|now| now.started == process.started) {
+        ignore_gone(sys::send_signal(&pidfd, signal as i32));
+    }
+}
+
+fn ignore_gone(sent: nix::Result<()>) {
+    if let Err(errno) = sent
+        && errno != Errno::ESRCH
+    {
+        debug!("cannot signal: {errno}");
+    }
+}
+
+/// Learn who belongs to whom, and reap what nobody else will: orphans that came to us as their reaper.
+pub(crate) fn survey(generations: &mut [Generation], checks: &[Pid]) {
+    // Without /proc only the main processes are known.
+    let Ok(table) = Table::read() else { return };
+    for generation in generations.iter_mut() {
+        generation.members.learn(&table);
+    }
+    let own = Pid::this();
+    let all: Vec<&Members> = generations.iter().map(|generation| &generation.members).collect();
+    let unknown: Vec<Process> = strangers(&table, own, &all).copied().collect();
+    for stranger in unknown {
+        adopt(generations, &stranger);
+    }
+    let held = |pid: Pid| checks.contains(&pid) || generations.iter().any(|generation| generation.child.pid == pid);
+    for orphan in table.children(own).filter(|child| child.state == State::Zombie && !held(child.pid)) {
+        let _ = waitpid(orphan.pid, Some(WaitPidFlag::WNOHANG));
+    }
+}
+
+/// A process that broke all ties still has the environment of its generation, whose notify socket is like no other.
+fn adopt(generations: &mut [Generation], stranger: &Process) {
+    let Ok(environment) = std::fs::read(format!("/proc/{}/environ", stranger.pid)) else { return };
+    let owner = generations.iter_mut().find(|generation| {
+        generation.inbox.address().is_ok_and(|address| {
+            let variable = format!("NOTIFY_SOCKET={address}");
+            environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+        })
+    });
+    if let Some(generation) = owner {
+        generation.members.adopt(stranger);
+    }
+}
+
+/// Is `pid` one of this process' generation, and not merely a number that was?
+pub(crate) fn has_member(generation: &Generation, pid: Pid) -> bool {
+    generation.members.alive().contains(&pid) && kill(pid, None) != Err(Errno::ESRCH)
+}

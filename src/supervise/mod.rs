@@ -1,0 +1,255 @@
+//! Stay as the parent: start generations, see them get ready, retire the old ones, answer the control socket.
+//!
+//! What is done is decided in `plan`; here is the loop around it, one poll(2), and what carries its orders out.
+
+mod child;
+pub(crate) mod client;
+mod connections;
+mod control;
+mod descriptors;
+mod elsewhere;
+mod fdinfo;
+mod generation;
+mod inet_diag;
+mod members;
+mod news;
+mod notify;
+mod observe;
+mod orders;
+pub(crate) mod plan;
+mod processes;
+mod ready;
+mod requests;
+mod resume;
+mod signals;
+mod state;
+mod status;
+mod syscall;
+#[cfg(test)]
+mod testing;
+pub(crate) mod upgrade;
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use log::debug;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::cli::Supervise;
+use crate::listener::Listener;
+use crate::pid_file::PidFile;
+use crate::sys;
+use control::Control;
+use descriptors::SocketInode;
+use generation::Generation;
+use notify::Manager;
+use plan::{Event, Id, Moment, Plan};
+use ready::Watch;
+use signals::Signals;
+use state::State;
+use upgrade::Check;
+
+/// How often a client with a terminal is told how many connections are left.
+const LIVE_PAUSE: Duration = Duration::from_millis(500);
+
+/// A supervisor and everything it holds.
+struct Supervisor {
+    config: Supervise,
+    listeners: Vec<Listener>,
+    sockets: Vec<SocketInode>,
+    /// Inherited by us and so by every generation.
+    others: Vec<OwnedFd>,
+    signals: Signals,
+    /// The working directory by the name it had at start.
+    directory: Option<PathBuf>,
+    manager: Manager,
+    control: Option<Control>,
+    plan: Plan,
+    generations: Vec<Generation>,
+    /// Where this program is started from, and a newer one that is being looked at.
+    program: PathBuf,
+    upgrade: Option<Check>,
+    /// What happened and was not yet handled.
+    events: VecDeque<Event>,
+    pid_file: Option<PidFile>,
+    last_failure: Option<String>,
+    next_live: Option<Moment>,
+    finished: Option<u8>,
+}
+
+/// What a descriptor that poll(2) found ready belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Signals,
+    End(Id),
+    Inbox(Id),
+    ReadyPipe(Id),
+    Control,
+    Client(usize),
+    UpgradeCheck,
+}
+
+/// Supervise until told to stop, or until the first generation fails; gives the exit status.
+pub(crate) fn supervise(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<u8> {
+    let mut supervisor = Supervisor::new(config, listeners, others)?;
+    let status = supervisor.run();
+    supervisor.leave(status);
+    Ok(status)
+}
+
+/// Supervise in the place of a predecessor that left `state`.
+pub(crate) fn take_over(config: Supervise, state: State, mut claimed: Vec<OwnedFd>) -> Result<u8> {
+    let mut supervisor = Supervisor::resume(config, state, &mut claimed)?;
+    // What nobody took was inherited by the first of us.
+    supervisor.others = claimed;
+    let status = supervisor.run();
+    supervisor.leave(status);
+    Ok(status)
+}
+
+impl Supervisor {
+    fn new(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<Supervisor> {
+        let control = config.control.as_deref().map(Control::listen).transpose()?;
+        let signals = Signals::receive()?;
+        sys::become_subreaper().context("cannot become a reaper of orphans")?;
+        let sockets = listeners.iter().map(SocketInode::of).collect::<nix::Result<_>>()?;
+        let (plan, orders) = Plan::begin(config.limits, sys::now());
+        let mut supervisor = Supervisor {
+            manager: Manager::of(&sys::environment()),
+            directory: logical_directory(),
+            config,
+            listeners,
+            sockets,
+            others,
+            signals,
+            control,
+            plan,
+            generations: Vec::new(),
+            program: upgrade::own_program(),
+            upgrade: None,
+            events: VecDeque::new(),
+            pid_file: None,
+            last_failure: None,
+            next_live: None,
+            finished: None,
+        };
+        supervisor.carry_out(orders);
+        Ok(supervisor)
+    }
+
+    fn run(&mut self) -> u8 {
+        loop {
+            self.handle_events();
+            if let Some(status) = self.finished {
+                return status;
+            }
+            for (source, flags) in self.wait() {
+                self.wake(source, flags);
+            }
+            self.look();
+            let now = sys::now();
+            if self.plan.deadline().is_some_and(|deadline| deadline <= now) {
+                self.events.push_back(Event::Tick);
+            }
+            if let Some(control) = &mut self.control {
+                control.tidy(now);
+            }
+            self.tell_live(now);
+            self.time_upgrade(now);
+        }
+    }
+
+    /// One poll(2): until something happens, or something has to be done.
+    fn wait(&self) -> Vec<(Source, PollFlags)> {
+        let sources = self.sources();
+        let mut fds: Vec<PollFd> = sources.iter().map(|(_, fd)| fd.clone()).collect();
+        match poll(&mut fds, self.timeout()) {
+            Ok(_) => (),
+            // Whatever it is, the next round tells.
+            Err(errno) => debug!("poll: {errno}"),
+        }
+        let flags = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        sources.into_iter().map(|(source, _)| source).zip(flags).filter(|(_, flags)| !flags.is_empty()).collect()
+    }
+
+    fn sources(&self) -> Vec<(Source, PollFd<'_>)> {
+        let mut sources = vec![(Source::Signals, PollFd::new(self.signals.as_fd(), PollFlags::POLLIN))];
+        for generation in &self.generations {
+            let id = generation.id;
+            let input = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            sources.extend(generation.pidfd().map(|fd| (Source::End(id), input(fd))));
+            sources.push((Source::Inbox(id), input(generation.inbox.as_fd())));
+            let pipe = generation.watch.as_ref().and_then(Watch::pipe);
+            sources.extend(pipe.map(|fd| (Source::ReadyPipe(id), input(fd))));
+        }
+        let check = self.upgrade.as_ref().map(|check| PollFd::new(check.fd(), PollFlags::POLLIN));
+        sources.extend(check.map(|fd| (Source::UpgradeCheck, fd)));
+        if let Some(control) = &self.control {
+            let listener = control.listener().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            sources.extend(listener.map(|fd| (Source::Control, fd)));
+            let clients = control.clients.iter().enumerate();
+            sources.extend(
+                clients.map(|(at, client)| (Source::Client(at), PollFd::new(client.as_fd(), client.poll_for()))),
+            );
+        }
+        sources
+    }
+
+    /// Until the next deadline, of whatever has one.
+    fn timeout(&self) -> PollTimeout {
+        let watches = self.generations.iter().filter_map(|generation| generation.watch.as_ref()?.deadline());
+        let control = self.control.as_ref().and_then(Control::deadline);
+        let check = self.upgrade.as_ref().map(|check| check.deadline);
+        let deadline = watches.chain(self.plan.deadline()).chain(control).chain(self.next_live).chain(check).min();
+        let Some(deadline) = deadline else { return PollTimeout::NONE };
+        // Rounded up, so as not to wake a moment too early and again.
+        let wait = deadline.saturating_sub(sys::now()).as_micros().div_ceil(1000);
+        PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+    }
+
+    fn wake(&mut self, source: Source, flags: PollFlags) {
+        match source {
+            Source::Signals => self.receive_signals(),
+            Source::End(id) => self.see_end(id),
+            Source::Inbox(id) => self.read_inbox(id),
+            Source::ReadyPipe(id) => {
+                let watch = self.generation(id).and_then(|generation| generation.watch.as_mut());
+                if watch.is_some_and(Watch::read_pipe) {
+                    self.events.push_back(Event::Ready(id));
+                }
+            }
+            Source::Control => {
+                if let Some(control) = &mut self.control {
+                    control.accept(sys::now());
+                }
+            }
+            Source::Client(at) => self.hear_client(at, flags),
+            Source::UpgradeCheck => self.end_upgrade_check(),
+        }
+    }
+
+    fn handle_events(&mut self) {
+        while let Some(event) = self.events.pop_front() {
+            debug!("{event:?}");
+            let orders = self.plan.handle(event, self.config.limits, sys::now());
+            self.carry_out(orders);
+        }
+    }
+}
+
+/// $PWD if it is the working directory: the name may lead to a newer release by the next generation.
+fn logical_directory() -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let name = PathBuf::from(std::env::var_os("PWD")?);
+    let (named, actual) = (name.metadata().ok()?, std::fs::metadata(".").ok()?);
+    (name.is_absolute() && (named.dev(), named.ino()) == (actual.dev(), actual.ino())).then_some(name)
+}
+
+/// This process, for messages.
+fn own_pid() -> u32 {
+    process::id()
+}

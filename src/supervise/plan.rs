@@ -1,0 +1,356 @@
+//! Which generation starts, serves and drains, decided without a clock, a process or a socket.
+//!
+//! The promise: at most one generation serves, at most one is getting ready, any number drain; the serving one drains
+//! only after its successor is ready, or when everything is told to stop. A generation that never gets ready changes
+//! nothing for the one that serves.
+
+use std::time::Duration;
+
+#[cfg(test)]
+mod tests;
+
+/// A moment of the monotonic clock, since boot.
+pub(crate) type Moment = Duration;
+
+/// Counts the generations, from 1 on.
+pub(crate) type Id = u64;
+
+/// The first pause before a generation that ended unasked is started again; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// No pause is longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A generation that served this long is no part of a crash loop: the pauses begin anew.
+const LONG_ENOUGH: Duration = Duration::from_secs(10);
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Until a generation is ready.
+    pub(crate) ready: Duration,
+    /// Until a generation that was told to stop is gone.
+    pub(crate) drain: Duration,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// Somebody wants a new generation.
+    Reload,
+    /// The generation serves.
+    Ready(Id),
+    /// Its main process ended, or never came to be, with this exit status.
+    Ended(Id, u8),
+    /// Nothing is left of it.
+    Gone(Id),
+    /// Everything is to stop.
+    Stop(Haste),
+    /// The deadline may have passed.
+    Tick,
+}
+
+/// How to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Haste {
+    /// Let what is under way end.
+    Drain,
+    /// At once.
+    Now,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Start this generation.
+    Start(Id),
+    /// Ask it to stop; as long as its main process lives, that one, and then whatever is left of it.
+    Retire(Id),
+    /// End whatever is left of it.
+    Kill(Id),
+    /// Tell whoever waits.
+    Tell(Id, News),
+    /// Nothing is left to do: end with this status.
+    Finish(u8),
+}
+
+/// What is told of a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    Serves,
+    /// It ended before it was ready, with this exit status.
+    Failed(u8),
+    /// It was not ready in time.
+    TimedOut,
+    /// It was stopped before it was ready, or never started, because everything stops.
+    Cancelled,
+    /// It ended without having been asked to, and is started again after this pause.
+    Crashed(u8, Duration),
+    /// It had to be killed at its deadline.
+    Killed,
+    Gone,
+}
+
+/// The answer to a wish for a new generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// This one is, or will be, the new one.
+    Generation(Id),
+    /// Everything stops.
+    Refused,
+}
+
+/// Why a generation was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// It is the first: if it fails, all fails.
+    First,
+    /// Somebody asked for it: if it fails, the one that serves stays.
+    Reload,
+    /// The one that served is no more: if it fails, it is tried again.
+    Restart,
+}
+
+/// A generation that gets ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Starting {
+    pub(crate) id: Id,
+    pub(crate) cause: Cause,
+    pub(crate) deadline: Moment,
+}
+
+/// The generation that serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Serving {
+    pub(crate) id: Id,
+    pub(crate) since: Moment,
+}
+
+/// A generation that is told to stop, or of which something is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Draining {
+    pub(crate) id: Id,
+    /// When it is killed; none once it was.
+    pub(crate) deadline: Option<Moment>,
+}
+
+/// The state machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) next: Id,
+    pub(crate) starting: Option<Starting>,
+    pub(crate) serving: Option<Serving>,
+    pub(crate) draining: Vec<Draining>,
+    /// One more generation is wanted when the one that starts has got ready or failed.
+    pub(crate) queued: bool,
+    /// When what ended unasked is started again.
+    pub(crate) restart: Option<Moment>,
+    /// The pause before the next restart.
+    pub(crate) pause: Duration,
+    /// How often a generation was started again.
+    pub(crate) restarts: u64,
+    /// The status to end with, once everything stops.
+    pub(crate) stopping: Option<u8>,
+}
+
+impl Plan {
+    /// Begin with the first generation.
+    pub(crate) fn begin(limits: Limits, now: Moment) -> (Plan, Vec<Order>) {
+        let mut plan = Plan::idle();
+        let order = plan.start(Cause::First, limits, now);
+        (plan, vec![order])
+    }
+
+    /// Before anything was started.
+    pub(crate) fn idle() -> Plan {
+        Plan {
+            next: 1,
+            starting: None,
+            serving: None,
+            draining: Vec::new(),
+            queued: false,
+            restart: None,
+            pause: FIRST_PAUSE,
+            restarts: 0,
+            stopping: None,
+        }
+    }
+
+    /// Which generation a wish for a new one is about. To be asked before the wish is handled.
+    pub(crate) fn answer(&self) -> Answer {
+        // The next to be started is the one, whether that is now or when the one under way is done with.
+        if self.stopping.is_some() { Answer::Refused } else { Answer::Generation(self.next) }
+    }
+
+    /// When something has to be done even if nothing happens.
+    pub(crate) fn deadline(&self) -> Option<Moment> {
+        let draining = self.draining.iter().filter_map(|draining| draining.deadline);
+        draining.chain(self.starting.map(|starting| starting.deadline)).chain(self.restart).min()
+    }
+
+    /// Take in what happened and say what is to be done, in order.
+    pub(crate) fn handle(&mut self, event: Event, limits: Limits, now: Moment) -> Vec<Order> {
+        let mut orders = match event {
+            Event::Reload => self.reload(limits, now),
+            Event::Ready(id) => self.ready(id, limits, now),
+            Event::Ended(id, status) => self.ended(id, status, limits, now),
+            Event::Gone(id) => self.gone(id),
+            Event::Stop(haste) => self.stop(haste, limits, now),
+            Event::Tick => self.tick(limits, now),
+        };
+        if let Some(status) = self.stopping.filter(|_| self.draining.is_empty()) {
+            orders.push(Order::Finish(status));
+        }
+        orders
+    }
+
+    /// Start one more. It is also the one that was queued.
+    fn start(&mut self, cause: Cause, limits: Limits, now: Moment) -> Order {
+        let id = self.next;
+        self.next += 1;
+        self.queued = false;
+        self.restart = None;
+        self.starting = Some(Starting { id, cause, deadline: now + limits.ready });
+        Order::Start(id)
+    }
+
+    fn reload(&mut self, limits: Limits, now: Moment) -> Vec<Order> {
+        if self.stopping.is_some() {
+            return vec![];
+        }
+        if self.starting.is_some() {
+            // One more is remembered, not two: it will be newer than everything asked for until then.
+            self.queued = true;
+            return vec![];
+        }
+        let cause = if self.serving.is_some() { Cause::Reload } else { Cause::Restart };
+        vec![self.start(cause, limits, now)]
+    }
+
+    fn ready(&mut self, id: Id, limits: Limits, now: Moment) -> Vec<Order> {
+        // Only the generation under way can become ready; anyone else repeats old news.
+        if self.starting.take_if(|starting| starting.id == id).is_none() {
+            return vec![];
+        }
+        let old = self.serving.replace(Serving { id, since: now });
+        let mut orders = vec![Order::Tell(id, News::Serves)];
+        orders.extend(old.map(|old| self.retire(old.id, limits, now)));
+        orders.extend(self.start_queued(limits, now));
+        orders
+    }
+
+    /// Ask a generation to stop, and set its deadline.
+    fn retire(&mut self, id: Id, limits: Limits, now: Moment) -> Order {
+        self.draining.push(Draining { id, deadline: Some(now + limits.drain) });
+        Order::Retire(id)
+    }
+
+    fn start_queued(&mut self, limits: Limits, now: Moment) -> Option<Order> {
+        let cause = if self.serving.is_some() { Cause::Reload } else { Cause::Restart };
+        self.queued.then(|| self.start(cause, limits, now))
+    }
+
+    fn ended(&mut self, id: Id, status: u8, limits: Limits, now: Moment) -> Vec<Order> {
+        if let Some(starting) = self.starting.take_if(|starting| starting.id == id) {
+            let mut orders = vec![Order::Tell(id, News::Failed(status)), self.retire(id, limits, now)];
+            orders.extend(self.failed(starting.cause, status, limits, now));
+            return orders;
+        }
+        if let Some(serving) = self.serving.take_if(|serving| serving.id == id) {
+            return self.crashed(serving, status, limits, now);
+        }
+        // It drains: what is left of it is asked to stop, too.
+        let known = self.draining.iter().any(|draining| draining.id == id);
+        known.then_some(Order::Retire(id)).into_iter().collect()
+    }
+
+    /// What follows when a generation did not get ready.
+    fn failed(&mut self, cause: Cause, status: u8, limits: Limits, now: Moment) -> Vec<Order> {
+        match cause {
+            Cause::First => {
+                self.stopping.get_or_insert(status);
+                std::mem::take(&mut self.queued)
+                    .then_some(Order::Tell(self.next, News::Cancelled))
+                    .into_iter()
+                    .collect()
+            }
+            Cause::Reload | Cause::Restart => {
+                let orders: Vec<Order> = self.start_queued(limits, now).into_iter().collect();
+                if orders.is_empty() && self.serving.is_none() {
+                    self.pause_restart(now);
+                }
+                orders
+            }
+        }
+    }
+
+    /// The serving generation ended unasked: clients wait in the queue until it is started again.
+    fn crashed(&mut self, serving: Serving, status: u8, limits: Limits, now: Moment) -> Vec<Order> {
+        if now.saturating_sub(serving.since) >= LONG_ENOUGH {
+            self.pause = FIRST_PAUSE;
+        }
+        let left = self.retire(serving.id, limits, now);
+        // A successor under way takes its place.
+        let pause = if self.starting.is_some() { Duration::ZERO } else { self.pause_restart(now) };
+        vec![Order::Tell(serving.id, News::Crashed(status, pause)), left]
+    }
+
+    fn pause_restart(&mut self, now: Moment) -> Duration {
+        let pause = self.pause;
+        self.restart = Some(now + pause);
+        self.pause = (pause * 2).min(LONGEST_PAUSE);
+        pause
+    }
+
+    fn gone(&mut self, id: Id) -> Vec<Order> {
+        let before = self.draining.len();
+        self.draining.retain(|draining| draining.id != id);
+        if self.draining.len() < before { vec![Order::Tell(id, News::Gone)] } else { vec![] }
+    }
+
+    fn stop(&mut self, haste: Haste, limits: Limits, now: Moment) -> Vec<Order> {
+        self.stopping.get_or_insert(0);
+        self.restart = None;
+        let mut orders = Vec::new();
+        if std::mem::take(&mut self.queued) {
+            orders.push(Order::Tell(self.next, News::Cancelled));
+        }
+        if let Some(starting) = self.starting.take() {
+            orders.extend([Order::Tell(starting.id, News::Cancelled), self.retire(starting.id, limits, now)]);
+        }
+        orders.extend(self.serving.take().map(|serving| self.retire(serving.id, limits, now)));
+        if haste == Haste::Now {
+            orders.extend(self.kill(|_| true));
+        }
+        orders
+    }
+
+    /// Kill those that drain and are `due`, once.
+    fn kill(&mut self, due: impl Fn(Moment) -> bool) -> Vec<Order> {
+        let mut orders = Vec::new();
+        for draining in &mut self.draining {
+            if draining.deadline.take_if(|deadline| due(*deadline)).is_some() {
+                orders.extend([Order::Tell(draining.id, News::Killed), Order::Kill(draining.id)]);
+                // Told to stop, it did not drain: the status says so.
+                self.stopping = self.stopping.map(|status| if status == 0 { KILLED } else { status });
+            }
+        }
+        orders
+    }
+
+    fn tick(&mut self, limits: Limits, now: Moment) -> Vec<Order> {
+        let mut orders = Vec::new();
+        if let Some(late) = self.starting.take_if(|starting| starting.deadline <= now) {
+            self.draining.push(Draining { id: late.id, deadline: None });
+            orders.extend([Order::Tell(late.id, News::TimedOut), Order::Kill(late.id)]);
+            orders.extend(self.failed(late.cause, KILLED, limits, now));
+        }
+        orders.extend(self.kill(|deadline| deadline <= now));
+        if self.restart.take_if(|at| *at <= now).is_some() {
+            self.restarts += 1;
+            orders.push(self.start(Cause::Restart, limits, now));
+        }
+        orders
+    }
+}
+
+/// 128 and SIGKILL.
+pub(crate) const KILLED: u8 = 137;

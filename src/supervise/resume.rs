@@ -1,0 +1,126 @@
+//! Hand a supervisor's whole state to the program that takes its place, and take it from a predecessor.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::fcntl::FdFlag;
+use nix::unistd::Pid;
+
+use crate::cli::Supervise;
+use crate::listener::Listener;
+use crate::pid_file::PidFile;
+use crate::spec::FdName;
+use crate::supervise::child::Child;
+use crate::supervise::control::{Client, Control};
+use crate::supervise::descriptors::SocketInode;
+use crate::supervise::generation::Generation;
+use crate::supervise::notify::{Inbox, Manager};
+use crate::supervise::plan::Event;
+use crate::supervise::ready::Watch;
+use crate::supervise::signals::{Inherited, Signals};
+use crate::supervise::state::{SavedGeneration, SavedListener, State};
+use crate::supervise::{Supervisor, upgrade};
+use crate::sys;
+
+impl Supervisor {
+    pub(super) fn resume(config: Supervise, state: State, claimed: &mut Vec<OwnedFd>) -> Result<Supervisor> {
+        let now = sys::now();
+        let mut take = |number| {
+            let fd = upgrade::take(claimed, number)?;
+            sys::set_close_on_exec(&fd, FdFlag::FD_CLOEXEC)?;
+            Ok::<_, anyhow::Error>(fd)
+        };
+        let listeners = state.listeners.into_iter().map(|listener| {
+            let name = FdName::announced(&listener.name).unwrap_or_default();
+            let path = listener.path.as_deref().map(Path::new);
+            Ok(Listener::resumed(name, take(listener.fd)?, listener.backlog, path))
+        });
+        let listeners: Vec<Listener> = listeners.collect::<Result<_>>()?;
+        let sockets: Vec<SocketInode> = listeners.iter().map(SocketInode::of).collect::<nix::Result<_>>()?;
+        let mut control = match (state.control, &config.control) {
+            (Some(fd), Some(path)) => Some(Control::resumed(take(fd)?, path)),
+            _ => None,
+        };
+        for client in state.clients {
+            let fd = take(client.fd)?;
+            if let Some(control) = &mut control {
+                control.clients.push(Client::resumed(fd, client, now));
+            }
+        }
+        let generations = state.generations.into_iter().map(|saved| {
+            let pid = Pid::from_raw(saved.pid);
+            let child = Child::resumed(pid, take(saved.pidfd)?, take(saved.complaint)?);
+            let inbox = Inbox::resumed(take(saved.inbox)?);
+            let watch = match saved.watch {
+                None => None,
+                Some(watch) => {
+                    let pipe = watch.pipe.map(&mut take).transpose()?;
+                    Some(Watch::resume(&config.ready, &sockets, pid, watch, pipe))
+                }
+            };
+            Ok(Generation::resumed(saved.id, child, inbox, watch, saved.started))
+        });
+        let generations = generations.collect::<Result<_>>()?;
+        let signals = Signals::resume(Inherited::saved(&state.blocked, state.child_ignored, state.pipe_ignored))?;
+        sys::become_subreaper().context("cannot become a reaper of orphans")?;
+        let pid_file = config.exec.pid_file.as_deref().filter(|_| state.pid_file).map(PidFile::written);
+        Ok(Supervisor {
+            manager: Manager::of(&sys::environment()),
+            directory: state.directory.map(PathBuf::from),
+            config,
+            listeners,
+            sockets,
+            others: Vec::new(),
+            signals,
+            control,
+            plan: state.plan,
+            generations,
+            program: PathBuf::from(state.program),
+            upgrade: None,
+            // A deadline may have passed in between.
+            events: VecDeque::from([Event::Tick]),
+            pid_file,
+            last_failure: state.last_failure,
+            next_live: Some(now),
+            finished: None,
+        })
+    }
+
+    /// What the next supervisor must know.
+    pub(super) fn state(&self) -> State {
+        let (blocked, child_ignored, pipe_ignored) = self.signals.inherited().save();
+        let text = |path: &Path| path.to_str().map(str::to_owned);
+        let listener = |listener: &Listener| SavedListener {
+            fd: listener.as_fd().as_raw_fd(),
+            name: listener.name.to_string(),
+            backlog: listener.backlog(),
+            path: listener.path().and_then(text),
+        };
+        let generation = |generation: &Generation| SavedGeneration {
+            id: generation.id,
+            pid: generation.child.pid.as_raw(),
+            pidfd: generation.child.pidfd.as_raw_fd(),
+            complaint: generation.child.complaint_fd().as_raw_fd(),
+            inbox: generation.inbox.as_fd().as_raw_fd(),
+            started: generation.started,
+            watch: generation.watch.as_ref().map(Watch::save),
+        };
+        let clients = self.control.iter().flat_map(|control| &control.clients);
+        State {
+            program: text(&self.program).unwrap_or_default(),
+            directory: self.directory.as_deref().and_then(text),
+            blocked,
+            child_ignored,
+            pipe_ignored,
+            listeners: self.listeners.iter().map(listener).collect(),
+            control: self.control.as_ref().map(|control| control.fd().as_raw_fd()),
+            clients: clients.filter_map(Client::save).collect(),
+            plan: self.plan.clone(),
+            generations: self.generations.iter().map(generation).collect(),
+            last_failure: self.last_failure.clone(),
+            pid_file: self.pid_file.is_some(),
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! What a supervisor leaves to the one that takes its place: lines of words, the first with the version. Pure.
+//!
+//! Text is written in hexadecimal, so that a word never holds a space. Descriptors are numbers, which exec keeps.
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cli::Until;
+use crate::supervise::control::{Live, Wants};
+use crate::supervise::plan::{Cause, Draining, Id, Moment, Plan, Serving, Starting};
+
+/// To be raised whenever a line changes its meaning.
+const VERSION: &str = "handoff-run state 1";
+
+/// Everything that cannot be found out anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    /// Where the program is looked for, and the directory by its name.
+    pub(crate) program: String,
+    pub(crate) directory: Option<String>,
+    /// The signals that were blocked at start, and whether SIGCHLD and SIGPIPE were ignored.
+    pub(crate) blocked: Vec<i32>,
+    pub(crate) child_ignored: bool,
+    pub(crate) pipe_ignored: bool,
+    pub(crate) listeners: Vec<SavedListener>,
+    pub(crate) control: Option<RawFd>,
+    pub(crate) clients: Vec<SavedClient>,
+    pub(crate) plan: Plan,
+    pub(crate) generations: Vec<SavedGeneration>,
+    pub(crate) last_failure: Option<String>,
+    /// The pid file was written.
+    pub(crate) pid_file: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SavedListener {
+    pub(crate) fd: RawFd,
+    pub(crate) name: String,
+    pub(crate) backlog: Option<u32>,
+    /// The file we made for it.
+    pub(crate) path: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SavedClient {
+    pub(crate) fd: RawFd,
+    pub(crate) wants: Wants,
+    pub(crate) heard: String,
+    pub(crate) to_send: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SavedGeneration {
+    pub(crate) id: Id,
+    pub(crate) pid: i32,
+    pub(crate) pidfd: RawFd,
+    pub(crate) complaint: RawFd,
+    pub(crate) inbox: RawFd,
+    pub(crate) started: Moment,
+    /// It gets ready: whether it said so, and the pipe by which it does.
+    pub(crate) watch: Option<SavedWatch>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SavedWatch {
+    pub(crate) begun: Moment,
+    pub(crate) told: bool,
+    pub(crate) pipe: Option<RawFd>,
+}
+
+/// A line being written.
+struct Line(String);
+
+impl Line {
+    fn of(key: &str) -> Line {
+        Line(key.to_owned())
+    }
+
+    fn word(mut self, word: impl ToString) -> Line {
+        self.0.push(' ');
+        self.0.push_str(&word.to_string());
+        self
+    }
+
+    /// `-` stands for nothing.
+    fn maybe(self, word: Option<impl ToString>) -> Line {
+        match word {
+            Some(word) => self.word(word),
+            None => self.word("-"),
+        }
+    }
+
+    fn text(self, text: &str) -> Line {
+        // `=` keeps an empty text from being no word.
+        let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+        self.word(format!("={hex}"))
+    }
+
+    fn maybe_text(self, text: Option<&str>) -> Line {
+        match text {
+            Some(text) => self.text(text),
+            None => self.word("-"),
+        }
+    }
+
+    fn time(self, time: Duration) -> Line {
+        self.word(time.as_nanos())
+    }
+}
+
+/// The words of a line being read.
+struct Words<'a>(std::str::SplitAsciiWhitespace<'a>);
+
+impl<'a> Words<'a> {
+    fn word(&mut self) -> Result<&'a str> {
+        self.0.next().context("a line is too short")
+    }
+
+    fn number<T: std::str::FromStr>(&mut self) -> Result<T> {
+        let word = self.word()?;
+        word.parse().ok().with_context(|| format!("{word} is no number"))
+    }
+
+    fn maybe<T: std::str::FromStr>(&mut self) -> Result<Option<T>> {
+        match self.word()? {
+            "-" => Ok(None),
+            word => word.parse().ok().map(Some).with_context(|| format!("{word} is no number")),
+        }
+    }
+
+    fn flag(&mut self) -> Result<bool> {
+        Ok(self.number::<u8>()? == 1)
+    }
+
+    fn maybe_text(&mut self) -> Result<Option<String>> {
+        let word = self.word()?;
+        let Some(hex) = word.strip_prefix('=') else { return Ok(None) };
+        let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
+        let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
+        Ok(Some(String::from_utf8(bytes.context("text is not hexadecimal")?)?))
+    }
+
+    fn text(&mut self) -> Result<String> {
+        self.maybe_text()?.context("text is missing")
+    }
+
+    fn maybe_time(&mut self) -> Result<Option<Duration>> {
+        Ok(self.maybe::<u64>()?.map(Duration::from_nanos))
+    }
+
+    fn time(&mut self) -> Result<Duration> {
+        Ok(Duration::from_nanos(self.number()?))
+    }
+}
+
+impl State {
+    /// Write it down.
+    pub(crate) fn write(&self) -> String {
+        let mut lines = vec![Line::of(VERSION)];
+        lines.push(Line::of("program").text(&self.program).maybe_text(self.directory.as_deref()));
+        let flags = Line::of("signals").word(u8::from(self.child_ignored)).word(u8::from(self.pipe_ignored));
+        lines.push(self.blocked.iter().fold(flags, Line::word));
+        lines.extend(self.listeners.iter().map(|listener| {
+            let line = Line::of("listener").word(listener.fd).text(&listener.name);
+            line.maybe(listener.backlog).maybe_text(listener.path.as_deref())
+        }));
+        lines.extend(self.control.map(|fd| Line::of("control").word(fd)));
+        lines.extend(self.clients.iter().map(|client| {
+            write_wants(Line::of("client").word(client.fd).text(&client.heard).text(&client.to_send), client.wants)
+        }));
+        lines.extend(write_plan(&self.plan));
+        lines.extend(self.generations.iter().map(write_generation));
+        lines.push(Line::of("rest").word(u8::from(self.pid_file)).maybe_text(self.last_failure.as_deref()));
+        lines.into_iter().map(|line| line.0 + "\n").collect()
+    }
+
+    /// Read it; an error if it is of another version or makes no sense.
+    pub(crate) fn read(text: &str) -> Result<State> {
+        let mut lines = text.lines();
+        ensure!(lines.next() == Some(VERSION), "the state is of another version");
+        let mut state = State::empty();
+        for line in lines {
+            let mut words = Words(line.split_ascii_whitespace());
+            state.read_line(&mut words).with_context(|| format!("the state's line {line:?} makes no sense"))?;
+        }
+        Ok(state)
+    }
+
+    fn empty() -> State {
+        State {
+            program: String::new(),
+            directory: None,
+            blocked: vec![],
+            child_ignored: false,
+            pipe_ignored: false,
+            listeners: vec![],
+            control: None,
+            clients: vec![],
+            plan: Plan::idle(),
+            generations: vec![],
+            last_failure: None,
+            pid_file: false,
+        }
+    }
+
+    fn read_line(&mut self, words: &mut Words) -> Result<()> {
+        match words.word()? {
+            "program" => (self.program, self.directory) = (words.text()?, words.maybe_text()?),
+            "signals" => {
+                (self.child_ignored, self.pipe_ignored) = (words.flag()?, words.flag()?);
+                self.blocked = words.0.by_ref().map(|word| Ok(word.parse()?)).collect::<Result<_>>()?;
+            }
+            "listener" => self.listeners.push(SavedListener {
+                fd: words.number()?,
+                name: words.text()?,
+                backlog: words.maybe()?,
+                path: words.maybe_text()?,
+            }),
+            "control" => self.control = Some(words.number()?),
+            "client" => self.clients.push(SavedClient {
+                fd: words.number()?,
+                heard: words.text()?,
+                to_send: words.text()?,
+                wants: read_wants(words)?,
+            }),
+            "generation" => self.generations.push(read_generation(words)?),
+            "rest" => (self.pid_file, self.last_failure) = (words.flag()?, words.maybe_text()?),
+            key => read_plan(&mut self.plan, key, words)?,
+        }
+        ensure!(words.0.next().is_none(), "there are too many words");
+        Ok(())
+    }
+}
+
+fn write_wants(line: Line, wants: Wants) -> Line {
+    let live = |live: Live| u8::from(live == Live::Yes);
+    match wants {
+        Wants::Nothing => line.word("nothing"),
+        Wants::End => line.word("end"),
+        Wants::Generation { id, until, live: l } => {
+            line.word("generation").word(id).word(u8::from(until == Until::OldGone)).word(live(l))
+        }
+        Wants::Predecessors { id, live: l } => line.word("predecessors").word(id).word(live(l)),
+    }
+}
+
+fn read_wants(words: &mut Words) -> Result<Wants> {
+    let live = |words: &mut Words| Ok::<_, anyhow::Error>(if words.flag()? { Live::Yes } else { Live::No });
+    Ok(match words.word()? {
+        "nothing" => Wants::Nothing,
+        "end" => Wants::End,
+        "generation" => Wants::Generation {
+            id: words.number()?,
+            until: if words.flag()? { Until::OldGone } else { Until::Serving },
+            live: live(words)?,
+        },
+        "predecessors" => Wants::Predecessors { id: words.number()?, live: live(words)? },
+        other => bail!("a client cannot want {other}"),
+    })
+}
+
+fn write_plan(plan: &Plan) -> Vec<Line> {
+    let counters = Line::of("plan").word(plan.next).word(u8::from(plan.queued)).time(plan.pause).word(plan.restarts);
+    let restart = plan.restart.map(|at| at.as_nanos());
+    let mut lines = vec![counters.maybe(restart).maybe(plan.stopping)];
+    lines.extend(plan.starting.map(|starting| {
+        let cause = match starting.cause {
+            Cause::First => "first",
+            Cause::Reload => "reload",
+            Cause::Restart => "restart",
+        };
+        Line::of("starting").word(starting.id).word(cause).time(starting.deadline)
+    }));
+    lines.extend(plan.serving.map(|serving| Line::of("serving").word(serving.id).time(serving.since)));
+    let draining = |draining: &Draining| {
+        Line::of("draining").word(draining.id).maybe(draining.deadline.map(|deadline| deadline.as_nanos()))
+    };
+    lines.extend(plan.draining.iter().map(draining));
+    lines
+}
+
+fn read_plan(plan: &mut Plan, key: &str, words: &mut Words) -> Result<()> {
+    match key {
+        "plan" => {
+            (plan.next, plan.queued, plan.pause) = (words.number()?, words.flag()?, words.time()?);
+            (plan.restarts, plan.restart, plan.stopping) = (words.number()?, words.maybe_time()?, words.maybe()?);
+        }
+        "starting" => {
+            let id = words.number()?;
+            let cause = match words.word()? {
+                "first" => Cause::First,
+                "reload" => Cause::Reload,
+                "restart" => Cause::Restart,
+                other => bail!("nothing starts because of {other}"),
+            };
+            plan.starting = Some(Starting { id, cause, deadline: words.time()? });
+        }
+        "serving" => plan.serving = Some(Serving { id: words.number()?, since: words.time()? }),
+        "draining" => plan.draining.push(Draining { id: words.number()?, deadline: words.maybe_time()? }),
+        other => bail!("the key {other} is unknown"),
+    }
+    Ok(())
+}
+
+fn write_generation(generation: &SavedGeneration) -> Line {
+    let line = Line::of("generation").word(generation.id).word(generation.pid).word(generation.pidfd);
+    let line = line.word(generation.complaint).word(generation.inbox).time(generation.started);
+    match generation.watch {
+        None => line,
+        Some(watch) => line.time(watch.begun).word(u8::from(watch.told)).maybe(watch.pipe),
+    }
+}
+
+fn read_generation(words: &mut Words) -> Result<SavedGeneration> {
+    let mut generation = SavedGeneration {
+        id: words.number()?,
+        pid: words.number()?,
+        pidfd: words.number()?,
+        complaint: words.number()?,
+        inbox: words.number()?,
+        started: words.time()?,
+        watch: None,
+    };
+    if words.0.clone().next().is_some() {
+        let (begun, told, pipe) = (words.time()?, words.flag()?, words.maybe()?);
+        generation.watch = Some(SavedWatch { begun, told, pipe });
+    }
+    Ok(generation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> State {
+        let at = Duration::from_nanos;
+        State {
+            program: "/usr/bin/handoff run".into(),
+            directory: Some(String::new()),
+            blocked: vec![1, 64],
+            child_ignored: true,
+            pipe_ignored: false,
+            listeners: vec![SavedListener { fd: 3, name: "a b".into(), backlog: Some(5), path: Some("/é".into()) }],
+            control: Some(4),
+            clients: vec![
+                SavedClient {
+                    fd: 5,
+                    wants: Wants::Generation { id: 3, until: Until::OldGone, live: Live::No },
+                    heard: String::new(),
+                    to_send: "at 3 x\n".into(),
+                },
+                SavedClient {
+                    fd: 6,
+                    wants: Wants::Predecessors { id: 2, live: Live::Yes },
+                    heard: "r".into(),
+                    to_send: String::new(),
+                },
+                SavedClient { fd: 7, wants: Wants::End, heard: String::new(), to_send: String::new() },
+                SavedClient { fd: 8, wants: Wants::Nothing, heard: "rel".into(), to_send: String::new() },
+            ],
+            plan: Plan {
+                next: 4,
+                starting: Some(Starting { id: 3, cause: Cause::Reload, deadline: at(9) }),
+                serving: Some(Serving { id: 2, since: at(7) }),
+                draining: vec![Draining { id: 1, deadline: Some(at(8)) }, Draining { id: 0, deadline: None }],
+                queued: true,
+                restart: Some(at(11)),
+                pause: at(12),
+                restarts: 2,
+                stopping: Some(0),
+            },
+            generations: vec![
+                SavedGeneration { id: 2, pid: 70, pidfd: 9, complaint: 10, inbox: 11, started: at(1), watch: None },
+                SavedGeneration {
+                    id: 3,
+                    pid: 71,
+                    pidfd: 12,
+                    complaint: 13,
+                    inbox: 14,
+                    started: at(2),
+                    watch: Some(SavedWatch { begun: at(2), told: true, pipe: Some(15) }),
+                },
+            ],
+            last_failure: Some("said \"no\"\nand left".into()),
+            pid_file: true,
+        }
+    }
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        assert_eq!(State::read(&full().write()).unwrap(), full());
+        assert_eq!(State::read(&State::empty().write()).unwrap(), State::empty());
+    }
+
+    #[test]
+    fn another_version_and_a_damaged_state_are_errors() {
+        let text = full().write();
+        for damaged in
+            [text.replace("state 1", "state 2"), text.replace("serving", "sleeping"), text.replace("=61", "=6x")]
+        {
+            assert_ne!(damaged, text);
+            State::read(&damaged).unwrap_err();
+        }
+        let cut = &text[..text.len() - 3];
+        assert_ne!(State::read(cut).ok(), Some(full()));
+    }
+}
