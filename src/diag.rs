@@ -27,11 +27,13 @@ pub(crate) struct BoundFile {
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const UDIAG_SHOW_VFS: u32 = 2;
 const UNIX_DIAG_VFS: u16 = 1;
+// The states of net/tcp_states.h serve Unix sockets too.
+const TCP_ESTABLISHED: u8 = 1;
 /// Lengths of struct nlmsghdr and struct unix_diag_msg.
 const HEADER: usize = 16;
 const MESSAGE: usize = 16;
 
-/// Every Unix socket of this network namespace.
+/// Every Unix socket of this network namespace but the connections: one that was accepted keeps the path of its listener.
 pub(crate) fn unix_sockets() -> nix::Result<Vec<UnixSocket>> {
     let netlink =
         socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
@@ -80,8 +82,12 @@ fn read_messages(mut bytes: &[u8], sockets: &mut Vec<UnixSocket>) -> nix::Result
     Ok(true)
 }
 
-/// struct unix_diag_msg and its attributes.
+/// struct unix_diag_msg and its attributes; none for a connection. A datagram socket with a peer still has its name.
 fn read_socket(message: &[u8]) -> Option<UnixSocket> {
+    let (kind, state) = (*message.get(1)?, *message.get(2)?);
+    if state == TCP_ESTABLISHED && i32::from(kind) != libc::SOCK_DGRAM {
+        return None;
+    }
     let inode = number(message, 4)?;
     let mut attributes = message.get(MESSAGE..)?;
     let mut file = None;

@@ -137,6 +137,11 @@ impl Run {
         self
     }
 
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Run {
+        self.command.stdout(stdout);
+        self
+    }
+
     pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Run {
         self.command.stderr(stderr);
         self
@@ -380,4 +385,16 @@ fn receive(connection: &UnixStream) -> (String, Vec<OwnedFd>) {
     }
     let length = message.bytes;
     (String::from_utf8(buffer[..length].to_vec()).unwrap(), sockets)
+}
+
+/// What /proc calls an open descriptor of the test's, as in `socket:[4711]`: two of one socket have the same.
+pub fn link(fd: &impl AsRawFd) -> String {
+    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap().into_os_string().into_string().unwrap()
+}
+
+/// A TCP socket that listens on a port of its own, and its address.
+pub fn tcp() -> (std::net::TcpListener, String) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
 }

@@ -5,6 +5,7 @@ mod exec;
 mod harness;
 mod load;
 mod local_sockets;
+mod match_unix;
 mod options;
 mod probe;
 mod sockets;
