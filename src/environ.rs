@@ -47,8 +47,13 @@ impl Announced {
 
     /// A name for each; `unknown` where LISTEN_FDNAMES has too few or too many to be believed.
     pub(crate) fn names(&self) -> impl Iterator<Item = FdName> {
+        (0..self.count).map_while(|at| self.name(at))
+    }
+
+    /// The name of the descriptor at this place, if it is announced.
+    pub(crate) fn name(&self, at: usize) -> Option<FdName> {
         let believed = self.names.len() == self.count;
-        (0..self.count).map(move |at| if believed { self.names[at].clone() } else { FdName::default() })
+        (at < self.count).then(|| if believed { self.names[at].clone() } else { FdName::default() })
     }
 }
 

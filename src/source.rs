@@ -163,12 +163,16 @@ fn take_whole(inherited: &mut Inherited, number: i32) -> Option<Socket> {
 fn match_names(wanted: &mut [Wanted], inherited: &mut Inherited, announced: &Announced) {
     for wanted in wanted.iter_mut().filter(|wanted| wanted.is_open()) {
         let Some(name) = &wanted.spec.name else { continue };
-        let number = (FIRST_FD..).zip(announced.names()).find(|(number, announced)| {
-            let socket = inherited.sockets.iter().find(|socket| socket.number == *number);
-            announced == name && socket.is_some_and(|socket| wanted.accepts(socket))
-        });
-        wanted.found = number.and_then(|(number, _)| take_whole(inherited, number));
+        // Asked socket by socket, for the count in LISTEN_FDS may be any lie.
+        let is_named = |socket: &&Socket| announced_name(announced, socket).as_ref() == Some(name);
+        let socket = inherited.sockets.iter().filter(is_named).find(|socket| wanted.accepts(socket));
+        let number = socket.map(|socket| socket.number);
+        wanted.found = number.and_then(|number| take_whole(inherited, number));
     }
+}
+
+fn announced_name(announced: &Announced, socket: &Socket) -> Option<FdName> {
+    announced.name(usize::try_from(socket.number - FIRST_FD).ok()?)
 }
 
 /// … or else the next one that fits.

@@ -1,6 +1,7 @@
 //! handoff-run as its users meet it: real processes, real sockets, real failures.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+mod announced;
 mod exec;
 mod harness;
 mod load;
