@@ -41,10 +41,15 @@ pub(crate) struct Instance {
 
 /// Wait for a client if so asked, leave a pid file if so asked, and become the program. Returns only when that failed.
 pub(crate) fn exec_in_place(plan: &Exec, listeners: &[Listener]) -> Failure {
+    // Before the wait, so that a mistake in a template is told at once and not to the first client.
+    let target = match describe(plan, listeners, Instance { generation: 1, variables: vec![] }) {
+        Ok(target) => target,
+        Err(error) => return error.into(),
+    };
     match prepare(plan, listeners) {
-        Err(failure) => failure,
+        Err(error) => error.into(),
         Ok(pid_file) => {
-            let failure = become_target(plan, listeners, Instance { generation: 1, variables: vec![] });
+            let failure = launch(&target, listeners, plan.stdin);
             if let Some(pid_file) = pid_file {
                 pid_file.restore();
             }
@@ -53,28 +58,27 @@ pub(crate) fn exec_in_place(plan: &Exec, listeners: &[Listener]) -> Failure {
     }
 }
 
-fn prepare(plan: &Exec, listeners: &[Listener]) -> Result<Option<PidFile>, Failure> {
+fn prepare(plan: &Exec, listeners: &[Listener]) -> Result<Option<PidFile>> {
     if plan.start == Start::FirstClient {
         wait_for_client(listeners).context("cannot wait for the first client")?;
     }
-    Ok(plan.pid_file.as_deref().map(|path| PidFile::write(path, process::id())).transpose()?)
+    plan.pid_file.as_deref().map(|path| PidFile::write(path, process::id())).transpose()
 }
 
 /// Become the program of `plan` with `listeners`, which are at their numbers. Returns only when that failed.
 pub(crate) fn become_target(plan: &Exec, listeners: &[Listener], instance: Instance) -> Failure {
-    let pid = process::id();
-    let target = describe(plan, listeners, pid, instance);
-    let ready = target.and_then(|target| {
-        hand_on(listeners, plan.stdin).context("cannot hand the sockets on")?;
-        Ok(target)
-    });
-    match ready {
+    match describe(plan, listeners, instance) {
         Err(error) => error.into(),
-        Ok(target) => {
-            let errno = sys::execvpe(&target.arguments, &target.environment);
-            cannot_run(&target.arguments[0], errno)
-        }
+        Ok(target) => launch(&target, listeners, plan.stdin),
     }
+}
+
+fn launch(target: &Target, listeners: &[Listener], stdin: Stdin) -> Failure {
+    if let Err(error) = hand_on(listeners, stdin).context("cannot hand the sockets on") {
+        return error.into();
+    }
+    let errno = sys::execvpe(&target.arguments, &target.environment);
+    cannot_run(&target.arguments[0], errno)
 }
 
 /// Wait until a connection or a datagram can be received; it is left where it is.
@@ -102,13 +106,13 @@ fn hand_on(listeners: &[Listener], stdin: Stdin) -> nix::Result<()> {
 }
 
 /// Arguments and environment, with what stands for the placeholders.
-fn describe<'a>(plan: &Exec, listeners: &[Listener], pid: u32, instance: Instance) -> Result<Target<'a>> {
+fn describe<'a>(plan: &Exec, listeners: &[Listener], instance: Instance) -> Result<Target<'a>> {
     let arguments: Vec<Template> = plan.program.iter().map(|word| Template::argument(word.as_bytes())).collect();
     let literal = arguments.iter().chain(plan.settings.iter().map(|s| &s.value)).all(Template::is_literal);
     let tells = plan.preset.is_some_and(|preset| !preset.variables.is_empty());
     // The kernel is asked for the addresses only if something speaks of them.
     let places = if literal && !tells { vec![] } else { places(plan, listeners)? };
-    let mut values = Values { places, generation: instance.generation, pid };
+    let mut values = Values { places, generation: instance.generation, pid: process::id() };
     let environment = environment(plan, listeners, &mut values, instance.variables)?;
     let arguments = arguments.iter().map(|template| Ok(CString::new(template.expand(&values)?)?));
     Ok(Target { arguments: arguments.collect::<Result<_>>()?, environment })

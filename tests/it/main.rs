@@ -4,6 +4,7 @@
 mod announced;
 mod exec;
 mod harness;
+mod lazy;
 mod load;
 mod local_sockets;
 mod match_unix;
