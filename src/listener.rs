@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use libc::c_int;
 use log::{debug, info, warn};
 use nix::errno::Errno;
@@ -163,8 +163,12 @@ pub(crate) fn arrange(
     let context = || format!("cannot give the sockets the numbers from {first} on");
     let others = others.into_iter().map(|fd| out_of_the_way(fd, first, end)).collect::<Result<_>>()?;
     // First out of each other's way: one may sit on the number of another.
-    let parked: Vec<Listener> =
-        listeners.into_iter().map(|listener| listener.moved(end)).collect::<nix::Result<_>>().with_context(context)?;
+    let parked: Vec<Listener> = listeners
+        .into_iter()
+        .map(|listener| listener.moved(end))
+        .collect::<nix::Result<_>>()
+        .map_err(beyond_limit)
+        .with_context(context)?;
     let mut arranged = Vec::with_capacity(parked.len());
     for (number, listener) in (first..).zip(parked) {
         let listener = listener.moved(number).with_context(context)?;
@@ -174,6 +178,11 @@ pub(crate) fn arrange(
     Ok((arranged, others))
 }
 
+/// Say what fcntl(2) means by EINVAL: no descriptor may have a number that high.
+fn beyond_limit(errno: Errno) -> Error {
+    if errno == Errno::EINVAL { anyhow!("the limit of open files (ulimit -n) is lower") } else { errno.into() }
+}
+
 /// Move a descriptor that sits from `first` to `end`: it may hold a lock, so it is not closed.
 fn out_of_the_way(fd: OwnedFd, first: RawFd, end: RawFd) -> Result<OwnedFd> {
     let number = fd.as_raw_fd();
@@ -181,6 +190,7 @@ fn out_of_the_way(fd: OwnedFd, first: RawFd, end: RawFd) -> Result<OwnedFd> {
         return Ok(fd);
     }
     let moved = sys::duplicate_inheritable_from(&fd, end)
+        .map_err(beyond_limit)
         .with_context(|| format!("cannot move descriptor {number} out of the way"))?;
     warn!(
         "descriptor {number} was open and is now {}: a socket belongs there (--first-fd numbers the sockets elsewhere)",

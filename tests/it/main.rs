@@ -5,6 +5,7 @@ mod announced;
 mod exec;
 mod harness;
 mod lazy;
+mod limits;
 mod load;
 mod local_sockets;
 mod match_unix;
