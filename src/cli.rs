@@ -39,7 +39,7 @@ pub(crate) struct Cli {
     /// Connections that may wait to be accepted
     ///
     /// For the sockets whose SPEC does not say. The kernel lowers it to net.core.somaxconn, which is also the default.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(0..))]
     backlog: Option<i32>,
 
     /// Set a variable of PROGRAM, placeholders replaced
@@ -65,7 +65,7 @@ pub(crate) struct Cli {
     /// Number the sockets from N instead of 3
     ///
     /// For wrappers that close low descriptors: 100 survives npm and npx. No LISTEN_ variable is set then.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(3..))]
     first_fd: Option<RawFd>,
 
     /// Leave LISTEN_PID out
