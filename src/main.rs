@@ -116,8 +116,11 @@ fn acquire(plan: &Exec, claimed: Vec<OwnedFd>) -> Result<Acquired> {
 
 /// What was asked for, on stdout.
 fn print(text: &str) -> Result<u8> {
+    use nix::fcntl::{FcntlArg, fcntl};
     use std::io::{Write, stdout};
     let mut stdout = stdout();
+    // std takes a closed descriptor for one that takes everything.
+    fcntl(&stdout, FcntlArg::F_GETFD).context("cannot write to stdout")?;
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")?;
     Ok(0)
 }

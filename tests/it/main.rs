@@ -10,6 +10,7 @@ mod limits;
 mod load;
 mod local_sockets;
 mod match_unix;
+mod messages;
 mod options;
 mod probe;
 mod sockets;
