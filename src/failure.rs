@@ -1,9 +1,11 @@
 //! What went wrong: the exit status, the line that says so, and where one is known, the line with the remedy.
 
+use std::error::Error as _;
 use std::fmt;
 use std::io::{Write, stderr};
 
 use anyhow::Error;
+use clap::error::{ContextKind, ContextValue};
 
 /// The exit statuses of our own; every other one is the target's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +67,8 @@ impl<E: Into<Error>> From<E> for Failure {
 }
 
 /// Print clap's error in our form: its first line, and its first tip as the remedy.
-pub(crate) fn usage(error: &clap::Error) -> u8 {
-    let text = error.render().to_string();
+pub(crate) fn usage(error: clap::Error) -> u8 {
+    let text = with_words_escaped(error);
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or_default();
     say(&joined(first.strip_prefix("error: ").unwrap_or(first), &mut lines));
@@ -75,6 +77,28 @@ pub(crate) fn usage(error: &clap::Error) -> u8 {
         None => say("see handoff-run --help"),
     }
     Status::Ours as u8
+}
+
+/// The text of `error`, in which only clap's own line ends are left, none of the user's.
+fn with_words_escaped(mut error: clap::Error) -> String {
+    let words: Vec<(ContextKind, ContextValue)> =
+        error.context().filter_map(|(kind, value)| Some((kind, escaped(value)?))).collect();
+    for (kind, value) in words {
+        error.insert(kind, value);
+    }
+    let text = error.render().to_string();
+    let reason = error.source().map(ToString::to_string).unwrap_or_default();
+    if reason.is_empty() { text } else { text.replace(&reason, &OneLine(&reason).to_string()) }
+}
+
+fn escaped(value: &ContextValue) -> Option<ContextValue> {
+    match value {
+        ContextValue::String(text) => Some(ContextValue::String(OneLine(text).to_string())),
+        ContextValue::StyledStrs(texts) => Some(ContextValue::StyledStrs(
+            texts.iter().map(|text| OneLine(&text.to_string()).to_string().into()).collect(),
+        )),
+        _ => None,
+    }
 }
 
 /// A first line that ends with a colon goes on in those below it, as for a missing PROGRAM.
@@ -87,8 +111,9 @@ fn joined<'a>(first: &str, lines: &mut impl Iterator<Item = &'a str>) -> String 
 
 /// One line on stderr, whatever characters the user's words hold.
 fn say(line: &str) {
-    // Nobody is left to tell that stderr is closed.
-    let _ = writeln!(stderr(), "handoff-run: {}", OneLine(line));
+    let line = format!("handoff-run: {}\n", OneLine(line));
+    // In one write(2), so that no other process' line gets in between. Nobody is left to tell that stderr is closed.
+    let _ = stderr().write_all(line.as_bytes());
 }
 
 /// Text with its control characters escaped, so that a file name cannot forge a second line.

@@ -61,7 +61,7 @@ fn run(claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return print(&error.render().to_string());
         }
-        Err(error) => return Ok(failure::usage(&error)),
+        Err(error) => return Ok(failure::usage(error)),
     };
     logging::start(cli.level());
     match cli.into_plan() {
