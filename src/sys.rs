@@ -14,7 +14,7 @@ use nix::unistd::{ForkResult, Pid};
 
 unsafe extern "C" {
     // environ(7)
-    static environ: *const *const c_char;
+    static mut environ: *const *const c_char;
 }
 
 /// The first descriptor that is not a standard one, where `sd_listen_fds(3)` says that sockets begin.
@@ -87,7 +87,7 @@ fn entry_names(mut entries: &[u8]) -> impl Iterator<Item = &CStr> {
 /// The variables this process was given, in their order, those without a `=` too, which `std::env` leaves out.
 pub(crate) fn environment() -> Vec<&'static CStr> {
     let mut variables = Vec::new();
-    // SAFETY: `environ` is set before main and nothing in this program changes the environment.
+    // SAFETY: `environ` is set before main, and what `execvpe` does to it is undone when that returns.
     let mut entry = unsafe { environ };
     if entry.is_null() {
         return variables;
@@ -105,14 +105,20 @@ pub(crate) fn environment() -> Vec<&'static CStr> {
     }
 }
 
-/// execvpe(3): become `arguments[0]`, looked for in PATH. Returns only when that failed.
+/// Become `arguments[0]`, looked for in the PATH of `environment`, as env(1) does and execvpe(3) does not: that one
+/// asks the caller's. Returns only when that failed.
 pub(crate) fn execvpe(arguments: &[CString], environment: &[impl AsRef<CStr>]) -> Errno {
     let argv = pointers(arguments);
     let envp = pointers(environment);
+    // SAFETY: the array ends with a null pointer, and there is no other thread to look at `environ` meanwhile.
+    let before = unsafe { ptr::replace(&raw mut environ, envp.as_ptr()) };
     // SAFETY: both arrays end with a null pointer and point to strings that outlive the call; argv[0] is there,
     // because the command line has a PROGRAM.
-    unsafe { libc::execvpe(argv[0], argv.as_ptr(), envp.as_ptr()) };
-    Errno::last()
+    unsafe { libc::execvp(argv[0], argv.as_ptr()) };
+    let errno = Errno::last();
+    // SAFETY: as above; `envp` ends with this function.
+    unsafe { environ = before };
+    errno
 }
 
 /// execve(2): become the file `program`. Returns only when that failed.

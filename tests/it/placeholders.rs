@@ -108,3 +108,13 @@ fn a_name_that_two_listeners_have_says_too_little() {
     let message = "handoff-run: cannot set X: two listeners are named a\n";
     assert_eq!(handoff_run_with(&line).output().failure(), (125, message));
 }
+
+// As with env(1): execvpe(3) would have looked in the caller's PATH.
+#[test]
+fn a_path_set_by_env_is_where_the_program_is_looked_for() {
+    let folder = Folder::new();
+    std::os::unix::fs::symlink("/bin/echo", folder.path("only-here")).unwrap();
+    let setting = format!("PATH={}", folder.path("").display());
+    let output = handoff_run_with(&["-q", "-l", "127.0.0.1:0", "--env", &setting, "--", "only-here", "found"]).output();
+    assert_eq!((output.failure(), output.stdout.as_str()), ((0, ""), "found\n"));
+}
