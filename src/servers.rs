@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::preset::{Preset, TABLE};
 
-/// A line for each preset: what `--as` calls it and what to run.
+/// A line for each preset: what `--as` calls it, what to run, and what to know.
 pub(crate) fn list() -> String {
     TABLE.iter().fold(String::new(), |mut list, preset| {
         // Writing into a String cannot fail.
@@ -15,5 +15,8 @@ pub(crate) fn list() -> String {
 
 fn line(preset: &Preset) -> String {
     let line = format!("handoff-run --listen 127.0.0.1:8000 --as {} -- {}", preset.name, preset.example);
-    if preset.note.is_empty() { line } else { format!("{line}   # {}", preset.note) }
+    // TERM goes without saying.
+    let stop = if preset.stop == "TERM" { String::new() } else { format!("stop with {}", preset.stop) };
+    let remarks: Vec<&str> = [stop.as_str(), preset.note].into_iter().filter(|remark| !remark.is_empty()).collect();
+    if remarks.is_empty() { line } else { format!("{line}   # {}", remarks.join("; ")) }
 }
