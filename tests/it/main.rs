@@ -20,6 +20,7 @@ mod pid_file;
 mod placeholders;
 mod presets;
 mod probe;
+mod servers;
 mod sockets;
 mod stamp;
 mod unix_access;

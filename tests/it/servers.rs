@@ -1,0 +1,70 @@
+//! Real servers, as they are installed, each started with the line that `--help-servers` shows for it. One that is not
+//! installed is passed over, unless HANDOFF_REQUIRE_SERVERS is set.
+
+mod kernel;
+mod trial;
+
+use trial::{CASE, Case, Protocol, rows, serves_and_drains};
+
+/// A test each, and the list of all.
+macro_rules! servers {
+    ($($test:ident: $case:expr;)*) => {
+        $(#[test] fn $test() { serves_and_drains(&$case) })*
+        const CASES: &[Case] = &[$($case),*];
+    };
+}
+
+const NODE: Case = Case { name: "node", needs: &["node"], files: "node", ..CASE };
+
+// handoff-run(1), --help-servers: "with a line that works for each".
+servers! {
+    nginx_serves_and_drains: Case {
+        name: "nginx", needs: &["nginx"], files: "nginx", instead: &[("/etc/nginx", "@DIR@")], ..CASE
+    };
+    haproxy_serves_and_drains: Case { name: "haproxy", needs: &["haproxy"], files: "haproxy", ..CASE };
+    gunicorn_serves_and_drains: Case { name: "gunicorn", needs: &["gunicorn"], files: "python", ..CASE };
+    uvicorn_serves_and_drains: Case { name: "uvicorn", needs: &["uvicorn"], files: "python", status: 128 + 15, ..CASE };
+    hypercorn_serves_and_drains: Case { name: "hypercorn", needs: &["hypercorn"], files: "python", ..CASE };
+    node_serves_and_drains: NODE;
+    puma_serves_and_drains: Case { name: "puma", needs: &["puma"], files: "ruby", status: 128 + 15, ..CASE };
+    unicorn_serves_and_drains: Case { name: "unicorn", needs: &["unicorn"], files: "ruby", ..CASE };
+    php_fpm_serves_and_drains: Case {
+        name: "php-fpm", needs: &["php-fpm8.2"], files: "php", protocol: Protocol::FastCgi,
+        // It runs as root here, and says no to that.
+        instead: &[("-F", "-F -R -y @DIR@/php-fpm.conf")], ..CASE
+    };
+    php_cgi_serves_and_drains: Case {
+        name: "fastcgi", needs: &["php-cgi"], files: "php", protocol: Protocol::FastCgi, ..CASE
+    };
+    starman_serves_and_drains: Case { name: "starman", needs: &["starman"], files: "perl", ..CASE };
+    uwsgi_serves_and_drains: Case {
+        name: "uwsgi", needs: &["uwsgi", "/usr/lib/uwsgi/plugins/python3_plugin.so"], files: "python",
+        instead: &[("--master", "--plugin python3 --callable wsgi --master")], ..CASE
+    };
+    java_serves_and_drains: Case {
+        name: "java", needs: &["java", "javac"], files: "java", build: "javac Main.java", status: 128 + 15, ..CASE
+    };
+    a_static_go_program_serves_and_drains: Case {
+        line: "./hello", needs: &["go"], files: "go",
+        build: "CGO_ENABLED=0 GOPROXY=off GOTOOLCHAIN=local go build -o hello .", ..CASE
+    };
+    h2o_serves_and_drains: Case { name: "h2o", needs: &["h2o"], files: "h2o", ..CASE };
+    nghttpx_serves_and_drains: Case {
+        name: "nghttpx", needs: &["nghttpx", "node"], files: "nghttpx", backend: Some(&NODE),
+        instead: &[("127.0.0.1,9000", "@BACKEND@ --conf=nghttpx.conf")], ..CASE
+    };
+}
+
+/// Rows whose servers are not among what the tests install.
+const UNTRIED: [&str; 7] = ["caddy", "flask", "starlet", "tornado", "traefik", "twisted", "waitress"];
+
+#[test]
+fn each_row_of_the_table_is_tried_or_known_not_to_be() {
+    let tried = CASES.iter().map(|case| case.name).filter(|name| !name.is_empty());
+    let mut known: Vec<String> = tried.chain(UNTRIED).map(|name| format!(" --as {name} -- ")).collect();
+    for row in rows() {
+        let at = known.iter().position(|words| row.contains(words));
+        known.swap_remove(at.unwrap_or_else(|| panic!("no test knows {row}")));
+    }
+    assert!(known.is_empty(), "no such rows: {known:?}");
+}
