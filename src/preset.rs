@@ -165,9 +165,9 @@ pub(crate) static TABLE: [Preset; 22] = [
     Preset { name: "puma", every: Every::V4, example: "puma -b tcp://{addr} config.ru", ..PLAIN },
     Preset { name: "starlet", variables: SERVER_STARTER, every: Every::V4, example: "plackup -s Starlet app.psgi", ..PLAIN },
     Preset { name: "starman", variables: SERVER_STARTER, every: Every::V4, stop: "QUIT", example: "starman app.psgi", ..PLAIN },
-    Preset { name: "tornado", blocking: Blocking::NonBlocking, example: "python3 app.py {fd}", note: "server.add_sockets([socket.socket(fileno=int(sys.argv[1]))])", ..PLAIN },
+    Preset { name: "tornado", blocking: Blocking::NonBlocking, example: "python3 app.py {fd}", note: "server.add_sockets([socket.socket(fileno=int(sys.argv[1]))]); loses the requests it holds when stopped", ..PLAIN },
     Preset { name: "traefik", example: "traefik --configFile=traefik.yml", note: "NAME= must be the entrypoint's", ..PLAIN },
-    Preset { name: "twisted", blocking: Blocking::NonBlocking, example: "twistd -n --pidfile= web --listen systemd:domain=INET:index=0 --path .", ..PLAIN },
+    Preset { name: "twisted", blocking: Blocking::NonBlocking, example: "twistd -n --pidfile= web --listen systemd:domain=INET:index=0 --path .", note: "loses the requests it holds when stopped", ..PLAIN },
     // UNICORN_FD beside LISTEN_FDS would make it take the socket twice and fail when it stops.
     Preset { name: "unicorn", every: Every::V4, stop: "QUIT", example: "unicorn -l {addr} config.ru", ..PLAIN },
     Preset {
@@ -185,5 +185,5 @@ pub(crate) static TABLE: [Preset; 22] = [
         }],
         example: "uwsgi --master --need-app --http-socket fd://{fd} --wsgi-file app.py", ..PLAIN
     },
-    Preset { name: "waitress", example: "python3 app.py {fd}", note: "serve(app, sockets=[socket.socket(fileno=int(sys.argv[1]))])", ..PLAIN },
+    Preset { name: "waitress", example: "python3 app.py {fd}", note: "serve(app, sockets=[socket.socket(fileno=int(sys.argv[1]))]); loses the requests it holds when stopped", ..PLAIN },
 ];
