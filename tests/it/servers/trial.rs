@@ -22,7 +22,7 @@ pub struct Case {
     pub name: &'static str,
     /// What stands behind `--` where no preset has an example.
     pub line: &'static str,
-    /// Commands and files without which it is not installed.
+    /// Commands, files and, as `import NAME`, Python modules without which it is not installed.
     pub needs: &'static [&'static str],
     /// Its folder in tests/servers. The server runs in a copy.
     pub files: &'static str,
@@ -34,6 +34,8 @@ pub struct Case {
     pub backend: Option<&'static Case>,
     /// What it speaks.
     pub protocol: Protocol,
+    /// What its stop signal does.
+    pub stop: Stop,
     /// The status it ends with when it is told to stop, 128+N for a signal.
     pub status: i32,
 }
@@ -48,6 +50,7 @@ pub const CASE: Case = Case {
     instead: &[],
     backend: None,
     protocol: Protocol::Http,
+    stop: Stop::Drains,
     status: 0,
 };
 
@@ -55,6 +58,14 @@ pub const CASE: Case = Case {
 pub enum Protocol {
     Http,
     FastCgi,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Stop {
+    /// A request under way is answered first.
+    Drains,
+    /// It may be lost.
+    Ends,
 }
 
 /// What is asked for.
@@ -78,32 +89,42 @@ struct Server<'a> {
     folder: Folder,
 }
 
-/// Its first client, who comes before it runs, is answered, on the socket of handoff-run, which is all it listens on. Told
-/// to stop, it ends as a whole, but not before it has answered whom it had begun to serve.
-pub fn serves_and_drains(case: &Case) {
+/// Its first client, who comes before it runs, is answered, on the socket of handoff-run, which is all it listens on.
+/// Told to stop, it ends as a whole, and if it drains not before it has answered whom it had begun to serve.
+pub fn try_out(case: &Case) {
     if is_installed(case) {
         let server = Server::start(case);
         let inode = server.listener();
         let first = server.ask(Request::Plain);
         server.check_answer(first);
         assert_eq!(listening(server.session.sockets()), [inode], "{}", server.log());
-        let slow = server.ask(Request::Slow);
-        wait_for("the request to be under way", || is_under_way(&slow).then_some(()));
-        server.running.signal(server.stop);
-        server.check_answer(slow);
+        if case.stop == Stop::Drains {
+            let slow = server.ask(Request::Slow);
+            wait_for("the request to be under way", || is_under_way(&slow).then_some(()));
+            server.running.signal(server.stop);
+            server.check_answer(slow);
+        } else {
+            server.running.signal(server.stop);
+        }
         server.check_end();
     }
 }
 
 /// Says so if not, for a test that is passed over should be seen.
 fn is_installed(case: &Case) -> bool {
-    let path = search_path();
-    let exists = |name: &str| path.split(':').any(|folder| Path::new(folder).join(name).exists());
-    let Some(missing) = case.needs.iter().find(|name| !exists(name)) else { return true };
-    assert!(env::var_os("HANDOFF_REQUIRE_SERVERS").is_none(), "{missing} is not installed");
+    let Some(missing) = case.needs.iter().find(|need| !exists(need)) else { return true };
+    let message = format!("{} is not installed", missing.trim_start_matches("import "));
+    assert!(env::var_os("HANDOFF_REQUIRE_SERVERS").is_none(), "{message}");
     // Not by a macro, whose words are shown only when the test fails.
-    stderr().write_all(format!("skipped: {missing} is not installed\n").as_bytes()).unwrap();
+    stderr().write_all(format!("skipped: {message}\n").as_bytes()).unwrap();
     false
+}
+
+fn exists(need: &str) -> bool {
+    if need.starts_with("import ") {
+        return Run::of("python3").args(&["-c", need]).output().status.success();
+    }
+    search_path().split(':').any(|folder| Path::new(folder).join(need).exists())
 }
 
 /// Many servers are where only root looks for them.
@@ -252,7 +273,7 @@ fn fast_cgi(script: &str, request: Request) -> Vec<u8> {
         [&lengths, key.as_bytes(), value.as_bytes()].concat()
     };
     let parameters: Vec<u8> = parameters.iter().flat_map(pair).collect();
-    // 1 begins a request (as a responder, whose connection is then closed), 4 is parameters, of which an empty record is the end.
+    // 1 begins a request (as a responder, whose connection is then closed), 4 is parameters, an empty one their end.
     [record(1, &[0, 1, 0, 0, 0, 0, 0, 0]), record(4, &parameters), record(4, &[])].concat()
 }
 
