@@ -122,13 +122,18 @@ impl Endpoint {
                     && (address.port() == 0 || address.port() == bound.port())
                     && (address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED) || v6only == bound_v6only)
             }
+            (Endpoint::Vsock { cid, port: libc::VMADDR_PORT_ANY }, Endpoint::Vsock { cid: bound, .. }) => cid == bound,
             _ => self == bound,
         }
     }
 
     /// Will the kernel choose the port?
     pub(crate) fn has_free_port(&self) -> bool {
-        matches!(self, Endpoint::Inet { address, .. } if address.port() == 0)
+        match self {
+            Endpoint::Inet { address, .. } => address.port() == 0,
+            Endpoint::Vsock { port, .. } => *port == libc::VMADDR_PORT_ANY,
+            Endpoint::Unix { .. } => false,
+        }
     }
 
     /// The family for socket(2).

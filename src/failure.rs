@@ -2,10 +2,11 @@
 
 use std::error::Error as _;
 use std::fmt;
-use std::io::{Write, stderr};
+use std::io::{self, Write, stderr};
 
 use anyhow::Error;
 use clap::error::{ContextKind, ContextValue};
+use nix::errno::Errno;
 
 /// The exit statuses of our own; every other one is the target's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,14 @@ impl Failure {
 impl<E: Into<Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
         Failure::with_status(Status::Ours, error.into())
+    }
+}
+
+/// std's words for an error of the system, in the form that all others have: `ENOENT: No such file or directory`.
+pub(crate) fn plain(error: io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(number) => Errno::from_raw(number).into(),
+        None => error.into(),
     }
 }
 

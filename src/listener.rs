@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use anyhow::{Context, Error, Result, anyhow, ensure};
+use anyhow::{Context, Error, Result, anyhow};
 use libc::c_int;
 use log::{debug, info, warn};
 use nix::errno::Errno;
@@ -70,6 +70,13 @@ impl Listener {
     /// The same listener at the lowest free number from `lowest` on.
     fn moved(self, lowest: RawFd) -> nix::Result<Listener> {
         Ok(Listener { fd: sys::duplicate_from(&self.fd, lowest)?, ..self })
+    }
+
+    /// The same listener at `number`, which is free or its own.
+    fn at(self, number: RawFd) -> nix::Result<Listener> {
+        let listener = if self.fd.as_raw_fd() == number { self } else { self.moved(number)? };
+        // EBUSY cannot be: whoever sat there was moved.
+        if listener.fd.as_raw_fd() == number { Ok(listener) } else { Err(Errno::EBUSY) }
     }
 }
 
@@ -162,18 +169,17 @@ pub(crate) fn arrange(
     }
     let context = || format!("cannot give the sockets the numbers from {first} on");
     let others = others.into_iter().map(|fd| out_of_the_way(fd, first, end)).collect::<Result<_>>()?;
-    // First out of each other's way: one may sit on the number of another.
-    let parked: Vec<Listener> = listeners
-        .into_iter()
-        .map(|listener| listener.moved(end))
-        .collect::<nix::Result<_>>()
-        .map_err(beyond_limit)
-        .with_context(context)?;
-    let mut arranged = Vec::with_capacity(parked.len());
-    for (number, listener) in (first..).zip(parked) {
-        let listener = listener.moved(number).with_context(context)?;
-        ensure!(listener.fd.as_raw_fd() == number, "descriptor {number} is in use");
-        arranged.push(listener);
+    let mut listeners: Vec<Option<Listener>> = listeners.into_iter().map(Some).collect();
+    let mut arranged = Vec::with_capacity(listeners.len());
+    for (at, number) in (first..end).enumerate() {
+        // First out of the way: another one, which has its turn later, may sit on this number.
+        for other in listeners[at + 1..].iter_mut() {
+            if let Some(sits) = other.take_if(|other| other.fd.as_raw_fd() == number) {
+                *other = Some(sits.moved(end).map_err(beyond_limit).with_context(context)?);
+            }
+        }
+        let listener = listeners[at].take().expect("each has one turn");
+        arranged.push(listener.at(number).map_err(beyond_limit).with_context(context)?);
     }
     Ok((arranged, others))
 }

@@ -14,6 +14,7 @@ mod listener;
 mod logging;
 mod lookup;
 mod options;
+mod output;
 mod pid_file;
 mod preset;
 mod remedy;
@@ -59,13 +60,14 @@ fn run(claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            return print(&error.render().to_string());
+            output::print(&error.render().to_string())?;
+            return Ok(0);
         }
         Err(error) => return Ok(failure::usage(error)),
     };
     logging::start(cli.level());
     match cli.into_plan() {
-        Plan::ShowServers => print(&servers::list()),
+        Plan::ShowServers => Ok(output::print(&servers::list()).map(|()| 0)?),
         Plan::Exec(plan) => {
             let (listeners, _others) = arrange(&plan, claimed)?;
             // The others only have to stay open until then.
@@ -112,15 +114,4 @@ fn acquire(plan: &Exec, claimed: Vec<OwnedFd>) -> Result<Acquired> {
         Announced::default()
     });
     source::acquire(&plan.specs, inherited, &announced, plan.backlog)
-}
-
-/// What was asked for, on stdout.
-fn print(text: &str) -> Result<u8> {
-    use nix::fcntl::{FcntlArg, fcntl};
-    use std::io::{Write, stdout};
-    let mut stdout = stdout();
-    // std takes a closed descriptor for one that takes everything.
-    fcntl(&stdout, FcntlArg::F_GETFD).context("cannot write to stdout")?;
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")?;
-    Ok(0)
 }

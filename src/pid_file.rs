@@ -9,6 +9,8 @@ use std::process;
 use anyhow::{Context, Result};
 use log::warn;
 
+use crate::failure::plain;
+
 /// A pid file that we wrote, and what stood there before.
 #[derive(Debug)]
 pub(crate) struct PidFile {
@@ -22,9 +24,9 @@ impl PidFile {
         let context = || format!("cannot write {}", path.display());
         let before = match fs::read(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
-            read => Some(read.with_context(context)?),
+            read => Some(read.map_err(plain).with_context(context)?),
         };
-        replace(path, format!("{pid}\n").as_bytes()).with_context(context)?;
+        replace(path, format!("{pid}\n").as_bytes()).map_err(plain).with_context(context)?;
         Ok(PidFile { path: path.to_owned(), before })
     }
 

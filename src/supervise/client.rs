@@ -8,14 +8,12 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 
 use crate::cli::{Form, Request, Until};
-use crate::failure::OneLine;
+use crate::failure::{OneLine, plain};
+use crate::output::print;
 
 /// Ask the supervisor at `path` and give the exit status.
 pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
-    let stream = UnixStream::connect(path).map_err(|error| match error.raw_os_error() {
-        Some(number) => anyhow!(nix::errno::Errno::from_raw(number)),
-        None => error.into(),
-    });
+    let stream = UnixStream::connect(path).map_err(plain);
     let mut stream = stream.with_context(|| format!("cannot reach a supervisor at {}", path.display()))?;
     let mut screen = Screen::new();
     let line = match (request, screen.terminal) {
@@ -35,7 +33,7 @@ pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
 /// Show what is said until the last line.
 fn follow(lines: impl BufRead, screen: &mut Screen) -> Result<u8> {
     for line in lines.lines() {
-        let line = line.context("cannot read from the supervisor")?;
+        let line = line.map_err(plain).context("cannot read from the supervisor")?;
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
         match word {
             "at" | "live" => screen.show_generation(rest)?,
@@ -98,9 +96,4 @@ impl Screen {
         // Nobody is left to tell that stderr is closed.
         let _ = writeln!(stderr(), "handoff-run: {}", OneLine(text));
     }
-}
-
-fn print(text: &str) -> Result<()> {
-    let mut stdout = stdout();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
 }

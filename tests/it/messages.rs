@@ -30,7 +30,7 @@ fn help_and_version_are_on_stdout_and_0() {
 
 #[test]
 fn help_that_cannot_be_written_is_a_failure() {
-    let message = "handoff-run: cannot write to stdout: No space left on device (os error 28)\n";
+    let message = "handoff-run: cannot write to stdout: ENOSPC: No space left on device\n";
     for option in ["--help", "--version", "--help-servers"] {
         assert_eq!(handoff_run_with(&[option]).stdout(full()).output().failure(), (125, message));
     }

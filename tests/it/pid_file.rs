@@ -59,7 +59,7 @@ fn a_folder_that_is_not_there_is_an_error_and_leaves_no_socket() {
     let folder = Folder::new();
     let file = folder.text("missing/app.pid");
     let output = handoff_run_with(&["-l", &folder.text("s"), "--pid-file", &file, "--", "true"]).output();
-    let message = format!("handoff-run: cannot write {file}: No such file or directory (os error 2)\n");
+    let message = format!("handoff-run: cannot write {file}: ENOENT: No such file or directory\n");
     assert_eq!(output.failure(), (125, message.as_str()));
     assert_eq!(folder.names(), [""; 0]);
 }
@@ -69,6 +69,6 @@ fn a_folder_in_place_of_the_file_is_an_error() {
     let folder = Folder::new();
     let file = folder.text(".");
     let output = handoff_run_with(&["-q", "-l", "127.0.0.1:0", "--pid-file", &file, "--", "true"]).output();
-    let message = format!("handoff-run: cannot write {file}: Is a directory (os error 21)\n");
+    let message = format!("handoff-run: cannot write {file}: EISDIR: Is a directory\n");
     assert_eq!(output.failure(), (125, message.as_str()));
 }
