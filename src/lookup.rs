@@ -1,7 +1,7 @@
 //! Names of hosts, services, users and groups, asked of getent(1): the system's own libc answers through whatever its
 //! nsswitch.conf(5) says. A static program that did so itself would load the modules of another libc.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 
@@ -47,17 +47,23 @@ fn id(database: &str, name: &str) -> Result<u32> {
 }
 
 fn getent(database: &str, key: &str) -> Result<String> {
-    let output = Command::new("getent")
+    let mut child = Command::new("getent")
         .args([database, "--", key])
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .output()
+        .spawn()
         .map_err(|error| match error.kind() {
             ErrorKind::NotFound => anyhow!("getent is not installed to look it up; write the number"),
             _ => Error::new(error).context("getent"),
         })?;
-    // Its status 2 is for a key that was not found; an empty answer tells the same.
-    let answer = String::from_utf8_lossy(&output.stdout);
+    let mut answer = Vec::new();
+    let read = child.stdout.take().map_or(Ok(0), |mut stdout| stdout.read_to_end(&mut answer));
+    // Its status 2 is for a key that was not found; an empty answer tells the same. Nor is it an error that there is
+    // no status: where SIGCHLD was ignored when we started, the kernel keeps none.
+    let _ = child.wait();
+    read.context("getent")?;
+    let answer = String::from_utf8_lossy(&answer);
     let first = answer.trim_end();
     if first.is_empty() { Err(anyhow!("not found")) } else { Ok(first.to_owned()) }
 }

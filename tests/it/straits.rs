@@ -1,11 +1,11 @@
-//! Where little is given: no /proc, hardly a descriptor, or little memory.
+//! Where little is given: no /proc, hardly a descriptor, little memory, a parent that ignores its children.
 
 use std::{io, ptr};
 
-use nix::unistd::Uid;
+use nix::unistd::{Uid, User};
 
-use crate::facts::{compare_after, done, limit, skip};
-use crate::harness::handoff_run_with;
+use crate::facts::{compare_after, done, ignore, limit, skip};
+use crate::harness::{Folder, Run, handoff_run_with};
 
 /// In a mount namespace of its own, without /proc.
 fn leave_proc() -> io::Result<()> {
@@ -57,4 +57,18 @@ fn no_descriptor_for_a_socket_is_an_error_that_says_so() {
 fn little_memory_is_enough() {
     compare_after(|| limit(libc::RLIMIT_AS, 24 << 20));
     compare_after(|| limit(libc::RLIMIT_DATA, 16 << 20));
+}
+
+/// A run that has to look up the name of a user.
+fn owned_socket(folder: &Folder) -> Run {
+    let user = User::from_uid(Uid::effective()).unwrap().unwrap().name;
+    handoff_run_with(&["-l", &format!("{},user={user}", folder.text("s")), "--", "echo", "served"])
+}
+
+// wait(2) then finds no child, though getent(1) had answered.
+#[test]
+fn a_name_is_found_when_the_parent_ignores_its_children() {
+    let folder = Folder::new();
+    let output = owned_socket(&folder).before_exec(|| ignore(libc::SIGCHLD)).output();
+    assert_eq!((output.failure(), &*output.stdout), ((0, ""), "served\n"));
 }
