@@ -1,0 +1,2 @@
+/* The least a target can be. */
+int main(void) { return 0; }
