@@ -90,8 +90,8 @@ pub(crate) fn announce<'a>(
     announcement: Option<&Announcement>,
     set: Vec<CString>,
 ) -> Vec<Variable<'a>> {
-    let replaced = |variable: &CStr| set.iter().any(|new| key(new) == key(variable));
-    let stale = |variable: &CStr| VARIABLES.iter().chain([&STATE]).any(|name| key(variable) == name.as_bytes());
+    let replaced = |variable: &CStr| set.iter().any(|new| is_for(variable, key(new)));
+    let stale = |variable: &CStr| VARIABLES.iter().chain([&STATE]).any(|name| is_for(variable, name.as_bytes()));
     let kept = base.iter().filter(|variable| !stale(variable) && !replaced(variable)).map(|kept| Cow::Borrowed(*kept));
     let ours = announcement.map(Announcement::variables).unwrap_or_default();
     let ours = ours.into_iter().filter(|variable| !replaced(variable)).map(Cow::Owned);
@@ -101,7 +101,7 @@ pub(crate) fn announce<'a>(
 
 /// `base` to the letter, with the errand of a supervisor's successor instead of any it had.
 pub(crate) fn announce_state<'a>(base: &[&'a CStr], errand: CString) -> Vec<Variable<'a>> {
-    let kept = base.iter().filter(|variable| key(variable) != STATE.as_bytes()).map(|kept| Cow::Borrowed(*kept));
+    let kept = base.iter().filter(|variable| !is_for(variable, STATE.as_bytes())).map(|kept| Cow::Borrowed(*kept));
     kept.chain([Cow::Owned(errand)]).collect()
 }
 
@@ -111,10 +111,15 @@ fn key(variable: &CStr) -> &[u8] {
     bytes.split(|byte| *byte == b'=').next().unwrap_or(bytes)
 }
 
+/// Has `variable` this key? A comparison of the start, for an environment is long and few of its entries speak of us.
+fn is_for(variable: &CStr, key: &[u8]) -> bool {
+    let rest = variable.to_bytes().strip_prefix(key);
+    rest.is_some_and(|rest| rest.first().is_none_or(|next| *next == b'='))
+}
+
 /// The value of the first entry for `name`, which is the one that getenv(3) finds.
 pub(crate) fn value<'a>(environment: &[&'a CStr], name: &str) -> Option<&'a [u8]> {
-    let found = environment.iter().find(|variable| key(variable) == name.as_bytes())?;
-    found.to_bytes().get(name.len() + 1..)
+    environment.iter().find_map(|variable| variable.to_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 #[cfg(test)]
@@ -130,6 +135,12 @@ mod tests {
         for variables in [&[][..], &[c"LISTEN_FDS="], &[c"LISTEN_FDS=0"]] {
             assert_eq!(announced(variables).unwrap().count, 0);
         }
+    }
+
+    // As getenv(3) has it; it once hid the entry behind it.
+    #[test]
+    fn an_entry_without_an_equals_sign_has_no_value() {
+        assert_eq!(announced(&[c"LISTEN_FDS", c"LISTEN_FDS=2"]).unwrap().count, 2);
     }
 
     #[test]
