@@ -99,10 +99,11 @@ pub(crate) fn announce<'a>(
     environment.into_iter().chain(set.iter().cloned().map(Cow::Owned)).collect()
 }
 
-/// `base` to the letter, with the errand of a supervisor's successor instead of any it had.
-pub(crate) fn announce_state<'a>(base: &[&'a CStr], errand: CString) -> Vec<Variable<'a>> {
-    let kept = base.iter().filter(|variable| !is_for(variable, STATE.as_bytes())).map(|kept| Cow::Borrowed(*kept));
-    kept.chain([Cow::Owned(errand)]).collect()
+/// `base` to the letter, with `set` instead of any of its name.
+pub(crate) fn with<'a>(base: &[&'a CStr], set: CString) -> Vec<Variable<'a>> {
+    let kept = base.iter().filter(|variable| !is_for(variable, key(&set))).map(|kept| Cow::Borrowed(*kept));
+    let kept: Vec<Variable<'a>> = kept.collect();
+    kept.into_iter().chain([Cow::Owned(set)]).collect()
 }
 
 /// What stands before the first `=`; all of an entry that has none.

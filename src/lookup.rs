@@ -1,11 +1,13 @@
 //! Names of hosts, services, users and groups, asked of getent(1): the system's own libc answers through whatever its
 //! nsswitch.conf(5) says. A static program that did so itself would load the modules of another libc.
 
-use std::io::{ErrorKind, Read};
+use std::ffi::CString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, ensure};
+
+use crate::command;
+use crate::failure::plain;
 
 /// The addresses of a host, in the order of getaddrinfo(3).
 pub(crate) fn host(name: &str) -> Result<Vec<IpAddr>> {
@@ -47,25 +49,13 @@ fn id(database: &str, name: &str) -> Result<u32> {
 }
 
 fn getent(database: &str, key: &str) -> Result<String> {
-    let mut child = Command::new("getent")
-        .args([database, "--", key])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| match error.kind() {
-            ErrorKind::NotFound => anyhow!("getent is not installed to look it up; write the number"),
-            _ => Error::new(error).context("getent"),
-        })?;
-    let mut answer = Vec::new();
-    let read = child.stdout.take().map_or(Ok(0), |mut stdout| stdout.read_to_end(&mut answer));
-    // Its status 2 is for a key that was not found; an empty answer tells the same. Nor is it an error that there is
-    // no status: where SIGCHLD was ignored when we started, the kernel keeps none.
-    let _ = child.wait();
-    read.context("getent")?;
+    let words = ["getent", database, "--", key].map(|word| CString::new(word).expect("the parser lets no NUL pass"));
+    let answer = command::output(&words).map_err(plain).context("getent, which would look it up")?;
+    // Its status 2 is for a key that was not found; an empty answer tells the same.
     let answer = String::from_utf8_lossy(&answer);
     let first = answer.trim_end();
-    if first.is_empty() { Err(anyhow!("not found")) } else { Ok(first.to_owned()) }
+    ensure!(!first.is_empty(), "not found");
+    Ok(first.to_owned())
 }
 
 fn unreadable() -> Error {

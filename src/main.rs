@@ -2,9 +2,10 @@
 #![cfg_attr(not(test), no_main)]
 
 mod cli;
+mod command;
 #[cfg(test)]
 mod current;
-mod diag;
+mod descriptors;
 mod endpoint;
 mod environ;
 mod exec;
@@ -19,6 +20,7 @@ mod pid_file;
 mod preset;
 mod remedy;
 mod servers;
+mod sock_diag;
 mod source;
 mod spec;
 mod supervise;

@@ -135,9 +135,12 @@ fn match_addresses(wanted: &mut [Wanted], inherited: &mut Inherited) -> anyhow::
 fn take_bound(wanted: &Wanted, most: usize, inherited: &mut Inherited) -> anyhow::Result<Option<Socket>> {
     for endpoint in &wanted.endpoints {
         let fits: Vec<&Socket> = inherited.sockets.iter().filter(|socket| socket.is_at(endpoint)).collect();
-        let mut inodes: Vec<u64> = fits.iter().map(|socket| socket.inode).collect();
-        inodes.sort_unstable();
-        inodes.dedup();
+        let mut inodes: Vec<u64> = Vec::new();
+        for socket in &fits {
+            if !inodes.contains(&socket.inode) {
+                inodes.push(socket.inode);
+            }
+        }
         let numbers: Vec<String> = fits.iter().map(|socket| socket.number.to_string()).collect();
         ensure!(
             inodes.len() <= most,

@@ -38,23 +38,34 @@ pub(crate) unsafe fn claim() -> nix::Result<Vec<OwnedFd>> {
     Ok(numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect())
 }
 
-/// The numbers from 3 on that `/proc/self/fd` lists, sorted.
+/// The numbers from 3 on that `/proc/self/fd` lists, which goes through the table in order.
 fn open_descriptors() -> nix::Result<Vec<RawFd>> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let directory = open(c"/proc/self/fd", flags, Mode::empty())?;
-    let mut numbers: Vec<RawFd> = Vec::new();
+    let directory = open_directory("/proc/self/fd")?;
+    let mut numbers = list_numbers(&directory)?;
+    numbers.retain(|fd| *fd >= FIRST_FD && *fd != directory.as_raw_fd());
+    Ok(numbers)
+}
+
+/// The entries of a directory of /proc that are numbers: processes, threads or descriptors.
+pub(crate) fn numbers_in(directory: &str) -> nix::Result<Vec<i32>> {
+    list_numbers(&open_directory(directory)?)
+}
+
+fn open_directory(path: &str) -> nix::Result<OwnedFd> {
+    open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+fn list_numbers(directory: &OwnedFd) -> nix::Result<Vec<i32>> {
+    let mut numbers: Vec<i32> = Vec::new();
     // A few descriptors fit a page of entries; more only take more calls.
     let mut page = [0u8; 2048];
     loop {
-        let length = getdents64(&directory, &mut page)?;
+        let length = getdents64(directory, &mut page)?;
         if length == 0 {
-            break;
+            return Ok(numbers);
         }
-        numbers.extend(entry_names(&page[..length]).filter_map(|name| name.to_str().ok()?.parse::<RawFd>().ok()));
+        numbers.extend(entry_names(&page[..length]).filter_map(|name| name.to_str().ok()?.parse::<i32>().ok()));
     }
-    numbers.retain(|fd| *fd >= FIRST_FD && *fd != directory.as_raw_fd());
-    numbers.sort_unstable();
-    Ok(numbers)
 }
 
 /// The same by asking for each number, for where /proc is not mounted.

@@ -17,9 +17,10 @@ use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, lstat, majo
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs};
 use nix::unistd::unlink;
 
-use crate::diag::BoundFile;
+use crate::descriptors::SocketInode;
+use crate::lookup;
 use crate::options::Options;
-use crate::{diag, lookup};
+use crate::sock_diag::{BoundFile, States, unix_sockets};
 
 /// A socket's file that we made. Removed when dropped, if it is still the one we made.
 #[derive(Debug)]
@@ -127,14 +128,16 @@ fn wait_for_others(path: &Path) -> Option<File> {
 }
 
 /// The socket that is bound to the file at `path`, by its own inode in sockfs.
-pub(crate) fn bound_socket(path: &Path) -> Option<u32> {
+pub(crate) fn bound_socket(path: &Path) -> Option<SocketInode> {
     let file = lstat(path).ok()?;
     let device = device_inside(path, &file);
     // The kernel tells but 32 bits of the file's inode.
     let is_bound_here =
         |bound: &BoundFile| bound.inode == file.st_ino as u32 && device.is_none_or(|device| bound.device == device);
-    let mut sockets = diag::unix_sockets().ok()?.into_iter();
-    sockets.find(|socket| socket.file.as_ref().is_some_and(is_bound_here)).map(|socket| socket.inode)
+    let mut sockets = unix_sockets(States::ALL).ok()?.into_iter();
+    // A connection that was accepted keeps the file of its listener.
+    let here = sockets.find(|socket| !socket.connected && socket.file.as_ref().is_some_and(is_bound_here));
+    here.map(|socket| socket.inode)
 }
 
 /// The number that the kernel itself has for a file's file system; none where stat(2) tells another, as Btrfs does for

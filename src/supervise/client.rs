@@ -1,6 +1,5 @@
 //! The other end of the control socket: `--reload`, `--status` and `--stop`.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, IsTerminal, Write, stderr, stdout};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -51,13 +50,13 @@ fn follow(lines: impl BufRead, screen: &mut Screen) -> Result<u8> {
 struct Screen {
     terminal: bool,
     /// The lines of the generations, and how many of them are drawn.
-    lines: BTreeMap<u64, String>,
+    lines: Vec<(u64, String)>,
     drawn: usize,
 }
 
 impl Screen {
     fn new() -> Screen {
-        Screen { terminal: stdout().is_terminal(), lines: BTreeMap::new(), drawn: 0 }
+        Screen { terminal: stdout().is_terminal(), lines: Vec::new(), drawn: 0 }
     }
 
     /// `ID TEXT` of a generation.
@@ -67,7 +66,11 @@ impl Screen {
         if !self.terminal {
             return self.print(&line);
         }
-        self.lines.insert(id.parse().unwrap_or_default(), line);
+        let id = id.parse().unwrap_or_default();
+        match self.lines.binary_search_by_key(&id, |(known, _)| *known) {
+            Ok(at) => self.lines[at].1 = line,
+            Err(at) => self.lines.insert(at, (id, line)),
+        }
         self.draw()
     }
 
@@ -77,7 +80,7 @@ impl Screen {
         if self.drawn > 0 {
             picture.push_str(&format!("\x1b[{}A", self.drawn));
         }
-        for line in self.lines.values() {
+        for (_, line) in &self.lines {
             // To the start of the line, the line, and nothing behind it.
             picture.push_str(&format!("\r{line}\x1b[K\n"));
         }

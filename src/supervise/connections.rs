@@ -1,14 +1,14 @@
 //! How many connections each generation holds, counted from the kernel: its sockets of our ports and paths, found among
 //! the descriptors of its processes.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::socket::{SockaddrLike, SockaddrStorage, getsockname};
 use nix::unistd::Pid;
 
-use crate::supervise::descriptors::{SocketInode, sockets};
-use crate::supervise::inet_diag::{Family, States, tcp_sockets, unix_sockets};
+use crate::descriptors::{SocketInode, sockets};
+use crate::sock_diag::{Family, States, inet_sockets, unix_sockets};
+use crate::spec::InetKind;
 
 /// What the connections to a listener have in common with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,14 +21,14 @@ enum Local {
 
 /// Every connection that came in by one of `listeners` and that some process holds, in every state but TIME_WAIT.
 ///
-/// It asks the kernel once for each TCP listener, and once for all Unix ones.
-pub(crate) fn open_connections<L: AsFd>(listeners: &[L]) -> nix::Result<BTreeSet<SocketInode>> {
+/// Sorted. It asks the kernel once for each TCP listener, and once for all Unix ones.
+pub(crate) fn open_connections<L: AsFd>(listeners: &[L]) -> nix::Result<Vec<SocketInode>> {
     let mut names = Vec::new();
-    let mut open = BTreeSet::new();
+    let mut open: Vec<SocketInode> = Vec::new();
     for listener in listeners {
         match Local::of(listener)? {
             Local::Tcp(family, port) => {
-                let connected = tcp_sockets(family, States::CONNECTED, Some(port))?;
+                let connected = inet_sockets(InetKind::Tcp, family, States::CONNECTED, Some(port))?;
                 open.extend(connected.into_iter().map(|socket| socket.inode));
             }
             Local::Unix(name) => names.push(name),
@@ -40,16 +40,20 @@ pub(crate) fn open_connections<L: AsFd>(listeners: &[L]) -> nix::Result<BTreeSet
         let ours = connected.into_iter().filter(|socket| names.contains(&socket.name));
         open.extend(ours.map(|socket| socket.inode));
     }
+    open.sort_unstable();
     Ok(open)
 }
 
-/// How many of the `open` connections these processes hold; one that they share counts once.
-pub(crate) fn held_by(members: &[Pid], open: &BTreeSet<SocketInode>) -> usize {
+/// How many of the sorted `open` connections these processes hold; one that they share counts once.
+pub(crate) fn held_by(members: &[Pid], open: &[SocketInode]) -> usize {
     if open.is_empty() {
         return 0;
     }
-    let held = members.iter().flat_map(|pid| sockets(*pid)).filter(|inode| open.contains(inode));
-    held.collect::<BTreeSet<_>>().len()
+    let held = members.iter().flat_map(|pid| sockets(*pid)).filter(|inode| open.binary_search(inode).is_ok());
+    let mut held: Vec<SocketInode> = held.collect();
+    held.sort_unstable();
+    held.dedup();
+    held.len()
 }
 
 impl Local {

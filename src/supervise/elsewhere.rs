@@ -1,13 +1,13 @@
 //! Where else a generation listens: what to say of one that runs but did not take our socket.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
 use nix::unistd::Pid;
 
-use crate::supervise::descriptors::{SocketInode, sockets};
-use crate::supervise::inet_diag::{Family, States, tcp_sockets, unix_sockets};
+use crate::descriptors::{SocketInode, sockets};
+use crate::sock_diag::{Family, States, inet_sockets, unix_sockets};
+use crate::spec::InetKind;
 
 /// A listening socket of a generation that did not come from us.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,19 +38,22 @@ impl fmt::Display for Address {
 
 /// The TCP and Unix sockets but `ours` that `members` listen on, as far as they let us look.
 pub(crate) fn listening_elsewhere(members: &[Pid], ours: &[SocketInode]) -> nix::Result<Vec<Elsewhere>> {
-    let mut holders = BTreeMap::new();
+    let mut holders: Vec<(SocketInode, Pid)> = Vec::new();
     for pid in members.iter().copied() {
         for inode in sockets(pid).filter(|inode| !ours.contains(inode)) {
-            holders.entry(inode).or_insert(pid);
+            holders.push((inode, pid));
         }
     }
     if holders.is_empty() {
         return Ok(Vec::new());
     }
-    let holds = |inode, address| Some(Elsewhere { pid: *holders.get(&inode)?, inode, address });
+    let holds = |inode, address| {
+        let (_, pid) = holders.iter().find(|(held, _)| *held == inode)?;
+        Some(Elsewhere { pid: *pid, inode, address })
+    };
     let mut found = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let listening = tcp_sockets(family, States::LISTENING, None)?;
+        let listening = inet_sockets(InetKind::Tcp, family, States::LISTENING, None)?;
         found.extend(listening.into_iter().filter_map(|socket| holds(socket.inode, Address::Tcp(socket.local))));
     }
     let listening = unix_sockets(States::LISTENING)?;

@@ -8,7 +8,7 @@ use libc::c_int;
 use nix::sys::stat::{fstat, minor};
 use nix::unistd::Pid;
 
-use crate::supervise::descriptors::{ForeignFd, SocketInode, has_vanished};
+use crate::descriptors::{ForeignFd, SocketInode, has_vanished};
 
 /// Empty if the descriptor was closed meanwhile.
 pub(crate) fn read(pid: Pid, fd: ForeignFd) -> io::Result<String> {

@@ -35,9 +35,11 @@ impl Members {
             next += 1;
         }
         self.visible |= known.iter().any(|process| process.pid == self.main);
-        self.led.extend(known.iter().filter(|process| process.leads()).map(|process| process.pid));
-        self.led.sort_unstable();
-        self.led.dedup();
+        for leader in known.iter().filter(|process| process.leads()) {
+            if !self.led.contains(&leader.pid) {
+                self.led.push(leader.pid);
+            }
+        }
         // Once nobody is left in it, the number may become that of a stranger's group.
         self.led.retain(|number| !self.visible || known.iter().any(|process| process.is_in(*number)));
         self.known = known;
@@ -51,9 +53,10 @@ impl Members {
     /// Those that have not ended; `main` first, even where /proc hides it.
     pub(crate) fn alive(&self) -> Vec<Pid> {
         let hidden = (!self.visible).then_some(self.main);
-        let seen = self.known.iter().filter(|process| process.state == State::Alive).map(|process| process.pid);
-        let mut alive: Vec<Pid> = hidden.into_iter().chain(seen).collect();
-        alive.sort_by_key(|pid| *pid != self.main);
+        let mut alive: Vec<Pid> = hidden.into_iter().chain(self.alive_processes().map(|process| process.pid)).collect();
+        if let Some(at) = alive.iter().position(|pid| *pid == self.main) {
+            alive[..=at].rotate_right(1);
+        }
         alive
     }
 

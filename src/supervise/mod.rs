@@ -6,11 +6,9 @@ mod child;
 pub(crate) mod client;
 mod connections;
 mod control;
-mod descriptors;
 mod elsewhere;
 mod fdinfo;
 mod generation;
-mod inet_diag;
 mod members;
 mod news;
 mod notify;
@@ -26,7 +24,7 @@ mod state;
 mod status;
 mod syscall;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub(crate) mod upgrade;
 
 use std::collections::VecDeque;
@@ -40,11 +38,11 @@ use log::debug;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cli::Supervise;
+use crate::descriptors::SocketInode;
 use crate::listener::Listener;
 use crate::pid_file::PidFile;
 use crate::sys;
 use control::Control;
-use descriptors::SocketInode;
 use generation::Generation;
 use notify::Manager;
 use plan::{Event, Id, Moment, Plan};

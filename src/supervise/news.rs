@@ -80,7 +80,7 @@ impl Supervisor {
         let Some(generation) = self.generation(id) else { return };
         generation.watch = None;
         let after = now.saturating_sub(generation.started);
-        self.say(id, &format!("ready after {:.2} s", after.as_secs_f64()));
+        self.say(id, &format!("ready after {}", show(after)));
         self.restore_backlogs();
         self.leave_pid_file();
         self.manager.ready(&format!("generation {id} serves"));

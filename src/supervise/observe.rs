@@ -2,7 +2,7 @@
 //! that the server need not cooperate. What cannot be looked into is said, never guessed.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -10,9 +10,10 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use crate::supervise::descriptors::{ForeignFd, Kind, SocketInode, descriptors, has_vanished};
+use crate::descriptors::{ForeignFd, Kind, SocketInode, descriptors, has_vanished};
 use crate::supervise::fdinfo;
 use crate::supervise::syscall::{Wait, waits};
+use crate::sys;
 
 /// What one look at a generation has shown.
 #[derive(Debug, PartialEq, Eq)]
@@ -111,12 +112,13 @@ impl Look {
     }
 
     fn look_at_threads(&mut self, open: &[(ForeignFd, Kind)]) -> io::Result<()> {
-        for thread in fs::read_dir(format!("/proc/{}/task", self.pid))? {
+        let tasks = format!("/proc/{}/task", self.pid);
+        for thread in sys::numbers_in(&tasks)? {
             let held = self.held(open);
             if held.is_empty() {
                 break;
             }
-            match waits(&thread?.path(), held.iter().map(|(fd, _)| *fd)) {
+            match waits(&Path::new(&tasks).join(thread.to_string()), held.iter().map(|(fd, _)| *fd)) {
                 Ok(Some((wait, fds))) => {
                     self.note(held.iter().filter(|(fd, _)| fds.contains(fd)).map(|(_, socket)| *socket), wait);
                 }
@@ -172,6 +174,8 @@ fn is_compat(pid: Pid) -> bool {
 mod tests {
     use std::net::{TcpListener, UdpSocket};
     use std::thread;
+
+    use std::fs;
 
     use super::*;
     use crate::supervise::processes::Table;

@@ -54,7 +54,7 @@ impl Supervisor {
             variables: vec![],
             watchdog: self.manager.watchdog(),
         };
-        let watch = Watch::begin(&self.config.ready, &self.sockets, now)?;
+        let watch = Watch::begin(&self.config.ready, &self.sockets, self.signals.inherited(), now)?;
         Generation::start(start, watch, now)
     }
 

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 
 #[cfg(test)]
 use crate::supervise::members::Members;
+use crate::sys;
 
 /// What `/proc/PID/stat` says of one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ impl Table {
     /// Look at every process.
     pub(crate) fn scan() -> io::Result<Table> {
         let own = Pid::this();
-        let pids = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let pids = sys::numbers_in("/proc")?.into_iter();
         Ok(pids.map(Pid::from_raw).filter(|pid| *pid != own).filter_map(Process::read).collect())
     }
 
@@ -144,9 +145,8 @@ impl Process {
 fn children_of_this_process() -> io::Result<Vec<Pid>> {
     let mut pids = Vec::new();
     // Every thread has its own list; only in our tests there are several.
-    for thread in fs::read_dir("/proc/self/task")? {
-        let path = thread?.path().join("children");
-        pids.extend(parse_children(&fs::read_to_string(path)?));
+    for thread in sys::numbers_in("/proc/self/task")? {
+        pids.extend(parse_children(&fs::read_to_string(format!("/proc/self/task/{thread}/children"))?));
     }
     Ok(pids)
 }
@@ -158,9 +158,9 @@ fn children(process: &Process, pids: &mut Vec<Pid>) -> io::Result<()> {
         pids.extend(parse_children(&fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?));
         return Ok(());
     }
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+    for thread in sys::numbers_in(&format!("/proc/{pid}/task"))? {
         // A thread that ended has given its children to another one.
-        let Ok(list) = fs::read_to_string(thread?.path().join("children")) else { continue };
+        let Ok(list) = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")) else { continue };
         pids.extend(parse_children(&list));
     }
     Ok(())

@@ -1,19 +1,23 @@
 //! When a generation is ready. The one place that knows the ways to tell.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use log::{debug, warn};
 use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2, read};
 
 use crate::cli::values::Ready;
-use crate::supervise::descriptors::SocketInode;
+use crate::descriptors::SocketInode;
 use crate::supervise::observe::observe;
 use crate::supervise::plan::Moment;
+use crate::supervise::signals::Inherited;
 use crate::supervise::state::SavedWatch;
+use crate::{command, environ, sys};
 
 /// The first look comes after this, each further one after half as much again, up to the last.
 const FIRST_LOOK: Duration = Duration::from_millis(2);
@@ -30,6 +34,8 @@ pub(crate) struct Watch {
     sockets: Vec<SocketInode>,
     /// The generation's main process, once there is one.
     pid: Option<Pid>,
+    /// What a check command is run with.
+    signals: Inherited,
     begun: Moment,
     /// When to look again.
     next: Moment,
@@ -45,19 +51,19 @@ pub(crate) struct Watch {
 
 /// A running check command, ended with the watch.
 #[derive(Debug)]
-struct Check(Child);
+struct Check(Pid);
 
 impl Drop for Check {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        // It was not waited for, so the number is still its own.
+        let _ = kill(self.0, Signal::SIGKILL);
+        let _ = waitpid(self.0, None);
     }
 }
 
 impl Watch {
     /// Begin to watch a generation that is about to be started.
-    pub(crate) fn begin(how: &Ready, sockets: &[SocketInode], now: Moment) -> Result<Watch> {
+    pub(crate) fn begin(how: &Ready, sockets: &[SocketInode], signals: Inherited, now: Moment) -> Result<Watch> {
         let pipe = match how {
             Ready::Descriptor(_) => {
                 let (ours, its) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe for --ready")?;
@@ -65,10 +71,10 @@ impl Watch {
             }
             _ => None,
         };
-        Ok(Watch { pipe, ..Watch::of(how, sockets, now) })
+        Ok(Watch { pipe, ..Watch::of(how, sockets, signals, now) })
     }
 
-    fn of(how: &Ready, sockets: &[SocketInode], begun: Moment) -> Watch {
+    fn of(how: &Ready, sockets: &[SocketInode], signals: Inherited, begun: Moment) -> Watch {
         let first = match how {
             Ready::After(time) => *time,
             _ => FIRST_LOOK,
@@ -77,6 +83,7 @@ impl Watch {
             how: how.clone(),
             sockets: sockets.to_vec(),
             pid: None,
+            signals,
             begun,
             next: begun + first,
             pause: FIRST_LOOK,
@@ -182,33 +189,34 @@ impl Watch {
 
     /// Run the check, or see how it ended.
     fn check_passed(&mut self, command: &str) -> bool {
-        match &mut self.check {
-            None => {
-                let pid = self.pid.map(|pid| pid.to_string()).unwrap_or_default();
-                let shell = Command::new("sh").args(["-c", command]).env("MAINPID", pid).stdin(Stdio::null()).spawn();
-                match shell {
-                    Ok(child) => self.check = Some(Check(child)),
-                    Err(error) => warn!("cannot run the check: {error}"),
-                }
-                false
+        let Some(check) = &self.check else {
+            match self.start_check(command) {
+                Ok(pid) => self.check = Some(Check(pid)),
+                Err(error) => warn!("cannot run the check: {error}"),
             }
-            Some(Check(child)) => match child.try_wait() {
-                Ok(None) => false,
-                Ok(Some(status)) => {
-                    self.check = None;
-                    status.success()
-                }
-                Err(_) => {
-                    self.check = None;
-                    false
-                }
-            },
+            return false;
+        };
+        match waitpid(check.0, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => false,
+            ended => {
+                let check = self.check.take();
+                // It is reaped: nobody is to be killed.
+                std::mem::forget(check);
+                matches!(ended, Ok(WaitStatus::Exited(_, 0)))
+            }
         }
+    }
+
+    fn start_check(&self, command: &str) -> Result<Pid> {
+        let words = ["sh", "-c", command].map(CString::new).into_iter().collect::<Result<Vec<_>, _>>()?;
+        let pid = self.pid.map(|pid| pid.to_string()).unwrap_or_default();
+        let environment = environ::with(&sys::environment(), CString::new(format!("MAINPID={pid}"))?);
+        Ok(command::start(&words, &environment, || self.signals.restore())?)
     }
 
     /// The process of a check, which nobody else is to wait for.
     pub(crate) fn check_pid(&self) -> Option<Pid> {
-        self.check.as_ref().map(|Check(child)| Pid::from_raw(child.id() as i32))
+        self.check.as_ref().map(|check| check.0)
     }
 
     /// Why it is not ready, for the message at the timeout.
@@ -226,11 +234,12 @@ impl Watch {
     pub(crate) fn resume(
         how: &Ready,
         sockets: &[SocketInode],
+        signals: Inherited,
         pid: Pid,
         saved: SavedWatch,
         pipe: Option<OwnedFd>,
     ) -> Watch {
-        let mut watch = Watch::of(how, sockets, saved.begun);
+        let mut watch = Watch::of(how, sockets, signals, saved.begun);
         watch.pid = Some(pid);
         watch.told = saved.told;
         watch.pipe = pipe.map(|ours| (ours, None));

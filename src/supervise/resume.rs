@@ -9,12 +9,12 @@ use nix::fcntl::FdFlag;
 use nix::unistd::Pid;
 
 use crate::cli::Supervise;
+use crate::descriptors::SocketInode;
 use crate::listener::Listener;
 use crate::pid_file::PidFile;
 use crate::spec::FdName;
 use crate::supervise::child::Child;
 use crate::supervise::control::{Client, Control};
-use crate::supervise::descriptors::SocketInode;
 use crate::supervise::generation::Generation;
 use crate::supervise::notify::{Inbox, Manager};
 use crate::supervise::plan::Event;
@@ -49,6 +49,8 @@ impl Supervisor {
                 control.clients.push(Client::resumed(fd, client, now));
             }
         }
+        let inherited = Inherited::saved(&state.blocked, state.child_ignored, state.pipe_ignored);
+        let signals = Signals::resume(inherited)?;
         let generations = state.generations.into_iter().map(|saved| {
             let pid = Pid::from_raw(saved.pid);
             let child = Child::resumed(pid, take(saved.pidfd)?, take(saved.complaint)?);
@@ -57,13 +59,12 @@ impl Supervisor {
                 None => None,
                 Some(watch) => {
                     let pipe = watch.pipe.map(&mut take).transpose()?;
-                    Some(Watch::resume(&config.ready, &sockets, pid, watch, pipe))
+                    Some(Watch::resume(&config.ready, &sockets, inherited, pid, watch, pipe))
                 }
             };
             Ok(Generation::resumed(saved.id, child, inbox, watch, saved.started))
         });
         let generations = generations.collect::<Result<_>>()?;
-        let signals = Signals::resume(Inherited::saved(&state.blocked, state.child_ignored, state.pipe_ignored))?;
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
         let pid_file = config.exec.pid_file.as_deref().filter(|_| state.pid_file).map(PidFile::written);
         Ok(Supervisor {

@@ -63,9 +63,9 @@ impl Status {
         let generations = self.generations.iter().map(|generation| {
             let connections = generation.connections.map_or("null".to_owned(), |count| count.to_string());
             let GenerationStatus { id, pid, state, age, .. } = generation;
-            let age = age.as_secs_f64();
+            let age = decimal(*age, 3);
             format!(
-                "{{\"generation\":{id},\"pid\":{pid},\"state\":\"{state}\",\"age\":{age:.3},\"connections\":{connections}}}"
+                "{{\"generation\":{id},\"pid\":{pid},\"state\":\"{state}\",\"age\":{age},\"connections\":{connections}}}"
             )
         });
         format!(
@@ -83,11 +83,17 @@ impl Status {
 /// A length of time in the unit that suits it.
 pub(crate) fn show(time: Duration) -> String {
     match time.as_secs() {
-        0..60 => format!("{:.2} s", time.as_secs_f64()),
+        0..60 => format!("{} s", decimal(time, 2)),
         seconds @ 60..3600 => format!("{} m {} s", seconds / 60, seconds % 60),
         seconds @ 3600..86400 => format!("{} h {} m", seconds / 3600, seconds / 60 % 60),
         seconds => format!("{} d {} h", seconds / 86400, seconds / 3600 % 24),
     }
+}
+
+/// Seconds with so many digits behind the point, at most 9. Formatting a float would be larger than all else here.
+fn decimal(time: Duration, digits: usize) -> String {
+    let nanoseconds = format!("{:09}", time.subsec_nanos());
+    format!("{}.{}", time.as_secs(), &nanoseconds[..digits])
 }
 
 /// A string of JSON (RFC 8259, 7).

@@ -9,7 +9,7 @@ use std::str;
 
 use libc::{c_int, c_long, c_ulong};
 
-use crate::supervise::descriptors::ForeignFd;
+use crate::descriptors::ForeignFd;
 
 /// How a process waits for a connection or datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{Id as WaitId, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{ForkResult, Pid};
 
-use crate::environ::{self, Variable, announce_state};
+use crate::environ::{self, Variable};
 use crate::failure::Status;
 use crate::supervise::Supervisor;
 use crate::supervise::plan::Moment;
@@ -253,5 +253,5 @@ fn memory() -> nix::Result<OwnedFd> {
 
 /// Our environment, with the errand.
 fn state_environment(errand: Errand) -> Vec<Variable<'static>> {
-    announce_state(&sys::environment(), errand.variable())
+    environ::with(&sys::environment(), errand.variable())
 }

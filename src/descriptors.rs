@@ -10,6 +10,8 @@ use libc::c_int;
 use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
+use crate::sys;
+
 /// The number by which another process knows a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ForeignFd(pub(crate) c_int);
@@ -52,13 +54,9 @@ impl Kind {
 /// EACCES, where we may not look: another user's process, or one that is not dumpable.
 pub(crate) fn descriptors(pid: Pid) -> io::Result<Vec<(ForeignFd, Kind)>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        let entry = entry?;
-        match fs::read_link(entry.path()) {
-            Ok(link) => {
-                let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-                found.extend(number.map(ForeignFd).zip(Kind::parse(link.as_os_str().as_bytes())));
-            }
+    for number in sys::numbers_in(&format!("/proc/{pid}/fd"))? {
+        match fs::read_link(format!("/proc/{pid}/fd/{number}")) {
+            Ok(link) => found.extend(Kind::parse(link.as_os_str().as_bytes()).map(|kind| (ForeignFd(number), kind))),
             // It was closed just now.
             Err(error) if has_vanished(&error) => {}
             Err(error) => return Err(error),
