@@ -24,9 +24,13 @@ use values::{Ready, Setting, duration, signal};
 ///
 /// Binds the sockets that --listen asks for, or adopts those that were inherited, and becomes PROGRAM, which finds them
 /// from descriptor 3 on with LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES as systemd would set them. A server that runs
-/// the same line again hands its own sockets to its successor: what is inherited is not bound again.
+/// the same line again hands its own sockets to its successor: what is inherited is not bound again. With --supervise it
+/// stays as the parent and rolls generations.
 #[derive(Debug, Parser)]
-#[command(version, override_usage = "handoff-run [OPTIONS] [--] PROGRAM [ARG]...")]
+#[command(
+    version,
+    override_usage = "handoff-run [OPTIONS] [--] PROGRAM [ARG]...\n       handoff-run --reload|--status|--stop PATH"
+)]
 pub(crate) struct Cli {
     /// Listen here: [NAME=]ADDRESS[,KEY[=VALUE]]...
     ///
@@ -80,7 +84,8 @@ pub(crate) struct Cli {
 
     /// Write the process id to this file before becoming PROGRAM
     ///
-    /// Written whole or not at all, and never removed.
+    /// Written whole or not at all, and never removed. With --supervise it is the supervisor's, written when the first
+    /// generation serves and removed at the end if it is still ours.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pid_file: Option<PathBuf>,
 

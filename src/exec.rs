@@ -1,7 +1,7 @@
 //! Become the target: the only place that clears close-on-exec, and the only one that says 126 and 127.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process;
 
@@ -11,6 +11,7 @@ use nix::fcntl::FdFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{FsType, fstatfs};
+use nix::unistd::Pid;
 
 use crate::cli::{Announce, Exec, Start};
 use crate::environ::{Announcement, Variable, announce};
@@ -143,15 +144,15 @@ fn environment<'a>(
     let announcement = Announcement {
         names: listeners.iter().map(|listener| &listener.name).collect(),
         pid: (plan.announce == Announce::All).then_some(values.pid),
-        pidfd_id: (plan.announce == Announce::All).then(own_pidfd_id).flatten(),
+        pidfd_id: (plan.announce == Announce::All).then(|| pidfd_id(values.pid)).flatten(),
     };
     let announcement = (plan.announce != Announce::Nothing).then_some(&announcement);
     Ok(announce(&sys::environment(), announcement, set))
 }
 
 /// The inode of this process' pidfd, which exec keeps and fork does not; none where it would say nothing.
-fn own_pidfd_id() -> Option<u64> {
-    let pidfd: OwnedFd = sys::pidfd_of_self().ok()?;
+fn pidfd_id(pid: u32) -> Option<u64> {
+    let pidfd = sys::pidfd_of(Pid::from_raw(pid as i32)).ok()?;
     (fstatfs(&pidfd).ok()?.filesystem_type() == PIDFS_MAGIC).then_some(fstat(&pidfd).ok()?.st_ino)
 }
 

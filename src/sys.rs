@@ -20,6 +20,9 @@ unsafe extern "C" {
 /// The first descriptor that is not a standard one, where `sd_listen_fds(3)` says that sockets begin.
 pub(crate) const FIRST_FD: RawFd = 3;
 
+/// What an entry of getdents64(2) takes at most: its head, a name of 255 bytes, and the NUL, rounded up.
+const LONGEST_ENTRY: usize = 280;
+
 /// Where descriptors are looked for when there is no /proc: no server has more open when it starts its successor.
 const WITHOUT_PROC: RawFd = 4096;
 
@@ -61,10 +64,11 @@ fn list_numbers(directory: &OwnedFd) -> nix::Result<Vec<i32>> {
     let mut page = [0u8; 2048];
     loop {
         let length = getdents64(directory, &mut page)?;
-        if length == 0 {
+        numbers.extend(entry_names(&page[..length]).filter_map(|name| name.to_str().ok()?.parse::<i32>().ok()));
+        // /proc fills the page as far as entries fit: where one more would have, there is none.
+        if length + LONGEST_ENTRY <= page.len() {
             return Ok(numbers);
         }
-        numbers.extend(entry_names(&page[..length]).filter_map(|name| name.to_str().ok()?.parse::<i32>().ok()));
     }
 }
 
@@ -172,14 +176,6 @@ pub(crate) fn listen(socket: impl AsFd, backlog: c_int) -> nix::Result<()> {
     Errno::result(unsafe { libc::listen(socket.as_fd().as_raw_fd(), backlog) }).map(drop)
 }
 
-/// pidfd_open(2) of this very process.
-pub(crate) fn pidfd_of_self() -> nix::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) })?;
-    // SAFETY: the kernel just made `fd`, close-on-exec, for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
 /// A copy of `fd` at the lowest free number from `lowest` on, close-on-exec.
 pub(crate) fn duplicate_from(fd: impl AsFd, lowest: RawFd) -> nix::Result<OwnedFd> {
     let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(lowest))?;
@@ -252,10 +248,11 @@ pub(crate) fn set_of(numbers: &[c_int]) -> SigSet {
     unsafe { SigSet::from_sigset_t_unchecked(set) }
 }
 
-/// pidfd_open(2) of a child that was not waited for, so that the number is still its own.
-pub(crate) fn pidfd_of(child: Pid) -> nix::Result<OwnedFd> {
+/// pidfd_open(2). Of this process or of a child that was not waited for, the number is still its own; of any other, the
+/// caller has to look at who has it now.
+pub(crate) fn pidfd_of(process: Pid) -> nix::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, child.as_raw(), 0) })?;
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) })?;
     // SAFETY: the kernel just made `fd`, close-on-exec, for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
