@@ -3,13 +3,17 @@
 //! Text is written in hexadecimal, so that a word never holds a space. Descriptors are numbers, which exec keeps.
 
 use std::os::fd::RawFd;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cli::Until;
 use crate::supervise::control::{Live, Wants};
 use crate::supervise::plan::{Cause, Draining, Id, Moment, Plan, Serving, Starting};
+use words::{Line, Words};
+
+#[cfg(test)]
+mod tests;
+mod words;
 
 /// To be raised whenever a line changes its meaning.
 const VERSION: &str = "handoff-run state 1";
@@ -68,91 +72,6 @@ pub(crate) struct SavedWatch {
     pub(crate) begun: Moment,
     pub(crate) told: bool,
     pub(crate) pipe: Option<RawFd>,
-}
-
-/// A line being written.
-struct Line(String);
-
-impl Line {
-    fn of(key: &str) -> Line {
-        Line(key.to_owned())
-    }
-
-    fn word(mut self, word: impl ToString) -> Line {
-        self.0.push(' ');
-        self.0.push_str(&word.to_string());
-        self
-    }
-
-    /// `-` stands for nothing.
-    fn maybe(self, word: Option<impl ToString>) -> Line {
-        match word {
-            Some(word) => self.word(word),
-            None => self.word("-"),
-        }
-    }
-
-    fn text(self, text: &str) -> Line {
-        // `=` keeps an empty text from being no word.
-        let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
-        self.word(format!("={hex}"))
-    }
-
-    fn maybe_text(self, text: Option<&str>) -> Line {
-        match text {
-            Some(text) => self.text(text),
-            None => self.word("-"),
-        }
-    }
-
-    fn time(self, time: Duration) -> Line {
-        self.word(time.as_nanos())
-    }
-}
-
-/// The words of a line being read.
-struct Words<'a>(std::str::SplitAsciiWhitespace<'a>);
-
-impl<'a> Words<'a> {
-    fn word(&mut self) -> Result<&'a str> {
-        self.0.next().context("a line is too short")
-    }
-
-    fn number<T: std::str::FromStr>(&mut self) -> Result<T> {
-        let word = self.word()?;
-        word.parse().ok().with_context(|| format!("{word} is no number"))
-    }
-
-    fn maybe<T: std::str::FromStr>(&mut self) -> Result<Option<T>> {
-        match self.word()? {
-            "-" => Ok(None),
-            word => word.parse().ok().map(Some).with_context(|| format!("{word} is no number")),
-        }
-    }
-
-    fn flag(&mut self) -> Result<bool> {
-        Ok(self.number::<u8>()? == 1)
-    }
-
-    fn maybe_text(&mut self) -> Result<Option<String>> {
-        let word = self.word()?;
-        let Some(hex) = word.strip_prefix('=') else { return Ok(None) };
-        let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
-        let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
-        Ok(Some(String::from_utf8(bytes.context("text is not hexadecimal")?)?))
-    }
-
-    fn text(&mut self) -> Result<String> {
-        self.maybe_text()?.context("text is missing")
-    }
-
-    fn maybe_time(&mut self) -> Result<Option<Duration>> {
-        Ok(self.maybe::<u64>()?.map(Duration::from_nanos))
-    }
-
-    fn time(&mut self) -> Result<Duration> {
-        Ok(Duration::from_nanos(self.number()?))
-    }
 }
 
 impl State {
@@ -328,82 +247,4 @@ fn read_generation(words: &mut Words) -> Result<SavedGeneration> {
         generation.watch = Some(SavedWatch { begun, told, pipe });
     }
     Ok(generation)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn full() -> State {
-        let at = Duration::from_nanos;
-        State {
-            program: "/usr/bin/handoff run".into(),
-            directory: Some(String::new()),
-            blocked: vec![1, 64],
-            child_ignored: true,
-            pipe_ignored: false,
-            listeners: vec![SavedListener { fd: 3, name: "a b".into(), backlog: Some(5), path: Some("/é".into()) }],
-            control: Some(4),
-            clients: vec![
-                SavedClient {
-                    fd: 5,
-                    wants: Wants::Generation { id: 3, until: Until::OldGone, live: Live::No },
-                    heard: String::new(),
-                    to_send: "at 3 x\n".into(),
-                },
-                SavedClient {
-                    fd: 6,
-                    wants: Wants::Predecessors { id: 2, live: Live::Yes },
-                    heard: "r".into(),
-                    to_send: String::new(),
-                },
-                SavedClient { fd: 7, wants: Wants::End, heard: String::new(), to_send: String::new() },
-                SavedClient { fd: 8, wants: Wants::Nothing, heard: "rel".into(), to_send: String::new() },
-            ],
-            plan: Plan {
-                next: 4,
-                starting: Some(Starting { id: 3, cause: Cause::Reload, deadline: at(9) }),
-                serving: Some(Serving { id: 2, since: at(7) }),
-                draining: vec![Draining { id: 1, deadline: Some(at(8)) }, Draining { id: 0, deadline: None }],
-                queued: true,
-                restart: Some(at(11)),
-                pause: at(12),
-                restarts: 2,
-                stopping: Some(0),
-            },
-            generations: vec![
-                SavedGeneration { id: 2, pid: 70, pidfd: 9, complaint: 10, inbox: 11, started: at(1), watch: None },
-                SavedGeneration {
-                    id: 3,
-                    pid: 71,
-                    pidfd: 12,
-                    complaint: 13,
-                    inbox: 14,
-                    started: at(2),
-                    watch: Some(SavedWatch { begun: at(2), told: true, pipe: Some(15) }),
-                },
-            ],
-            last_failure: Some("said \"no\"\nand left".into()),
-            pid_file: true,
-        }
-    }
-
-    #[test]
-    fn what_is_written_reads_back_the_same() {
-        assert_eq!(State::read(&full().write()).unwrap(), full());
-        assert_eq!(State::read(&State::empty().write()).unwrap(), State::empty());
-    }
-
-    #[test]
-    fn another_version_and_a_damaged_state_are_errors() {
-        let text = full().write();
-        for damaged in
-            [text.replace("state 1", "state 2"), text.replace("serving", "sleeping"), text.replace("=61", "=6x")]
-        {
-            assert_ne!(damaged, text);
-            State::read(&damaged).unwrap_err();
-        }
-        let cut = &text[..text.len() - 3];
-        assert_ne!(State::read(cut).ok(), Some(full()));
-    }
 }

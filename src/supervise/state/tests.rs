@@ -1,0 +1,77 @@
+//! What is written is what is read.
+
+use std::time::Duration;
+
+use super::*;
+
+fn full() -> State {
+    let at = Duration::from_nanos;
+    State {
+        program: "/usr/bin/handoff run".into(),
+        directory: Some(String::new()),
+        blocked: vec![1, 64],
+        child_ignored: true,
+        pipe_ignored: false,
+        listeners: vec![SavedListener { fd: 3, name: "a b".into(), backlog: Some(5), path: Some("/é".into()) }],
+        control: Some(4),
+        clients: vec![
+            SavedClient {
+                fd: 5,
+                wants: Wants::Generation { id: 3, until: Until::OldGone, live: Live::No },
+                heard: String::new(),
+                to_send: "at 3 x\n".into(),
+            },
+            SavedClient {
+                fd: 6,
+                wants: Wants::Predecessors { id: 2, live: Live::Yes },
+                heard: "r".into(),
+                to_send: String::new(),
+            },
+            SavedClient { fd: 7, wants: Wants::End, heard: String::new(), to_send: String::new() },
+            SavedClient { fd: 8, wants: Wants::Nothing, heard: "rel".into(), to_send: String::new() },
+        ],
+        plan: Plan {
+            next: 4,
+            starting: Some(Starting { id: 3, cause: Cause::Reload, deadline: at(9) }),
+            serving: Some(Serving { id: 2, since: at(7) }),
+            draining: vec![Draining { id: 1, deadline: Some(at(8)) }, Draining { id: 0, deadline: None }],
+            queued: true,
+            restart: Some(at(11)),
+            pause: at(12),
+            restarts: 2,
+            stopping: Some(0),
+        },
+        generations: vec![
+            SavedGeneration { id: 2, pid: 70, pidfd: 9, complaint: 10, inbox: 11, started: at(1), watch: None },
+            SavedGeneration {
+                id: 3,
+                pid: 71,
+                pidfd: 12,
+                complaint: 13,
+                inbox: 14,
+                started: at(2),
+                watch: Some(SavedWatch { begun: at(2), told: true, pipe: Some(15) }),
+            },
+        ],
+        last_failure: Some("said \"no\"\nand left".into()),
+        pid_file: true,
+    }
+}
+
+#[test]
+fn what_is_written_reads_back_the_same() {
+    assert_eq!(State::read(&full().write()).unwrap(), full());
+    assert_eq!(State::read(&State::empty().write()).unwrap(), State::empty());
+}
+
+#[test]
+fn another_version_and_a_damaged_state_are_errors() {
+    let text = full().write();
+    for damaged in [text.replace("state 1", "state 2"), text.replace("serving", "sleeping"), text.replace("=61", "=6x")]
+    {
+        assert_ne!(damaged, text);
+        State::read(&damaged).unwrap_err();
+    }
+    let cut = &text[..text.len() - 3];
+    assert_ne!(State::read(cut).ok(), Some(full()));
+}
