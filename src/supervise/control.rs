@@ -31,11 +31,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The listening socket and those connected.
 #[derive(Debug)]
 pub(crate) struct Control {
-    fd: OwnedFd,
     path: PathBuf,
-    /// The file, removed at the end if it is still ours.
-    #[expect(dead_code, reason = "it acts when it is dropped")]
+    /// The file, removed at the end if it is still ours. Before the socket, while nobody else can take it for dead.
     created: Option<Created>,
+    fd: OwnedFd,
     pub(crate) clients: Vec<Client>,
     paused_until: Option<Moment>,
 }
@@ -62,6 +61,11 @@ impl Control {
     pub(crate) fn listener(&self) -> Option<BorrowedFd<'_>> {
         let welcome = self.clients.len() < MOST_CLIENTS && self.paused_until.is_none();
         welcome.then(|| self.fd.as_fd())
+    }
+
+    /// Listen no more, and leave those who are connected.
+    pub(crate) fn close(self) -> Vec<Client> {
+        self.clients
     }
 
     /// The descriptor for the next supervisor.

@@ -6,9 +6,9 @@ use nix::sys::signal::Signal;
 
 use crate::cli::Until;
 use crate::supervise::Supervisor;
-use crate::supervise::control::{Asked, Client, Live, Wants};
+use crate::supervise::control::{Asked, Client, Control, Live, Wants};
 use crate::supervise::generation::{Generation, has_member};
-use crate::supervise::plan::{Answer, Event, Haste};
+use crate::supervise::plan::{Answer, Event, Haste, KILLED};
 use crate::supervise::signals::{Received, Sender};
 use crate::sys;
 
@@ -108,23 +108,27 @@ impl Supervisor {
         }
     }
 
-    /// All is over: tell those who waited for it, and remove what is ours.
+    /// All is over: remove what is ours, and tell those who waited for it.
     pub(super) fn leave(mut self, status: u8) {
         for generation in self.generations.drain(..) {
             generation.reap();
         }
-        if let Some(control) = &mut self.control {
-            for client in &mut control.clients {
-                match client.wants {
-                    Wants::End if status == 0 => client.end(0),
-                    Wants::End => client.end_with_error("the last generation did not drain and was killed", 1),
-                    Wants::Nothing => (),
-                    _ => client.end_with_error("the supervisor has ended", 125),
-                }
-            }
-        }
         if let Some(pid_file) = self.pid_file.take() {
             pid_file.remove();
+        }
+        // Whoever is told that all is over may start the next one at once, and must find nothing in its way.
+        self.listeners.clear();
+        self.others.clear();
+        let clients = self.control.take().map(Control::close).unwrap_or_default();
+        for mut client in clients {
+            match client.wants {
+                Wants::End if status == KILLED => {
+                    client.end_with_error("the last generation did not drain and was killed", 1);
+                }
+                Wants::End => client.end(0),
+                Wants::Nothing => (),
+                _ => client.end_with_error("the supervisor has ended", 125),
+            }
         }
     }
 }
