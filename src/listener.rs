@@ -3,7 +3,6 @@
 //! Every socket is born close-on-exec; only `exec.rs` clears that.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
 
 use anyhow::{Context, Error, Result, anyhow};
 use libc::c_int;
@@ -39,8 +38,8 @@ impl Listener {
     }
 
     /// One that a predecessor of this program held, with the file that was made for it.
-    pub(crate) fn resumed(name: FdName, fd: OwnedFd, backlog: Option<u32>, path: Option<&Path>) -> Listener {
-        Listener { name, fd, backlog, created: path.and_then(Created::of) }
+    pub(crate) fn resumed(name: FdName, fd: OwnedFd, backlog: Option<u32>, created: Option<Created>) -> Listener {
+        Listener { name, fd, backlog, created }
     }
 
     /// What its SPEC said of the queue.
@@ -49,8 +48,8 @@ impl Listener {
     }
 
     /// The file that was made for it.
-    pub(crate) fn path(&self) -> Option<&Path> {
-        self.created.as_ref().map(Created::path)
+    pub(crate) fn created(&self) -> Option<&Created> {
+        self.created.as_ref()
     }
 
     /// Where it listens, as the kernel has it.

@@ -30,10 +30,14 @@ pub(crate) struct Created {
 }
 
 impl Created {
-    /// A file that a predecessor of this program made for the socket it left us.
-    pub(crate) fn of(path: &Path) -> Option<Created> {
-        let inode = identity(&lstat(path).ok()?);
-        Some(Created { path: path.to_owned(), inode })
+    /// A file that a predecessor of this program made for the socket it left us, with the identity it had then.
+    pub(crate) fn resumed(path: &Path, (device, inode): (u64, u64)) -> Created {
+        Created { path: path.to_owned(), inode: (device, inode) }
+    }
+
+    /// Device and inode of the file we made, whatever is at its path by now.
+    pub(crate) fn identity(&self) -> (u64, u64) {
+        self.inode
     }
 
     /// Where it is.

@@ -52,8 +52,7 @@ impl Control {
     }
 
     /// The socket that a predecessor of this supervisor listened on.
-    pub(crate) fn resumed(fd: OwnedFd, path: &Path) -> Control {
-        let created = unix_path::Created::of(path);
+    pub(crate) fn resumed(fd: OwnedFd, path: &Path, created: Option<Created>) -> Control {
         Control { fd, path: path.to_owned(), created, clients: Vec::new(), paused_until: None }
     }
 
@@ -66,6 +65,11 @@ impl Control {
     /// Listen no more, and leave those who are connected.
     pub(crate) fn close(self) -> Vec<Client> {
         self.clients
+    }
+
+    /// The file that was made for it.
+    pub(crate) fn created(&self) -> Option<&Created> {
+        self.created.as_ref()
     }
 
     /// The descriptor for the next supervisor.

@@ -71,9 +71,16 @@ impl Generation {
     }
 
     /// One that a predecessor of this supervisor started. Who belongs to it is found out anew.
-    pub(crate) fn resumed(id: Id, child: Child, inbox: Inbox, watch: Option<Watch>, started: Moment) -> Generation {
+    pub(crate) fn resumed(
+        id: Id,
+        child: Child,
+        inbox: Inbox,
+        watch: Option<Watch>,
+        started: Moment,
+        ended: Option<Ending>,
+    ) -> Generation {
         let members = Members::of(child.pid);
-        Generation { id, child, inbox, watch, members, started, ended: None }
+        Generation { id, child, inbox, watch, members, started, ended }
     }
 
     /// What becomes readable when the main process ends, until that was seen.

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::fcntl::FdFlag;
@@ -20,9 +19,10 @@ use crate::supervise::notify::{Inbox, Manager};
 use crate::supervise::plan::Event;
 use crate::supervise::ready::Watch;
 use crate::supervise::signals::{Inherited, Signals};
-use crate::supervise::state::{SavedGeneration, SavedListener, State};
+use crate::supervise::state::{SavedControl, SavedFile, SavedGeneration, SavedListener, State};
 use crate::supervise::{Supervisor, upgrade};
 use crate::sys;
+use crate::unix_path::Created;
 
 impl Supervisor {
     pub(super) fn resume(config: Supervise, state: State, claimed: &mut Vec<OwnedFd>) -> Result<Supervisor> {
@@ -34,13 +34,15 @@ impl Supervisor {
         };
         let listeners = state.listeners.into_iter().map(|listener| {
             let name = FdName::announced(&listener.name).unwrap_or_default();
-            let path = listener.path.as_deref().map(Path::new);
-            Ok(Listener::resumed(name, take(listener.fd)?, listener.backlog, path))
+            let created = listener.file.as_ref().map(resumed);
+            Ok(Listener::resumed(name, take(listener.fd)?, listener.backlog, created))
         });
         let listeners: Vec<Listener> = listeners.collect::<Result<_>>()?;
         let sockets: Vec<SocketInode> = listeners.iter().map(SocketInode::of).collect::<nix::Result<_>>()?;
         let mut control = match (state.control, &config.control) {
-            (Some(fd), Some(path)) => Some(Control::resumed(take(fd)?, path)),
+            (Some(saved), Some(path)) => {
+                Some(Control::resumed(take(saved.fd)?, path, saved.file.as_ref().map(resumed)))
+            }
             _ => None,
         };
         for client in state.clients {
@@ -62,14 +64,14 @@ impl Supervisor {
                     Some(Watch::resume(&config.ready, &sockets, inherited, pid, watch, pipe))
                 }
             };
-            Ok(Generation::resumed(saved.id, child, inbox, watch, saved.started))
+            Ok(Generation::resumed(saved.id, child, inbox, watch, saved.started, saved.ended))
         });
         let generations = generations.collect::<Result<_>>()?;
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
         let pid_file = config.exec.pid_file.as_deref().filter(|_| state.pid_file).map(PidFile::written);
         Ok(Supervisor {
             manager: Manager::of(&sys::environment()),
-            directory: state.directory.map(PathBuf::from),
+            directory: state.directory,
             config,
             listeners,
             sockets,
@@ -78,7 +80,7 @@ impl Supervisor {
             control,
             plan: state.plan,
             generations,
-            program: PathBuf::from(state.program),
+            program: state.program,
             upgrade: None,
             // A deadline may have passed in between.
             events: VecDeque::from([Event::Tick]),
@@ -92,12 +94,11 @@ impl Supervisor {
     /// What the next supervisor must know.
     pub(super) fn state(&self) -> State {
         let (blocked, child_ignored, pipe_ignored) = self.signals.inherited().save();
-        let text = |path: &Path| path.to_str().map(str::to_owned);
         let listener = |listener: &Listener| SavedListener {
             fd: listener.as_fd().as_raw_fd(),
             name: listener.name.to_string(),
             backlog: listener.backlog(),
-            path: listener.path().and_then(text),
+            file: listener.created().map(saved),
         };
         let generation = |generation: &Generation| SavedGeneration {
             id: generation.id,
@@ -106,17 +107,22 @@ impl Supervisor {
             complaint: generation.child.complaint_fd().as_raw_fd(),
             inbox: generation.inbox.as_fd().as_raw_fd(),
             started: generation.started,
+            ended: generation.ended,
             watch: generation.watch.as_ref().map(Watch::save),
         };
         let clients = self.control.iter().flat_map(|control| &control.clients);
         State {
-            program: text(&self.program).unwrap_or_default(),
-            directory: self.directory.as_deref().and_then(text),
+            pid: Pid::this().as_raw(),
+            program: self.program.clone(),
+            directory: self.directory.clone(),
             blocked,
             child_ignored,
             pipe_ignored,
             listeners: self.listeners.iter().map(listener).collect(),
-            control: self.control.as_ref().map(|control| control.fd().as_raw_fd()),
+            control: self
+                .control
+                .as_ref()
+                .map(|control| SavedControl { fd: control.fd().as_raw_fd(), file: control.created().map(saved) }),
             clients: clients.filter_map(Client::save).collect(),
             plan: self.plan.clone(),
             generations: self.generations.iter().map(generation).collect(),
@@ -124,4 +130,12 @@ impl Supervisor {
             pid_file: self.pid_file.is_some(),
         }
     }
+}
+
+fn saved(created: &Created) -> SavedFile {
+    SavedFile { path: created.path().to_owned(), identity: created.identity() }
+}
+
+fn resumed(file: &SavedFile) -> Created {
+    Created::resumed(&file.path, file.identity)
 }

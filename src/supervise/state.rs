@@ -2,12 +2,17 @@
 //!
 //! Text is written in hexadecimal, so that a word never holds a space. Descriptors are numbers, which exec keeps.
 
+use std::ffi::OsString;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 
 use crate::cli::Until;
 use crate::supervise::control::{Live, Wants};
+use crate::supervise::generation::Ending;
 use crate::supervise::plan::{Cause, Draining, Id, Moment, Plan, Serving, Starting};
 use words::{Line, Words};
 
@@ -21,15 +26,17 @@ const VERSION: &str = "handoff-run state 1";
 /// Everything that cannot be found out anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct State {
+    /// Whose state it is.
+    pub(crate) pid: i32,
     /// Where the program is looked for, and the directory by its name.
-    pub(crate) program: String,
-    pub(crate) directory: Option<String>,
+    pub(crate) program: PathBuf,
+    pub(crate) directory: Option<PathBuf>,
     /// The signals that were blocked at start, and whether SIGCHLD and SIGPIPE were ignored.
     pub(crate) blocked: Vec<i32>,
     pub(crate) child_ignored: bool,
     pub(crate) pipe_ignored: bool,
     pub(crate) listeners: Vec<SavedListener>,
-    pub(crate) control: Option<RawFd>,
+    pub(crate) control: Option<SavedControl>,
     pub(crate) clients: Vec<SavedClient>,
     pub(crate) plan: Plan,
     pub(crate) generations: Vec<SavedGeneration>,
@@ -43,16 +50,30 @@ pub(crate) struct SavedListener {
     pub(crate) fd: RawFd,
     pub(crate) name: String,
     pub(crate) backlog: Option<u32>,
-    /// The file we made for it.
-    pub(crate) path: Option<String>,
+    pub(crate) file: Option<SavedFile>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SavedControl {
+    pub(crate) fd: RawFd,
+    pub(crate) file: Option<SavedFile>,
+}
+
+/// The file we made for a socket, with its device and inode: another one may be at the path by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SavedFile {
+    pub(crate) path: PathBuf,
+    pub(crate) identity: (u64, u64),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SavedClient {
     pub(crate) fd: RawFd,
     pub(crate) wants: Wants,
-    pub(crate) heard: String,
-    pub(crate) to_send: String,
+    pub(crate) heard: Vec<u8>,
+    pub(crate) to_send: Vec<u8>,
+    /// It was told everything and has only to read it.
+    pub(crate) closing: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +84,7 @@ pub(crate) struct SavedGeneration {
     pub(crate) complaint: RawFd,
     pub(crate) inbox: RawFd,
     pub(crate) started: Moment,
+    pub(crate) ended: Option<Ending>,
     /// It gets ready: whether it said so, and the pipe by which it does.
     pub(crate) watch: Option<SavedWatch>,
 }
@@ -78,20 +100,25 @@ impl State {
     /// Write it down.
     pub(crate) fn write(&self) -> String {
         let mut lines = vec![Line::of(VERSION)];
-        lines.push(Line::of("program").text(&self.program).maybe_text(self.directory.as_deref()));
+        let directory = self.directory.as_deref().map(bytes);
+        lines.push(Line::of("program").word(self.pid).text(bytes(&self.program)).maybe_text(directory));
         let flags = Line::of("signals").word(u8::from(self.child_ignored)).word(u8::from(self.pipe_ignored));
         lines.push(self.blocked.iter().fold(flags, Line::word));
         lines.extend(self.listeners.iter().map(|listener| {
-            let line = Line::of("listener").word(listener.fd).text(&listener.name);
-            line.maybe(listener.backlog).maybe_text(listener.path.as_deref())
+            let line = Line::of("listener").word(listener.fd).text(listener.name.as_bytes());
+            write_file(line.maybe(listener.backlog), listener.file.as_ref())
         }));
-        lines.extend(self.control.map(|fd| Line::of("control").word(fd)));
+        let control = |control: &SavedControl| write_file(Line::of("control").word(control.fd), control.file.as_ref());
+        lines.extend(self.control.as_ref().map(control));
         lines.extend(self.clients.iter().map(|client| {
-            write_wants(Line::of("client").word(client.fd).text(&client.heard).text(&client.to_send), client.wants)
+            let line = Line::of("client").word(client.fd).text(&client.heard).text(&client.to_send);
+            write_wants(line.word(u8::from(client.closing)), client.wants)
         }));
         lines.extend(write_plan(&self.plan));
         lines.extend(self.generations.iter().map(write_generation));
-        lines.push(Line::of("rest").word(u8::from(self.pid_file)).maybe_text(self.last_failure.as_deref()));
+        lines.push(
+            Line::of("rest").word(u8::from(self.pid_file)).maybe_text(self.last_failure.as_deref().map(str::as_bytes)),
+        );
         lines.into_iter().map(|line| line.0 + "\n").collect()
     }
 
@@ -109,7 +136,8 @@ impl State {
 
     fn empty() -> State {
         State {
-            program: String::new(),
+            pid: 0,
+            program: PathBuf::new(),
             directory: None,
             blocked: vec![],
             child_ignored: false,
@@ -126,7 +154,10 @@ impl State {
 
     fn read_line(&mut self, words: &mut Words) -> Result<()> {
         match words.word()? {
-            "program" => (self.program, self.directory) = (words.text()?, words.maybe_text()?),
+            "program" => {
+                (self.pid, self.program) = (words.number()?, path(words.bytes()?));
+                self.directory = words.maybe_bytes()?.map(path);
+            }
             "signals" => {
                 (self.child_ignored, self.pipe_ignored) = (words.flag()?, words.flag()?);
                 self.blocked = words.0.by_ref().map(|word| Ok(word.parse()?)).collect::<Result<_>>()?;
@@ -135,13 +166,14 @@ impl State {
                 fd: words.number()?,
                 name: words.text()?,
                 backlog: words.maybe()?,
-                path: words.maybe_text()?,
+                file: read_file(words)?,
             }),
-            "control" => self.control = Some(words.number()?),
+            "control" => self.control = Some(SavedControl { fd: words.number()?, file: read_file(words)? }),
             "client" => self.clients.push(SavedClient {
                 fd: words.number()?,
-                heard: words.text()?,
-                to_send: words.text()?,
+                heard: words.bytes()?,
+                to_send: words.bytes()?,
+                closing: words.flag()?,
                 wants: read_wants(words)?,
             }),
             "generation" => self.generations.push(read_generation(words)?),
@@ -151,6 +183,26 @@ impl State {
         ensure!(words.0.next().is_none(), "there are too many words");
         Ok(())
     }
+}
+
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
+
+fn path(bytes: Vec<u8>) -> PathBuf {
+    OsString::from_vec(bytes).into()
+}
+
+fn write_file(line: Line, file: Option<&SavedFile>) -> Line {
+    match file {
+        None => line.maybe_text(None),
+        Some(SavedFile { path, identity: (device, inode) }) => line.text(bytes(path)).word(device).word(inode),
+    }
+}
+
+fn read_file(words: &mut Words) -> Result<Option<SavedFile>> {
+    let Some(name) = words.maybe_bytes()? else { return Ok(None) };
+    Ok(Some(SavedFile { path: path(name), identity: (words.number()?, words.number()?) }))
 }
 
 fn write_wants(line: Line, wants: Wants) -> Line {
@@ -226,6 +278,11 @@ fn read_plan(plan: &mut Plan, key: &str, words: &mut Words) -> Result<()> {
 fn write_generation(generation: &SavedGeneration) -> Line {
     let line = Line::of("generation").word(generation.id).word(generation.pid).word(generation.pidfd);
     let line = line.word(generation.complaint).word(generation.inbox).time(generation.started);
+    let line = match generation.ended {
+        None => line.word("runs"),
+        Some(Ending::Exited(status)) => line.word("exited").word(status),
+        Some(Ending::Signaled(signal)) => line.word("signaled").word(signal as i32),
+    };
     match generation.watch {
         None => line,
         Some(watch) => line.time(watch.begun).word(u8::from(watch.told)).maybe(watch.pipe),
@@ -240,6 +297,12 @@ fn read_generation(words: &mut Words) -> Result<SavedGeneration> {
         complaint: words.number()?,
         inbox: words.number()?,
         started: words.time()?,
+        ended: match words.word()? {
+            "runs" => None,
+            "exited" => Some(Ending::Exited(words.number()?)),
+            "signaled" => Some(Ending::Signaled(Signal::try_from(words.number::<i32>()?)?)),
+            other => bail!("a process cannot have {other}"),
+        },
         watch: None,
     };
     if words.0.clone().next().is_some() {

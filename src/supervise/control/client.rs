@@ -88,14 +88,14 @@ impl Client {
 
     /// One that a predecessor of this supervisor let in.
     pub(crate) fn resumed(fd: OwnedFd, saved: SavedClient, now: Moment) -> Client {
-        let asked = saved.wants != Wants::Nothing;
+        let asked = saved.closing || saved.wants != Wants::Nothing;
         Client {
             fd,
-            heard: saved.heard.into_bytes(),
-            to_send: saved.to_send.into_bytes().into(),
+            heard: saved.heard,
+            to_send: saved.to_send.into(),
             patience: (!asked).then_some(now + PATIENCE),
             wants: saved.wants,
-            closing: false,
+            closing: saved.closing,
             deaf: false,
             broken: false,
         }
@@ -103,11 +103,10 @@ impl Client {
 
     /// What the next supervisor must know, if it has to go on with this one.
     pub(crate) fn save(&self) -> Option<SavedClient> {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).ok();
-        let over = self.broken || self.closing;
-        let fd = (!over).then(|| self.fd.as_raw_fd())?;
-        let to_send = text(self.to_send.iter().copied().collect())?;
-        Some(SavedClient { fd, wants: self.wants, heard: text(self.heard.clone())?, to_send })
+        let to_send = self.to_send.iter().copied().collect();
+        let saved =
+            |fd| SavedClient { fd, wants: self.wants, heard: self.heard.clone(), to_send, closing: self.closing };
+        (!self.broken).then(|| self.fd.as_raw_fd()).map(saved)
     }
 
     /// Read what it says; a whole request is given back, once.

@@ -4,31 +4,38 @@ use std::time::Duration;
 
 use super::*;
 
+fn file(path: &str) -> SavedFile {
+    SavedFile { path: path.into(), identity: (1, u64::MAX) }
+}
+
 fn full() -> State {
     let at = Duration::from_nanos;
     State {
-        program: "/usr/bin/handoff run".into(),
-        directory: Some(String::new()),
+        pid: 7,
+        program: OsString::from_vec(b"/usr/bin/handoff \xff run".to_vec()).into(),
+        directory: Some(PathBuf::new()),
         blocked: vec![1, 64],
         child_ignored: true,
         pipe_ignored: false,
-        listeners: vec![SavedListener { fd: 3, name: "a b".into(), backlog: Some(5), path: Some("/é".into()) }],
-        control: Some(4),
+        listeners: vec![SavedListener { fd: 3, name: "a b".into(), backlog: Some(5), file: Some(file("/é")) }],
+        control: Some(SavedControl { fd: 4, file: None }),
         clients: vec![
             SavedClient {
                 fd: 5,
                 wants: Wants::Generation { id: 3, until: Until::OldGone, live: Live::No },
-                heard: String::new(),
+                heard: vec![],
                 to_send: "at 3 x\n".into(),
+                closing: false,
             },
             SavedClient {
                 fd: 6,
                 wants: Wants::Predecessors { id: 2, live: Live::Yes },
                 heard: "r".into(),
-                to_send: String::new(),
+                to_send: vec![],
+                closing: true,
             },
-            SavedClient { fd: 7, wants: Wants::End, heard: String::new(), to_send: String::new() },
-            SavedClient { fd: 8, wants: Wants::Nothing, heard: "rel".into(), to_send: String::new() },
+            SavedClient { fd: 7, wants: Wants::End, heard: vec![], to_send: vec![], closing: false },
+            SavedClient { fd: 8, wants: Wants::Nothing, heard: "rel".into(), to_send: vec![], closing: false },
         ],
         plan: Plan {
             next: 4,
@@ -42,7 +49,16 @@ fn full() -> State {
             stopping: Some(0),
         },
         generations: vec![
-            SavedGeneration { id: 2, pid: 70, pidfd: 9, complaint: 10, inbox: 11, started: at(1), watch: None },
+            SavedGeneration {
+                id: 2,
+                pid: 70,
+                pidfd: 9,
+                complaint: 10,
+                inbox: 11,
+                started: at(1),
+                ended: Some(Ending::Signaled(Signal::SIGHUP)),
+                watch: None,
+            },
             SavedGeneration {
                 id: 3,
                 pid: 71,
@@ -50,6 +66,7 @@ fn full() -> State {
                 complaint: 13,
                 inbox: 14,
                 started: at(2),
+                ended: None,
                 watch: Some(SavedWatch { begun: at(2), told: true, pipe: Some(15) }),
             },
         ],

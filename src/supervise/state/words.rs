@@ -26,13 +26,13 @@ impl Line {
         }
     }
 
-    pub(super) fn text(self, text: &str) -> Line {
+    pub(super) fn text(self, text: &[u8]) -> Line {
         // `=` keeps an empty text from being no word.
-        let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = text.iter().map(|byte| format!("{byte:02x}")).collect();
         self.word(format!("={hex}"))
     }
 
-    pub(super) fn maybe_text(self, text: Option<&str>) -> Line {
+    pub(super) fn maybe_text(self, text: Option<&[u8]>) -> Line {
         match text {
             Some(text) => self.text(text),
             None => self.word("-"),
@@ -68,12 +68,20 @@ impl<'a> Words<'a> {
         Ok(self.number::<u8>()? == 1)
     }
 
-    pub(super) fn maybe_text(&mut self) -> Result<Option<String>> {
+    pub(super) fn maybe_bytes(&mut self) -> Result<Option<Vec<u8>>> {
         let word = self.word()?;
         let Some(hex) = word.strip_prefix('=') else { return Ok(None) };
         let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
         let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
-        Ok(Some(String::from_utf8(bytes.context("text is not hexadecimal")?)?))
+        Ok(Some(bytes.context("text is not hexadecimal")?))
+    }
+
+    pub(super) fn bytes(&mut self) -> Result<Vec<u8>> {
+        self.maybe_bytes()?.context("text is missing")
+    }
+
+    pub(super) fn maybe_text(&mut self) -> Result<Option<String>> {
+        Ok(self.maybe_bytes()?.map(String::from_utf8).transpose()?)
     }
 
     pub(super) fn text(&mut self) -> Result<String> {
