@@ -99,9 +99,10 @@ pub(crate) fn announce<'a>(
     environment.into_iter().chain(set.iter().cloned().map(Cow::Owned)).collect()
 }
 
-/// `base` to the letter, with `set` instead of any of its name.
+/// `base` with `set` instead of any of its name, and without a word of where a state is, unless `set` says so.
 pub(crate) fn with<'a>(base: &[&'a CStr], set: CString) -> Vec<Variable<'a>> {
-    let kept = base.iter().filter(|variable| !is_for(variable, key(&set))).map(|kept| Cow::Borrowed(*kept));
+    let replaced = |variable: &CStr| is_for(variable, key(&set)) || is_for(variable, STATE.as_bytes());
+    let kept = base.iter().filter(|variable| !replaced(variable)).map(|kept| Cow::Borrowed(*kept));
     let kept: Vec<Variable<'a>> = kept.collect();
     kept.into_iter().chain([Cow::Owned(set)]).collect()
 }

@@ -80,12 +80,15 @@ fn run(claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
     }
 }
 
+/// Whoever set HANDOFF_STATE is told, should it not have been our predecessor.
+const CANNOT_TAKE_OVER: &str = "cannot take over from another supervisor, as HANDOFF_STATE demands";
+
 /// Supervise, from the beginning or in the place of a predecessor.
 fn supervise(plan: Supervise, claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
-    match Errand::read().context("cannot take over from another supervisor")? {
+    match Errand::read().context(CANNOT_TAKE_OVER)? {
         Some(errand) => {
             let mut claimed = claimed?;
-            let state = errand.state(&mut claimed);
+            let state = errand.state(&mut claimed).context(CANNOT_TAKE_OVER);
             Ok(match errand {
                 Errand::Check(_) => upgrade::checked(state)?,
                 Errand::TakeOver(_) => supervise::take_over(plan, state?, claimed)?,

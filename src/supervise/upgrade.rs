@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const UNDERSTOOD: u8 = 93;
 
 /// A new program that reads the state beside us.
+///
+/// However we lose interest in it, it ends.
 #[derive(Debug)]
 pub(crate) struct Check {
     pub(crate) pid: Pid,
@@ -43,6 +45,14 @@ pub(crate) struct Check {
 impl Check {
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+}
+
+impl Drop for Check {
+    fn drop(&mut self) {
+        // It is our child, so this reaches it or, where it was reaped before, nobody.
+        let _ = sys::send_signal(&self.pidfd, Signal::SIGKILL as i32);
+        let _ = waitid(WaitId::PIDFd(self.fd()), WaitPidFlag::WEXITED);
     }
 }
 
@@ -90,7 +100,14 @@ impl Errand {
         // A check before us may have read it to the end.
         file.rewind()?;
         file.read_to_string(&mut text).context("cannot read the predecessor's state")?;
-        State::read(&text)
+        let state = State::read(&text)?;
+        let whose = match self {
+            Errand::Check(_) => Pid::parent(),
+            Errand::TakeOver(_) => Pid::this(),
+        };
+        // The variable may have come to us by somebody's environment.
+        ensure!(state.pid == whose.as_raw(), "the state is of process {}, not of {whose}", state.pid);
+        Ok(state)
     }
 }
 
@@ -182,10 +199,7 @@ impl Supervisor {
 
     /// End a check that takes too long.
     pub(super) fn time_upgrade(&mut self, now: Moment) {
-        if let Some(check) = self.upgrade.take_if(|check| check.deadline <= now) {
-            // It is our unreaped child, so this reaches it and nobody else.
-            let _ = sys::send_signal(&check.pidfd, Signal::SIGKILL as i32);
-            let _ = waitid(WaitId::PIDFd(check.fd()), WaitPidFlag::WEXITED);
+        if self.upgrade.take_if(|check| check.deadline <= now).is_some() {
             self.refuse_upgrade("it did not read the state in time");
         }
     }
@@ -226,7 +240,8 @@ impl Supervisor {
         }
         if let Some(control) = &self.control {
             fds.push(control.fd().as_fd());
-            fds.extend(control.clients.iter().map(AsFd::as_fd));
+            // The others are cut off by exec, not left open for ever.
+            fds.extend(control.clients.iter().filter(|client| client.save().is_some()).map(AsFd::as_fd));
         }
         fds.into_iter().try_for_each(|fd| sys::set_close_on_exec(fd, flag)).context("cannot hand the descriptors on")
     }
