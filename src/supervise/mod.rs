@@ -145,6 +145,10 @@ impl Supervisor {
             if let Some(status) = self.finished {
                 return status;
             }
+            // Before the sleep: whoever was told everything may wait for nothing but the end.
+            if let Some(control) = &mut self.control {
+                control.tidy(sys::now());
+            }
             for (source, flags) in self.wait() {
                 self.wake(source, flags);
             }
@@ -152,9 +156,6 @@ impl Supervisor {
             let now = sys::now();
             if self.plan.deadline().is_some_and(|deadline| deadline <= now) {
                 self.events.push_back(Event::Tick);
-            }
-            if let Some(control) = &mut self.control {
-                control.tidy(now);
             }
             self.tell_live(now);
             self.time_upgrade(now);
