@@ -4,18 +4,19 @@
 //! A client sends `reload [wait] [live]`, `status [json]` or `stop`. It is sent lines: `at ID TEXT` and `live ID TEXT`
 //! tell what a generation does, `error TEXT` and `out TEXT` are for stderr and stdout, and `exit STATUS` is the last.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use log::warn;
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::options::Options;
 use crate::supervise::plan::Moment;
-use crate::sys;
+use crate::sys::{self, FIRST_FD};
 use crate::unix_path::{self, Created};
 pub(crate) use client::{Asked, Client, Live, Wants};
 
@@ -25,6 +26,8 @@ mod client;
 const MOST_CLIENTS: usize = 200;
 /// So many may wait in the queue.
 const QUEUE: i32 = 1024;
+/// So many descriptors clients do not get: a new generation takes some, and so does every look at the processes.
+const SPARE: u64 = 8;
 /// When a connection could not be accepted because descriptors ran out, it is tried again after this.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -37,6 +40,8 @@ pub(crate) struct Control {
     fd: OwnedFd,
     pub(crate) clients: Vec<Client>,
     paused_until: Option<Moment>,
+    /// It was said that descriptors ran out, and some are still waiting to be let in.
+    complained: bool,
 }
 
 impl Control {
@@ -48,12 +53,12 @@ impl Control {
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).with_context(context)?;
         let created = unix_path::bind(&fd, text, &Options::mode(0o600), || sys::listen(&fd, QUEUE));
         let created = Some(created.with_context(context)?);
-        Ok(Control { fd, path: path.to_owned(), created, clients: Vec::new(), paused_until: None })
+        Ok(Control { fd, path: path.to_owned(), created, clients: Vec::new(), paused_until: None, complained: false })
     }
 
     /// The socket that a predecessor of this supervisor listened on.
     pub(crate) fn resumed(fd: OwnedFd, path: &Path, created: Option<Created>) -> Control {
-        Control { fd, path: path.to_owned(), created, clients: Vec::new(), paused_until: None }
+        Control { fd, path: path.to_owned(), created, clients: Vec::new(), paused_until: None, complained: false }
     }
 
     /// The listening socket, while more clients are welcome.
@@ -80,17 +85,30 @@ impl Control {
     /// Let in who waits.
     pub(crate) fn accept(&mut self, now: Moment) {
         while self.clients.len() < MOST_CLIENTS {
-            match sys::accept(&self.fd) {
+            match self.may_accept().and_then(|()| sys::accept(&self.fd)) {
                 Ok(fd) => self.clients.extend(Client::admit(fd, now)),
-                Err(Errno::EAGAIN) => return,
+                Err(Errno::EAGAIN) => {
+                    self.complained = false;
+                    return;
+                }
                 Err(Errno::EINTR | Errno::ECONNABORTED) => (),
                 Err(errno) => {
-                    warn!("cannot accept on {}: {errno}", self.path.display());
+                    if !std::mem::replace(&mut self.complained, true) {
+                        warn!("cannot accept on {}: {errno}", self.path.display());
+                    }
                     self.paused_until = Some(now + PAUSE);
                     return;
                 }
             }
         }
+    }
+
+    /// Are there descriptors for one more client, and for what else a supervisor has to do?
+    fn may_accept(&self) -> nix::Result<()> {
+        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let next = sys::duplicate_from(&self.fd, FIRST_FD)?.as_raw_fd();
+        let enough = next as u64 + SPARE <= limit;
+        if enough || self.clients.is_empty() { Ok(()) } else { Err(Errno::EMFILE) }
     }
 
     /// When somebody's patience, or a pause, ends.
