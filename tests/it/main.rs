@@ -22,6 +22,7 @@ mod pid_file;
 mod placeholders;
 mod presets;
 mod probe;
+mod self_upgrade;
 mod servers;
 mod sockets;
 mod stage;

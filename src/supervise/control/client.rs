@@ -217,3 +217,41 @@ fn parse(line: &str) -> Option<Asked> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_client_that_reads_nothing_is_given_up_when_too_much_waits_for_it() {
+        let (ours, mut its) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut client = Client::admit(ours.into(), Moment::ZERO).unwrap();
+        client.wants = Wants::End;
+        let line = "x".repeat(1000);
+        let mut said = 0;
+        while !client.broken && said < 10_000 {
+            client.say(&line);
+            said += 1;
+        }
+        assert!(said * line.len() > LONGEST_BACKLOG && said < 10_000, "{said}");
+        assert!(client.is_over(Moment::ZERO));
+        drop(client);
+        // What the kernel had taken is whole.
+        let mut text = String::new();
+        its.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with(&(line + "\n")));
+    }
+
+    #[test]
+    fn only_what_is_known_is_a_request() {
+        assert_eq!(parse("reload live wait"), Some(Asked::Reload(Until::OldGone, Live::Yes)));
+        assert_eq!(parse("status"), Some(Asked::Status(Form::Table)));
+        for line in ["", " ", "reload  wait", "reload json", "status wait", "stop now", "Stop", "stop\r"] {
+            assert_eq!(parse(line), None, "{line:?}");
+        }
+    }
+}
