@@ -1,8 +1,15 @@
 //! What is written is what is read.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use super::*;
+use crate::cli::Until;
+use crate::supervise::control::Live;
+use crate::supervise::plan::{Cause, Draining, Serving, Starting};
 
 fn file(path: &str) -> SavedFile {
     SavedFile { path: path.into(), identity: (1, u64::MAX) }
