@@ -8,7 +8,7 @@ use log::debug;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id as WaitId, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid};
 
 use crate::supervise::child::{Child, Start};
 use crate::supervise::members::{Members, strangers};
@@ -104,6 +104,7 @@ impl Generation {
                 Ending::Exited(0)
             }
         };
+        self.members.end_main();
         self.ended = Some(ending);
         self.ended
     }
@@ -194,5 +195,7 @@ fn adopt(generations: &mut [Generation], stranger: &Process) {
 
 /// Is `pid` one of this process' generation, and not merely a number that was?
 pub(crate) fn has_member(generation: &Generation, pid: Pid) -> bool {
-    generation.members.alive().contains(&pid) && kill(pid, None) != Err(Errno::ESRCH)
+    // The group is the kernel's word also on a process that is too new to be known, or that /proc hides.
+    let in_group = getpgid(Some(pid)) == Ok(generation.child.pid);
+    in_group || generation.members.alive().contains(&pid) && kill(pid, None) != Err(Errno::ESRCH)
 }

@@ -13,14 +13,16 @@ pub(crate) struct Members {
     known: Vec<Process>,
     /// Groups and sessions that a member leads or led, and that members are still in.
     led: Vec<Pid>,
-    /// `main` was in a snapshot, so that /proc does not hide it.
-    visible: bool,
+    /// /proc hides `main`: it has not been waited for, and yet is not in the last snapshot.
+    hidden: bool,
+    /// `main` has ended.
+    ended: bool,
 }
 
 impl Members {
     /// `main` is to be a child that is not waited for before its group is empty, so that nobody else gets its number.
     pub(crate) fn of(main: Pid) -> Members {
-        Members { main, known: Vec::new(), led: vec![main], visible: false }
+        Members { main, known: Vec::new(), led: vec![main], hidden: true, ended: false }
     }
 
     /// Take over what `table` says about those already known, and who has joined them.
@@ -34,14 +36,15 @@ impl Members {
             known.extend(born);
             next += 1;
         }
-        self.visible |= known.iter().any(|process| process.pid == self.main);
+        // It may become hidden at any time, by becoming another user's.
+        self.hidden = !self.ended && known.iter().all(|process| process.pid != self.main);
         for leader in known.iter().filter(|process| process.leads()) {
             if !self.led.contains(&leader.pid) {
                 self.led.push(leader.pid);
             }
         }
         // Once nobody is left in it, the number may become that of a stranger's group.
-        self.led.retain(|number| !self.visible || known.iter().any(|process| process.is_in(*number)));
+        self.led.retain(|number| self.hidden || known.iter().any(|process| process.is_in(*number)));
         self.known = known;
     }
 
@@ -50,9 +53,15 @@ impl Members {
         self.known.push(*process);
     }
 
+    /// `main` has ended, which /proc does not tell of one that it hides.
+    pub(crate) fn end_main(&mut self) {
+        self.ended = true;
+        self.hidden = false;
+    }
+
     /// Those that have not ended; `main` first, even where /proc hides it.
     pub(crate) fn alive(&self) -> Vec<Pid> {
-        let hidden = (!self.visible).then_some(self.main);
+        let hidden = self.hidden.then_some(self.main);
         let mut alive: Vec<Pid> = hidden.into_iter().chain(self.alive_processes().map(|process| process.pid)).collect();
         if let Some(at) = alive.iter().position(|pid| *pid == self.main) {
             alive[..=at].rotate_right(1);
@@ -72,7 +81,7 @@ impl Members {
 
     /// A member by itself, not by its parent.
     fn claims(&self, process: &Process) -> bool {
-        let first_look_at_main = !self.visible && process.pid == self.main;
+        let first_look_at_main = self.hidden && process.pid == self.main;
         first_look_at_main
             || self.contains(process)
             || self.led.contains(&process.group)
@@ -122,8 +131,24 @@ mod tests {
 
     /// The members of the generation of 20 after each of the snapshots.
     fn after(snapshots: &[Table]) -> Vec<i32> {
+        alive(&of(snapshots))
+    }
+
+    /// The same if it ends after the first.
+    fn after_its_end(first: &Table, later: &[Table]) -> Vec<i32> {
+        let mut members = of(std::slice::from_ref(first));
+        members.end_main();
+        later.iter().for_each(|table| members.learn(table));
+        alive(&members)
+    }
+
+    fn of(snapshots: &[Table]) -> Members {
         let mut members = Members::of(Pid::from_raw(20));
         snapshots.iter().for_each(|table| members.learn(table));
+        members
+    }
+
+    fn alive(members: &Members) -> Vec<i32> {
         members.alive().into_iter().map(Pid::as_raw).collect()
     }
 
@@ -156,7 +181,7 @@ mod tests {
     #[test]
     fn a_daemon_outlives_the_main_process() {
         let before = table(&[[20, 10, 20, 1], [25, 20, 25, 25]]);
-        assert_eq!(after(&[before, table(&[[25, 10, 25, 25]])]), [25]);
+        assert_eq!(after_its_end(&before, &[table(&[[25, 10, 25, 25]])]), [25]);
     }
 
     #[test]
@@ -170,7 +195,7 @@ mod tests {
     #[test]
     fn an_ended_main_process_whose_number_comes_back_is_nobody() {
         let reused = [process([20, 10, 20, 1], 100)].into_iter().collect();
-        assert_eq!(after(&[table(&[[20, 10, 20, 1]]), table(&[]), reused]), [] as [i32; 0]);
+        assert_eq!(after_its_end(&table(&[[20, 10, 20, 1]]), &[table(&[]), reused]), [] as [i32; 0]);
     }
 
     #[test]
@@ -180,6 +205,16 @@ mod tests {
             after(&[table(&[]), table(&[[20, 10, 10, 1]]), table(&[[20, 10, 20, 1], [21, 10, 20, 1]])]),
             [20, 21]
         );
+    }
+
+    #[test]
+    fn a_main_process_that_hides_later_is_a_member_until_it_has_ended() {
+        let before = table(&[[20, 10, 20, 1]]);
+        assert_eq!(after(&[before.clone(), table(&[])]), [20]);
+        assert_eq!(after(&[before.clone(), table(&[]), table(&[[21, 10, 20, 1]])]), [20, 21]);
+        assert_eq!(after(&[before.clone(), table(&[]), before.clone()]), [20]);
+        assert_eq!(after_its_end(&before, &[table(&[])]), [] as [i32; 0]);
+        assert_eq!(after_its_end(&table(&[]), &[table(&[])]), [] as [i32; 0]);
     }
 
     #[test]

@@ -156,6 +156,10 @@ impl Supervisor {
 
     pub(super) fn read_inbox(&mut self, id: Id) {
         let now = sys::now();
+        // Who speaks may be younger than the last look, and have left the group.
+        if self.generation(id).is_some_and(|generation| generation.watch.is_some()) {
+            self.survey();
+        }
         let serves = self.plan.serving.is_some_and(|serving| serving.id == id);
         let Some(generation) = self.generations.iter_mut().find(|generation| generation.id == id) else { return };
         let mut watchdog = false;
