@@ -257,6 +257,15 @@ pub(crate) fn pidfd_of(process: Pid) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// A copy of what `process` has open as `number`, close-on-exec.
+pub(crate) fn pidfd_getfd(process: impl AsFd, number: c_int) -> nix::Result<OwnedFd> {
+    let process = process.as_fd().as_raw_fd();
+    // SAFETY: pidfd_getfd takes three integers and returns a new descriptor or -1.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) })?;
+    // SAFETY: the kernel just made `fd` for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// pidfd_send_signal(2).
 pub(crate) fn send_signal(process: impl AsFd, signal: c_int) -> nix::Result<()> {
     let process = process.as_fd().as_raw_fd();

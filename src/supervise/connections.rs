@@ -1,14 +1,15 @@
 //! How many connections each generation holds, counted from the kernel: its sockets of our ports and paths, found among
 //! the descriptors of its processes.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use nix::sys::socket::{SockaddrLike, SockaddrStorage, getsockname};
+use nix::sys::socket::{SockaddrLike, SockaddrStorage, getpeername, getsockname, getsockopt, sockopt};
 use nix::unistd::Pid;
 
-use crate::descriptors::{SocketInode, sockets};
+use crate::descriptors::{Kind, SocketInode, descriptors, sockets};
 use crate::sock_diag::{Family, States, inet_sockets, unix_sockets};
 use crate::spec::InetKind;
+use crate::sys;
 
 /// What the connections to a listener have in common with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +55,44 @@ pub(crate) fn held_by(members: &[Pid], open: &[SocketInode]) -> usize {
     held.sort_unstable();
     held.dedup();
     held.len()
+}
+
+/// Does any of these processes hold a connection that came in by `listener`? Then it has accepted it.
+///
+/// The kernel's list says it of those above, but takes milliseconds to read on a large machine, and a busy server may
+/// hold each for less. So copies are looked at, as far as we may have them, and closed at once.
+pub(crate) fn serve(members: &[Pid], listener: impl AsFd) -> nix::Result<bool> {
+    let address: SockaddrStorage = getsockname(listener.as_fd().as_raw_fd())?;
+    let kind = getsockopt(&listener, sockopt::SockType)?;
+    // TCP and UDP may have the same port.
+    let is_ours = |connection: &OwnedFd| {
+        getsockopt(connection, sockopt::SockType) == Ok(kind) && came_in_by(connection, &address)
+    };
+    Ok(members.iter().any(|pid| connected(*pid).any(|socket| is_ours(&socket))))
+}
+
+/// Copies of the connected sockets of `pid`, one at a time.
+fn connected(pid: Pid) -> impl Iterator<Item = OwnedFd> {
+    let process = sys::pidfd_of(pid).ok();
+    let open = descriptors(pid).unwrap_or_default().into_iter();
+    let numbers = open.filter_map(|(fd, kind)| matches!(kind, Kind::Socket(_)).then_some(fd));
+    let copies = numbers.filter_map(move |fd| sys::pidfd_getfd(process.as_ref()?, fd.0).ok());
+    copies.filter(|copy| getpeername::<SockaddrStorage>(copy.as_raw_fd()).is_ok())
+}
+
+/// A client's end of it has another name, and so has what is connected elsewhere.
+fn came_in_by(connection: &OwnedFd, listener: &SockaddrStorage) -> bool {
+    let Ok(local) = getsockname::<SockaddrStorage>(connection.as_raw_fd()) else { return false };
+    match (listener.as_sockaddr_in(), listener.as_sockaddr_in6(), listener.as_unix_addr()) {
+        (Some(at), _, _) => local
+            .as_sockaddr_in()
+            .is_some_and(|local| local.port() == at.port() && (at.ip().is_unspecified() || local.ip() == at.ip())),
+        (_, Some(at), _) => local
+            .as_sockaddr_in6()
+            .is_some_and(|local| local.port() == at.port() && (at.ip().is_unspecified() || local.ip() == at.ip())),
+        (_, _, Some(at)) => at.len() > 0 && local.as_unix_addr() == Some(at),
+        _ => false,
+    }
 }
 
 impl Local {
@@ -113,6 +152,20 @@ mod tests {
     }
 
     #[test]
+    fn who_has_accepted_a_connection_serves_the_listener_it_came_in_by() {
+        let (listener, copy) = listener();
+        let address = listener.local_addr().unwrap();
+        let beside = TcpListener::bind(("127.0.0.2", address.port())).unwrap();
+        let server = Spawned::python(copy, "a = s.accept(); time.sleep(100)");
+        let serves = |listener: &TcpListener| serve(&[server.pid()], listener).unwrap();
+        let _client = TcpStream::connect(address).unwrap();
+        until("it serves", || serves(&listener).then_some(()));
+        assert!(!serves(&beside));
+        // The client's end is not accepted.
+        assert!(!serve(&[Pid::this()], &listener).unwrap());
+    }
+
+    #[test]
     fn an_ipv4_client_of_a_dual_stack_listener_counts() {
         let listener = TcpListener::bind("[::]:0").unwrap();
         let _client = TcpStream::connect(("127.0.0.1", listener.local_addr().unwrap().port())).unwrap();
@@ -127,6 +180,7 @@ mod tests {
         let _clients = [0; 2].map(|_| UnixStream::connect(&path).unwrap());
         let _accepted = listener.accept().unwrap();
         let open = open_connections(&[&listener]).unwrap();
+        assert!(serve(&[Pid::this()], &listener).unwrap());
         fs::remove_file(&path).unwrap();
         assert_eq!(held_by(&[Pid::this()], &open), 1);
     }

@@ -148,7 +148,7 @@ impl Supervisor {
         for generation in &mut self.generations {
             let Some(watch) = &mut generation.watch else { continue };
             let members = &generation.members;
-            if watch.look(|| members.alive(), now) {
+            if watch.look(|| members.alive(), &self.listeners, now) {
                 self.events.push_back(Event::Ready(generation.id));
             }
         }

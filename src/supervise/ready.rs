@@ -13,6 +13,8 @@ use nix::unistd::{Pid, pipe2, read};
 
 use crate::cli::values::Ready;
 use crate::descriptors::SocketInode;
+use crate::listener::Listener;
+use crate::supervise::connections::serve;
 use crate::supervise::observe::observe;
 use crate::supervise::plan::Moment;
 use crate::supervise::signals::Inherited;
@@ -52,6 +54,12 @@ pub(crate) struct Watch {
 /// A running check command, ended with the watch.
 #[derive(Debug)]
 struct Check(Pid);
+
+/// Is `listener` this socket, and does one of `members` hold a connection from it?
+fn is_served(members: &[Pid], socket: SocketInode, listener: &Listener) -> bool {
+    // Where the kernel does not tell, it is not known to be.
+    SocketInode::of(listener) == Ok(socket) && serve(members, listener).unwrap_or(false)
+}
 
 impl Drop for Check {
     fn drop(&mut self) {
@@ -138,7 +146,7 @@ impl Watch {
     }
 
     /// Look, if it is time: is the generation ready? `members` are its living processes.
-    pub(crate) fn look(&mut self, members: impl FnOnce() -> Vec<Pid>, now: Moment) -> bool {
+    pub(crate) fn look(&mut self, members: impl FnOnce() -> Vec<Pid>, listeners: &[Listener], now: Moment) -> bool {
         if now < self.next {
             return false;
         }
@@ -156,7 +164,7 @@ impl Watch {
             }
             Ready::Auto | Ready::Notify | Ready::Accepting => {
                 self.back_off(now);
-                self.accepts(&members())
+                self.accepts(&members(), listeners)
             }
         }
     }
@@ -167,10 +175,12 @@ impl Watch {
     }
 
     /// Is somebody seen waiting on each socket? Where that cannot be seen, READY=1 has to do.
-    fn accepts(&mut self, members: &[Pid]) -> bool {
-        let seen = observe(members, &self.sockets);
+    fn accepts(&mut self, members: &[Pid], listeners: &[Listener]) -> bool {
+        let mut seen = observe(members, &self.sockets);
+        // One that is busy all the time may never be met waiting; but then it holds those whom it serves.
+        seen.missing.retain(|socket| !listeners.iter().any(|listener| is_served(members, *socket, listener)));
         if seen.missing.is_empty() {
-            debug!("seen: {:?}", seen.evidence);
+            debug!("seen to accept: {:?}", seen.evidence);
             return true;
         }
         let Some(obstacle) = seen.obstacle else {
