@@ -1,8 +1,8 @@
 //! Real servers, as they are installed, each started with the line that `--help-servers` shows for it. One that is not
 //! installed is passed over, unless HANDOFF_REQUIRE_SERVERS is set.
 
-mod kernel;
-mod trial;
+pub mod kernel;
+pub mod trial;
 
 use trial::{CASE, Case, Protocol, Stop, rows, try_out};
 
@@ -10,7 +10,7 @@ use trial::{CASE, Case, Protocol, Stop, rows, try_out};
 macro_rules! servers {
     ($($test:ident: $case:expr;)*) => {
         $(#[test] fn $test() { try_out(&$case) })*
-        const CASES: &[Case] = &[$($case),*];
+        pub const CASES: &[Case] = &[$($case),*];
     };
 }
 

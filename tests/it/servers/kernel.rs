@@ -30,7 +30,12 @@ impl Session {
 
     /// The inodes of the sockets that any of them has open.
     pub fn sockets(&self) -> Vec<u64> {
-        self.processes().iter().flat_map(|pid| sockets(Path::new(&format!("/proc/{pid}/fd")))).collect()
+        self.processes().into_iter().flat_map(sockets_of).collect()
+    }
+
+    /// Those of them that have this socket open.
+    pub fn holders(&self, inode: u64) -> Vec<Pid> {
+        self.processes().into_iter().filter(|pid| sockets_of(*pid).contains(&inode)).collect()
     }
 }
 
@@ -45,6 +50,10 @@ impl Drop for Session {
             left.is_empty().then_some(())
         });
     }
+}
+
+fn sockets_of(pid: Pid) -> Vec<u64> {
+    sockets(Path::new(&format!("/proc/{pid}/fd")))
 }
 
 /// Empty for a process that has gone meanwhile.
@@ -102,9 +111,15 @@ pub fn listening(mut inodes: Vec<u64>) -> Vec<u64> {
 
 /// Has the server accepted this client's connection and read all that was sent?
 pub fn is_under_way(client: &TcpStream) -> bool {
+    accepted(client).is_some()
+}
+
+/// The server's end of this client's connection, once it has accepted it and read all that was sent.
+pub fn accepted(client: &TcpStream) -> Option<u64> {
     let (server, client) = (client.peer_addr().unwrap().port(), client.local_addr().unwrap().port());
-    tcp_sockets().iter().any(|socket| {
+    let found = tcp_sockets().into_iter().find(|socket| {
         let same = socket.port == server && socket.peer == client && socket.state == ESTABLISHED;
         same && socket.inode != 0 && socket.unread == "00000000"
-    })
+    });
+    found.map(|socket| socket.inode)
 }

@@ -24,7 +24,7 @@ pub struct Case {
     pub line: &'static str,
     /// Commands, files and, as `import NAME`, Python modules without which it is not installed.
     pub needs: &'static [&'static str],
-    /// Its folder in tests/servers. The server runs in a copy.
+    /// Its folder in tests/servers, if it needs one. The server runs in a copy.
     pub files: &'static str,
     /// What is run there first.
     pub build: &'static str,
@@ -70,23 +70,23 @@ pub enum Stop {
 
 /// What is asked for.
 #[derive(Clone, Copy)]
-enum Request {
+pub enum Request {
     Plain,
     /// It takes the server two seconds.
     Slow,
 }
 
 /// A running server.
-struct Server<'a> {
+pub struct Server<'a> {
     case: &'a Case,
-    port: u16,
+    pub port: u16,
     /// Keeps the port from all that ask for a free one; does not listen, so handoff-run may.
     _reserved: OwnedFd,
     stop: Signal,
-    session: Session,
-    running: Running,
+    pub session: Session,
+    pub running: Running,
     _backend: Option<Box<Server<'a>>>,
-    folder: Folder,
+    pub folder: Folder,
 }
 
 /// Its first client, who comes before it runs, is answered, on the socket of handoff-run, which is all it listens on.
@@ -111,7 +111,7 @@ pub fn try_out(case: &Case) {
 }
 
 /// Says so if not, for a test that is passed over should be seen.
-fn is_installed(case: &Case) -> bool {
+pub fn is_installed(case: &Case) -> bool {
     let Some(missing) = case.needs.iter().find(|need| !exists(need)) else { return true };
     let message = format!("{} is not installed", missing.trim_start_matches("import "));
     assert!(env::var_os("HANDOFF_REQUIRE_SERVERS").is_none(), "{message}");
@@ -133,16 +133,25 @@ fn search_path() -> String {
 }
 
 impl Server<'_> {
+    /// One that becomes the server.
     fn start(case: &Case) -> Server<'_> {
+        // --lazy, so that there is time to look at the socket before the server has it.
+        Server::start_with(case, &format!("{PROGRAM} --lazy --quiet"))
+    }
+
+    /// One in whose line these are the words for handoff-run.
+    pub fn start_with<'a>(case: &'a Case, handoff_run: &str) -> Server<'a> {
         let folder = Folder::new();
         let (reserved, port) = reserve_port();
         let backend = case.backend.map(|backend| Box::new(Server::start(backend)));
-        fill(&folder, case.files, port);
+        if !case.files.is_empty() {
+            fill(&folder, case.files, port);
+        }
         if !case.build.is_empty() {
             let output = shell(case.build, &folder).output();
             assert!(output.status.success(), "{}: {output:?}", case.build);
         }
-        let (line, stop) = line(case);
+        let (line, stop) = line(case, handoff_run);
         let mut line = fill_in(&line, &folder, port);
         if let Some(backend) = &backend {
             backend.listener();
@@ -154,12 +163,12 @@ impl Server<'_> {
     }
 
     /// The inode of the socket on its port.
-    fn listener(&self) -> u64 {
+    pub fn listener(&self) -> u64 {
         wait_for("handoff-run to listen", || listener_on(self.port))
     }
 
     /// Send a request and do not wait.
-    fn ask(&self, request: Request) -> TcpStream {
+    pub fn ask(&self, request: Request) -> TcpStream {
         let mut client = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         let request = match self.case.protocol {
@@ -170,11 +179,13 @@ impl Server<'_> {
         client
     }
 
-    fn check_answer(&self, mut client: TcpStream) {
+    /// The answer, which has to say hello.
+    pub fn check_answer(&self, mut client: TcpStream) -> String {
         let mut answer = Vec::new();
         let end = client.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer);
         assert!(end.is_ok() && answer.contains("hello"), "{end:?}, answered {answer:?}, said {}", self.log());
+        answer.into_owned()
     }
 
     fn check_end(self) {
@@ -185,22 +196,21 @@ impl Server<'_> {
         wait_for("all its processes to end", || self.session.processes().is_empty().then_some(()));
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path("log")).unwrap_or_default()
     }
 }
 
 /// The line that `--help-servers` has for it and the signal that it says makes it drain.
-fn line(case: &Case) -> (String, Signal) {
+fn line(case: &Case, handoff_run: &str) -> (String, Signal) {
     let row = match case.name {
         "" => format!("handoff-run --listen 127.0.0.1:8000 -- {}", case.line),
         name => rows().into_iter().find(|row| row.contains(&format!(" --as {name} -- "))).unwrap(),
     };
     let (line, remarks) = row.split_once("   # ").unwrap_or((&row, ""));
     let signal = remarks.split("; ").find_map(|remark| remark.strip_prefix("stop with ")).unwrap_or("TERM");
-    // --lazy, so that there is time to look at the socket before the server has it.
-    let program = format!("{PROGRAM} --lazy --quiet ");
-    let changes = [("handoff-run ", program.as_str()), ("127.0.0.1:8000", "@ADDR@")];
+    let handoff_run = format!("{handoff_run} ");
+    let changes = [("handoff-run ", handoff_run.as_str()), ("127.0.0.1:8000", "@ADDR@")];
     let line = changes.iter().chain(case.instead).fold(line.to_owned(), |line, (old, new)| {
         assert!(line.contains(old), "{line} has no {old}");
         line.replacen(old, new, 1)

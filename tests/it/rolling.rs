@@ -1,0 +1,112 @@
+//! Reloading under load: nobody is refused, and who was accepted is served.
+//!
+//! HANDOFF_RELOADS says how often real servers are reloaded, 20 times unless told.
+
+use std::io::{Write, stderr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{env, thread};
+
+use crate::generations::Supervised;
+use crate::load::{Load, Report};
+use crate::servers::CASES;
+use crate::servers::kernel::accepted;
+use crate::servers::trial::{CASE, Case, is_installed};
+
+/// The server of examples/hello.rs, which cargo builds beside the tests.
+fn hello() -> Case {
+    let path = env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/hello");
+    assert!(path.exists(), "{} is built by cargo test, or cargo build --examples", path.display());
+    Case { line: path.to_str().unwrap().to_owned().leak(), ..CASE }
+}
+
+/// Reload so many times while clients come all the time, and stop; what became of them.
+fn reload_under_load(case: &Case, options: &str, reloads: u32) -> Report {
+    let server = Supervised::start(case, options);
+    server.ready(1);
+    let load = Load { connections: 2, requests: u64::MAX, duration: Duration::MAX, ..Load::on(server.address()) };
+    let stop = AtomicBool::new(false);
+    let report = thread::scope(|scope| {
+        let loading = scope.spawn(|| load.run(&stop));
+        // Dropped when a reload fails, too, or the load would never end.
+        let enough = Enough(&stop);
+        for _ in 0..reloads {
+            let output = server.reload(&[]);
+            assert_eq!(output.failure(), (0, ""), "{}", server.log());
+        }
+        drop(enough);
+        loading.join().unwrap()
+    });
+    server.stop();
+    report
+}
+
+/// Ends the load.
+struct Enough<'a>(&'a AtomicBool);
+
+impl Drop for Enough<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+// handoff-run(1), PROMISES: "A connection that the kernel accepted is served, whatever is being deployed".
+#[test]
+fn a_hundred_reloads_of_a_graceful_server_lose_nobody() {
+    let report = reload_under_load(&hello(), "--env HELLO_VERSION={gen}", 100);
+    assert_eq!(report.failed(), 0, "{report:?}");
+    let generations = report.by_body.keys().map(|body| body.split(',').next().unwrap()).collect::<Vec<_>>();
+    assert!(generations.contains(&"hello from 1") && generations.contains(&"hello from 100"), "{generations:?}");
+}
+
+// handoff-run(1), PROMISES: "none is ever refused".
+fn nobody_is_refused(name: &str) {
+    let case = CASES.iter().find(|case| case.name == name).unwrap();
+    if is_installed(case) {
+        let reloads = env::var("HANDOFF_RELOADS").map_or(20, |number| number.parse().unwrap());
+        let report = reload_under_load(case, "", reloads);
+        // Some servers lose a few of those whom they had just accepted when they are told to stop.
+        let Report { ok, refused, reset, timeout, short, other, .. } = report;
+        let told = format!(
+            "{name}: {ok} ok, {refused} refused, {reset} reset, {timeout} late, {short} short, {other} other\n"
+        );
+        // Not by a macro, whose words are shown only when the test fails.
+        stderr().write_all(told.as_bytes()).unwrap();
+        assert_eq!((refused, timeout), (0, 0), "{report:?}");
+        assert!(ok > u64::from(reloads), "{report:?}");
+    }
+}
+
+#[test]
+fn reloads_of_gunicorn_refuse_nobody() {
+    nobody_is_refused("gunicorn");
+}
+
+#[test]
+fn reloads_of_node_refuse_nobody() {
+    nobody_is_refused("node");
+}
+
+#[test]
+fn reloads_of_nginx_refuse_nobody() {
+    nobody_is_refused("nginx");
+}
+
+// handoff-run(1), SUPERVISING: "the old one serves what it has accepted to the end".
+#[test]
+fn a_request_that_outlasts_reloads_is_answered_by_the_generation_that_accepted_it() {
+    let case = hello();
+    let server = Supervised::start(&case, "--env HELLO_VERSION={gen}");
+    server.ready(1);
+    let mut under_way = Vec::new();
+    for _ in 0..8 {
+        under_way.push(server.ask_slowly("/slow?4000"));
+        assert_eq!(server.reload(&[]).failure(), (0, ""), "{}", server.log());
+    }
+    assert!(under_way.last().is_some_and(|(client, _)| accepted(client).is_some()), "a reload took too long to tell");
+    for (client, pid) in under_way {
+        let answer = server.answer_to(client);
+        assert!(answer.ends_with(&format!(", pid {pid}\n")), "{pid} accepted, {answer:?}");
+    }
+    server.stop();
+}
