@@ -1,1 +1,273 @@
-//! The promise, held against random histories.
+//! The life of a generation by examples, one for each sentence of the promise; `histories` holds it at random.
+
+mod histories;
+
+use super::*;
+
+const LIMITS: Limits = Limits { ready: seconds(60), drain: seconds(30) };
+
+const fn seconds(seconds: u64) -> Moment {
+    Duration::from_secs(seconds)
+}
+
+/// A plan, and what it orders when something happens at a second.
+struct Story(Plan);
+
+impl Story {
+    fn begin() -> Story {
+        Story(Plan::begin(LIMITS, seconds(0)).0)
+    }
+
+    /// The first generation serves since second 0.
+    fn serving() -> Story {
+        let mut story = Story::begin();
+        assert_eq!(story.at(0, Event::Ready(1)), [Order::Tell(1, News::Serves)]);
+        story
+    }
+
+    fn at(&mut self, second: u64, event: Event) -> Vec<Order> {
+        self.0.handle(event, LIMITS, seconds(second))
+    }
+
+    /// The deadline comes, and with it the order to start the next one.
+    fn starts_again(&mut self) -> (Moment, Vec<Order>) {
+        let at = self.0.deadline().unwrap();
+        (at, self.0.handle(Event::Tick, LIMITS, at))
+    }
+}
+
+fn told(id: Id, news: News) -> Order {
+    Order::Tell(id, news)
+}
+
+const STOP: Event = Event::Stop(Haste::Drain);
+
+#[test]
+fn it_begins_with_the_first_generation_and_a_deadline() {
+    let (plan, orders) = Plan::begin(LIMITS, seconds(5));
+    assert_eq!(orders, [Order::Start(1)]);
+    assert_eq!(plan.deadline(), Some(seconds(65)));
+}
+
+#[test]
+fn a_successor_that_is_ready_retires_the_one_that_serves() {
+    let mut story = Story::serving();
+    assert_eq!(story.at(1, Event::Reload), [Order::Start(2)]);
+    assert_eq!(story.0.serving.unwrap().id, 1);
+    assert_eq!(story.at(2, Event::Ready(2)), [told(2, News::Serves), Order::Retire(1)]);
+    assert_eq!(story.at(3, Event::Ended(1, 0)), [Order::Retire(1)], "what is left of it is asked to stop, too");
+    assert_eq!(story.at(3, Event::Gone(1)), [told(1, News::Gone)]);
+    assert_eq!(story.0.deadline(), None);
+}
+
+#[test]
+fn a_successor_that_ends_before_it_is_ready_changes_nothing_for_the_one_that_serves() {
+    let mut story = Story::serving();
+    story.at(1, Event::Reload);
+    assert_eq!(story.at(2, Event::Ended(2, 3)), [told(2, News::Failed(3)), Order::Retire(2)]);
+    assert_eq!(story.at(2, Event::Gone(2)), [told(2, News::Gone)]);
+    assert_eq!(story.0, Plan { next: 3, ..Story::serving().0 });
+}
+
+#[test]
+fn a_successor_that_is_not_ready_in_time_is_killed_and_the_one_that_serves_stays() {
+    let mut story = Story::serving();
+    story.at(1, Event::Reload);
+    assert_eq!(story.at(60, Event::Tick), []);
+    assert_eq!(story.at(61, Event::Tick), [told(2, News::TimedOut), Order::Kill(2)]);
+    assert_eq!(story.at(62, Event::Ready(2)), [], "too late");
+    story.at(62, Event::Ended(2, KILLED));
+    story.at(62, Event::Gone(2));
+    assert_eq!(story.0, Plan { next: 3, ..Story::serving().0 });
+}
+
+#[test]
+fn a_first_generation_that_fails_ends_all_with_its_status() {
+    let mut story = Story::begin();
+    assert_eq!(story.at(1, Event::Ended(1, 7)), [told(1, News::Failed(7)), Order::Retire(1)]);
+    assert_eq!(story.at(1, Event::Gone(1)), [told(1, News::Gone), Order::Finish(7)]);
+
+    let mut story = Story::begin();
+    assert_eq!(story.at(60, Event::Tick), [told(1, News::TimedOut), Order::Kill(1)]);
+    assert_eq!(story.at(60, Event::Gone(1)), [told(1, News::Gone), Order::Finish(137)]);
+}
+
+#[test]
+fn a_wish_that_waited_for_a_first_generation_which_fails_is_cancelled() {
+    let mut story = Story::begin();
+    assert_eq!(story.0.answer(), Answer::Generation(2));
+    story.at(1, Event::Reload);
+    let orders = story.at(2, Event::Ended(1, 7));
+    assert_eq!(orders, [told(1, News::Failed(7)), Order::Retire(1), told(2, News::Cancelled)]);
+    assert_eq!(story.at(2, Event::Gone(1)), [told(1, News::Gone), Order::Finish(7)]);
+}
+
+#[test]
+fn reloads_during_a_reload_are_remembered_as_one() {
+    let mut story = Story::serving();
+    story.at(1, Event::Reload);
+    for _ in 0..3 {
+        assert_eq!(story.0.answer(), Answer::Generation(3));
+        assert_eq!(story.at(2, Event::Reload), []);
+    }
+    assert_eq!(story.at(3, Event::Ready(2)), [told(2, News::Serves), Order::Retire(1), Order::Start(3)]);
+    assert_eq!(story.at(4, Event::Ready(3)), [told(3, News::Serves), Order::Retire(2)]);
+}
+
+#[test]
+fn a_remembered_reload_is_done_although_the_one_before_it_failed() {
+    for failure in [Event::Ended(2, 1), Event::Tick] {
+        let mut story = Story::serving();
+        story.at(0, Event::Reload);
+        story.at(1, Event::Reload);
+        assert_eq!(story.at(60, failure).pop(), Some(Order::Start(3)));
+    }
+}
+
+#[test]
+fn a_reload_during_shutdown_is_refused() {
+    let mut story = Story::serving();
+    assert_eq!(story.at(1, STOP), [Order::Retire(1)]);
+    assert_eq!(story.0.answer(), Answer::Refused);
+    assert_eq!(story.at(2, Event::Reload), []);
+}
+
+#[test]
+fn a_stop_drains_everything_and_ends_with_0() {
+    let mut story = Story::serving();
+    story.at(1, Event::Reload);
+    story.at(1, Event::Reload);
+    let orders = [told(3, News::Cancelled), told(2, News::Cancelled), Order::Retire(2), Order::Retire(1)];
+    assert_eq!(story.at(2, STOP), orders);
+    assert_eq!(story.at(3, STOP), [], "asked again, it asks nobody again");
+    assert_eq!(story.at(3, Event::Gone(2)), [told(2, News::Gone)]);
+    assert_eq!(story.at(3, Event::Gone(1)), [told(1, News::Gone), Order::Finish(0)]);
+}
+
+#[test]
+fn what_does_not_drain_in_time_is_killed_once_and_the_status_says_so() {
+    let mut story = Story::serving();
+    story.at(1, STOP);
+    assert_eq!(story.at(30, Event::Tick), []);
+    assert_eq!(story.at(31, Event::Tick), [told(1, News::Killed), Order::Kill(1)]);
+    assert_eq!(story.at(40, Event::Tick), []);
+    assert_eq!(story.0.deadline(), None);
+    assert_eq!(story.at(41, Event::Gone(1)), [told(1, News::Gone), Order::Finish(137)]);
+}
+
+#[test]
+fn an_old_generation_that_is_killed_is_no_failure_of_the_supervisor() {
+    let mut story = Story::serving();
+    story.at(1, Event::Reload);
+    story.at(2, Event::Ready(2));
+    assert_eq!(story.at(32, Event::Tick), [told(1, News::Killed), Order::Kill(1)]);
+    story.at(32, Event::Gone(1));
+    story.at(33, STOP);
+    assert_eq!(story.at(33, Event::Gone(2)), [told(2, News::Gone), Order::Finish(0)]);
+}
+
+#[test]
+fn a_stop_at_once_kills_also_what_was_draining() {
+    let mut story = Story::serving();
+    story.at(1, STOP);
+    assert_eq!(story.at(2, Event::Stop(Haste::Now)), [told(1, News::Killed), Order::Kill(1)]);
+    assert_eq!(story.at(3, Event::Stop(Haste::Now)), []);
+}
+
+#[test]
+fn pauses_before_a_restart_double_up_to_ten_seconds() {
+    let mut story = Story::serving();
+    let mut now = seconds(1);
+    let mut pauses = Vec::new();
+    for id in 1..=9 {
+        let orders = story.0.handle(Event::Ended(id, 1), LIMITS, now);
+        let [Order::Tell(_, News::Crashed(1, pause)), Order::Retire(_)] = orders[..] else { panic!("{orders:?}") };
+        pauses.push(pause.as_millis());
+        story.0.handle(Event::Gone(id), LIMITS, now);
+        let (at, orders) = story.starts_again();
+        assert_eq!((at, &orders[..]), (now + pause, &[Order::Start(id + 1)][..]));
+        now = at;
+        story.0.handle(Event::Ready(id + 1), LIMITS, now);
+    }
+    assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+    assert_eq!(story.0.restarts, 9);
+}
+
+#[test]
+fn a_restart_that_fails_is_tried_again_for_ever() {
+    let mut story = Story::serving();
+    story.at(1, Event::Ended(1, 1));
+    story.at(1, Event::Gone(1));
+    for id in 2..30 {
+        let (at, orders) = story.starts_again();
+        assert_eq!(orders, [Order::Start(id)]);
+        let orders = story.0.handle(Event::Ended(id, 2), LIMITS, at);
+        assert_eq!(orders, [told(id, News::Failed(2)), Order::Retire(id)]);
+        story.0.handle(Event::Gone(id), LIMITS, at);
+    }
+}
+
+#[test]
+fn pauses_begin_anew_after_ten_seconds_of_service() {
+    let mut story = Story::serving();
+    story.at(1, Event::Ended(1, 1));
+    story.at(2, Event::Tick);
+    story.at(3, Event::Ready(2));
+    let pause = |orders: Vec<Order>| match orders[0] {
+        Order::Tell(_, News::Crashed(_, pause)) => pause.as_millis(),
+        other => panic!("{other:?}"),
+    };
+    let mut longer = Story(story.0.clone());
+    assert_eq!(pause(story.at(12, Event::Ended(2, 1))), 200);
+    assert_eq!(pause(longer.at(13, Event::Ended(2, 1))), 100);
+}
+
+#[test]
+fn a_successor_under_way_takes_the_place_of_one_that_crashes() {
+    let mut story = Story::serving();
+    story.at(1, Event::Reload);
+    assert_eq!(story.at(2, Event::Ended(1, 1)), [told(1, News::Crashed(1, Duration::ZERO)), Order::Retire(1)]);
+    story.at(2, Event::Gone(1));
+    assert_eq!(story.0.deadline(), Some(seconds(61)), "nothing else is to be started");
+    assert_eq!(story.at(3, Event::Ready(2)), [told(2, News::Serves)]);
+}
+
+#[test]
+fn where_nothing_serves_any_more_a_reload_that_fails_is_tried_again() {
+    let mut story = Story::serving();
+    story.at(1, Event::Reload);
+    story.at(2, Event::Ended(1, 1));
+    story.at(2, Event::Ended(2, 1));
+    assert_eq!(story.0.deadline(), Some(seconds(2) + FIRST_PAUSE));
+}
+
+#[test]
+fn a_reload_does_not_wait_for_the_pause_of_a_restart() {
+    let mut story = Story::serving();
+    story.at(1, Event::Ended(1, 1));
+    assert_eq!(story.at(1, Event::Reload), [Order::Start(2)]);
+    assert_eq!(story.0.deadline(), Some(seconds(31)), "the deadline of the one that ended, and no restart");
+}
+
+#[test]
+fn old_news_and_news_of_nobody_mean_nothing() {
+    let mut story = Story::serving();
+    story.at(1, Event::Reload);
+    story.at(2, Event::Ready(2));
+    story.at(3, Event::Gone(1));
+    let before = story.0.clone();
+    for event in [
+        Event::Ready(1),
+        Event::Ready(2),
+        Event::Ready(9),
+        Event::Ended(1, 1),
+        Event::Ended(9, 1),
+        Event::Gone(1),
+        Event::Gone(2),
+        Event::Gone(9),
+        Event::Tick,
+    ] {
+        assert_eq!(story.at(4, event), [], "{event:?}");
+        assert_eq!(story.0, before, "{event:?}");
+    }
+}

@@ -1,0 +1,393 @@
+//! Random histories: events in any order, late, twice or about nobody, at any pace. A model of the world watches that
+//! every order was due when it came, and that what was due was ordered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::super::*;
+
+/// What the orders so far made of a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Starting {
+        deadline: Moment,
+    },
+    Serving {
+        since: Moment,
+    },
+    /// It has a successor or has ended, and is to be retired before the event is over.
+    Due,
+    Draining {
+        deadline: Option<Moment>,
+    },
+    Gone,
+}
+
+/// The model, and the plan it watches.
+struct World {
+    plan: Plan,
+    limits: Limits,
+    now: Moment,
+    lives: BTreeMap<Id, Life>,
+    /// The one piece of news that says what became of each wish and of each start.
+    outcomes: BTreeMap<Id, News>,
+    promised: BTreeSet<Id>,
+    killed: BTreeSet<Id>,
+    /// One more generation was asked for while one was starting.
+    wanted: bool,
+    restart: Option<Moment>,
+    restarts: u64,
+    pause: Duration,
+    /// Of the news of a crash in this event.
+    told_pause: Option<Duration>,
+    /// To be killed by the very next order.
+    doomed: Option<Id>,
+    status: Option<u8>,
+    finished: Option<u8>,
+}
+
+impl World {
+    fn begin(limits: Limits) -> World {
+        let now = Duration::from_secs(5);
+        let (plan, orders) = Plan::begin(limits, now);
+        assert_eq!(orders, [Order::Start(1)]);
+        World {
+            plan,
+            limits,
+            now,
+            lives: BTreeMap::from([(1, Life::Starting { deadline: now + limits.ready })]),
+            outcomes: BTreeMap::new(),
+            promised: BTreeSet::new(),
+            killed: BTreeSet::new(),
+            wanted: false,
+            restart: None,
+            restarts: 0,
+            pause: Duration::from_millis(100),
+            told_pause: None,
+            doomed: None,
+            status: None,
+            finished: None,
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        let before = self.lives.clone();
+        self.foresee(event);
+        for order in self.plan.handle(event, self.limits, self.now) {
+            assert_eq!(self.finished, None, "{order:?} after the end");
+            self.obey(order, event);
+        }
+        self.pause_if_nothing_serves();
+        self.check(event, &before);
+        self.finished = None;
+    }
+
+    fn foresee(&mut self, event: Event) {
+        match (event, self.plan.answer()) {
+            (Event::Reload, Answer::Refused) => assert!(self.status.is_some()),
+            (Event::Reload, Answer::Generation(id)) => {
+                assert_eq!((self.status, id), (None, self.lives.len() as Id + 1));
+                self.promised.insert(id);
+                self.wanted = true;
+            }
+            (Event::Stop(_), _) => {
+                self.status.get_or_insert(0);
+                self.restart = None;
+            }
+            _ => (),
+        }
+    }
+
+    fn obey(&mut self, order: Order, event: Event) {
+        if let Some(id) = self.doomed.take() {
+            assert_eq!(order, Order::Kill(id));
+        }
+        match order {
+            Order::Start(id) => self.start(id, event),
+            Order::Retire(id) => self.retire(id, event),
+            Order::Kill(id) => assert!(self.killed.insert(id), "{id} is killed twice"),
+            Order::Tell(id, news) => self.tell(id, news, event),
+            Order::Finish(status) => {
+                assert!(self.lives.values().all(|life| *life == Life::Gone), "{:?}", self.lives);
+                assert_eq!(Some(status), self.status);
+                self.finished = Some(status);
+            }
+        }
+    }
+
+    fn start(&mut self, id: Id, event: Event) {
+        assert_eq!((self.status, self.starting()), (None, None), "{id} is started");
+        assert_eq!(id, self.lives.len() as Id + 1);
+        let restart = event == Event::Tick && self.restart.is_some_and(|at| at <= self.now);
+        assert!(self.wanted || restart, "nobody wants {id}");
+        self.restarts += u64::from(restart);
+        (self.wanted, self.restart) = (false, None);
+        self.lives.insert(id, Life::Starting { deadline: self.now + self.limits.ready });
+    }
+
+    fn retire(&mut self, id: Id, event: Event) {
+        match self.lives[&id] {
+            Life::Draining { .. } => assert!(matches!(event, Event::Ended(ended, _) if ended == id)),
+            life => {
+                let stopped = matches!((life, event), (Life::Serving { .. }, Event::Stop(_)));
+                assert!(stopped || life == Life::Due, "{life:?} is retired");
+                self.lives.insert(id, Life::Draining { deadline: Some(self.now + self.limits.drain) });
+            }
+        }
+    }
+
+    fn tell(&mut self, id: Id, news: News, event: Event) {
+        if matches!(news, News::Serves | News::Failed(_) | News::TimedOut | News::Cancelled) {
+            assert_eq!(self.outcomes.insert(id, news), None, "{id} has two outcomes");
+        }
+        let life = self.lives.get(&id).copied();
+        let next = match (news, life) {
+            (News::Serves, Some(Life::Starting { .. })) => {
+                assert_eq!(event, Event::Ready(id));
+                self.serving().map(|old| self.lives.insert(old, Life::Due));
+                Life::Serving { since: self.now }
+            }
+            (News::Failed(status), Some(Life::Starting { .. })) => {
+                assert_eq!(event, Event::Ended(id, status));
+                self.first_failed(id, status);
+                Life::Due
+            }
+            (News::TimedOut, Some(Life::Starting { deadline })) => {
+                assert!(event == Event::Tick && deadline <= self.now);
+                self.first_failed(id, 137);
+                self.doomed = Some(id);
+                Life::Draining { deadline: None }
+            }
+            (News::Cancelled, Some(Life::Starting { .. })) => {
+                assert!(matches!(event, Event::Stop(_)));
+                Life::Due
+            }
+            (News::Cancelled, None) => {
+                assert!(self.status.is_some() && self.wanted && self.promised.contains(&id));
+                self.wanted = false;
+                return;
+            }
+            (News::Crashed(status, pause), Some(Life::Serving { since })) => {
+                assert_eq!(event, Event::Ended(id, status));
+                self.told_pause = Some(pause);
+                if self.now - since >= Duration::from_secs(10) {
+                    self.pause = Duration::from_millis(100);
+                }
+                Life::Due
+            }
+            (News::Killed, Some(Life::Draining { deadline: Some(deadline) })) => {
+                let due = event == Event::Tick && deadline <= self.now;
+                assert!(due || event == Event::Stop(Haste::Now), "{id} had time until {deadline:?}");
+                self.status = self.status.map(|status| if status == 0 { 137 } else { status });
+                self.doomed = Some(id);
+                Life::Draining { deadline: None }
+            }
+            (News::Gone, Some(Life::Draining { .. })) => {
+                assert_eq!(event, Event::Gone(id));
+                Life::Gone
+            }
+            _ => panic!("{news:?} of {id}, which is {life:?}"),
+        };
+        self.lives.insert(id, next);
+    }
+
+    fn first_failed(&mut self, id: Id, status: u8) {
+        if id == 1 {
+            self.status.get_or_insert(status);
+        }
+    }
+
+    /// What crashed, or failed to take the place of what crashed, is started again later and later.
+    fn pause_if_nothing_serves(&mut self) {
+        let idle = self.starting().is_none() && self.serving().is_none();
+        let mut expected = Duration::ZERO;
+        if self.status.is_none() && idle && self.restart.is_none() {
+            expected = self.pause;
+            self.restart = Some(self.now + self.pause);
+            self.pause = (self.pause * 2).min(Duration::from_secs(10));
+        }
+        assert_eq!(self.told_pause.take().unwrap_or(expected), expected);
+    }
+
+    /// What is due was ordered.
+    fn check(&self, event: Event, before: &BTreeMap<Id, Life>) {
+        assert_eq!(self.doomed, None);
+        assert!(!self.lives.values().any(|life| *life == Life::Due), "{:?}", self.lives);
+        assert!(!self.wanted || self.starting().is_some(), "a wish was forgotten");
+        assert_eq!(self.plan.starting.map(|starting| starting.id), self.starting());
+        assert_eq!(self.plan.serving.map(|serving| serving.id), self.serving());
+        assert_eq!((self.plan.restarts, self.plan.deadline()), (self.restarts, self.deadline()));
+        let over = self.status.is_some() && self.lives.values().all(|life| *life == Life::Gone);
+        assert_eq!(self.finished.is_some(), over);
+        let after = |id| self.lives[&id];
+        match event {
+            Event::Ready(id) if matches!(before.get(&id), Some(Life::Starting { .. })) => {
+                assert_eq!(after(id), Life::Serving { since: self.now });
+            }
+            Event::Ended(id, _) if matches!(before.get(&id), Some(Life::Starting { .. } | Life::Serving { .. })) => {
+                assert!(matches!(after(id), Life::Draining { .. }));
+            }
+            Event::Gone(id) if matches!(before.get(&id), Some(Life::Draining { .. })) => {
+                assert_eq!(after(id), Life::Gone);
+            }
+            Event::Stop(haste) => {
+                assert_eq!((self.starting(), self.serving(), self.wanted), (None, None, false));
+                assert!(haste == Haste::Drain || self.deadline().is_none());
+            }
+            Event::Tick => {
+                let late = |id: &Id| self.lives[id] == before[id];
+                let due: Vec<&Id> = before.keys().filter(|id| self.is_due(before[id]) && late(id)).collect();
+                assert!(due.is_empty(), "{due:?} had no more time");
+                assert!(self.deadline().is_none_or(|at| at >= self.now), "it would spin");
+            }
+            _ => (),
+        }
+    }
+
+    fn is_due(&self, life: Life) -> bool {
+        matches!(life, Life::Starting { deadline } | Life::Draining { deadline: Some(deadline) } if deadline <= self.now)
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        let own = self.lives.values().filter_map(|life| match life {
+            Life::Starting { deadline } => Some(*deadline),
+            Life::Draining { deadline } => *deadline,
+            _ => None,
+        });
+        own.chain(self.restart).min()
+    }
+
+    fn starting(&self) -> Option<Id> {
+        self.the_one(|life| matches!(life, Life::Starting { .. }))
+    }
+
+    fn serving(&self) -> Option<Id> {
+        self.the_one(|life| matches!(life, Life::Serving { .. }))
+    }
+
+    /// At most one generation is in such a state.
+    fn the_one(&self, is: impl Fn(&Life) -> bool) -> Option<Id> {
+        let those: Vec<Id> = self.lives.iter().filter(|(_, life)| is(life)).map(|(id, _)| *id).collect();
+        assert!(those.len() <= 1, "{:?}", self.lives);
+        those.first().copied()
+    }
+
+    /// Nobody is forgotten: what crashed serves again if only time goes by, and after a stop all comes to an end.
+    fn settle(&mut self, haste: Haste) {
+        while self.status.is_none() && self.starting().is_none() && self.serving().is_none() {
+            self.now = self.now.max(self.plan.deadline().expect("something is to be started"));
+            self.happen(Event::Tick);
+        }
+        self.happen(Event::Stop(haste));
+        let left: Vec<Id> = self.lives.keys().copied().collect();
+        for id in left.into_iter().rev() {
+            self.happen(Event::Ended(id, 0));
+            self.happen(Event::Gone(id));
+        }
+        assert!(self.lives.values().all(|life| *life == Life::Gone));
+        for id in self.lives.keys().chain(&self.promised) {
+            assert!(self.outcomes.contains_key(id), "{id} was promised or started, and nothing was told of it");
+        }
+    }
+}
+
+/// Whom an event is about.
+#[derive(Clone, Debug)]
+enum Whom {
+    Starting,
+    Serving,
+    /// Any that was ever started, or none.
+    Any(Index),
+}
+
+/// When it happens.
+#[derive(Clone, Debug)]
+enum Pace {
+    After(Duration),
+    AtTheDeadline,
+    JustBeforeIt,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Reload,
+    Ready,
+    Ended(u8),
+    Gone,
+    Stop(Haste),
+    Tick,
+}
+
+impl World {
+    fn step(&mut self, (kind, whom, pace): (Kind, Whom, Pace)) {
+        let deadline = self.plan.deadline().unwrap_or(self.now);
+        self.now = match pace {
+            Pace::After(time) => self.now + time,
+            Pace::AtTheDeadline => self.now.max(deadline),
+            Pace::JustBeforeIt => self.now.max(deadline.saturating_sub(Duration::from_nanos(1))),
+        };
+        let id = match whom {
+            Whom::Starting => self.starting().unwrap_or(0),
+            Whom::Serving => self.serving().unwrap_or(0),
+            Whom::Any(index) => index.index(self.lives.len() + 3) as Id,
+        };
+        self.happen(match kind {
+            Kind::Reload => Event::Reload,
+            Kind::Ready => Event::Ready(id),
+            Kind::Ended(status) => Event::Ended(id, status),
+            Kind::Gone => Event::Gone(id),
+            Kind::Stop(haste) => Event::Stop(haste),
+            Kind::Tick => Event::Tick,
+        });
+    }
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        20 => Just(Kind::Reload),
+        20 => Just(Kind::Ready),
+        20 => prop_oneof![Just(0), Just(1), any::<u8>()].prop_map(Kind::Ended),
+        10 => Just(Kind::Gone),
+        1 => Just(Kind::Stop(Haste::Drain)),
+        1 => Just(Kind::Stop(Haste::Now)),
+        20 => Just(Kind::Tick),
+    ]
+}
+
+fn whom() -> impl Strategy<Value = Whom> {
+    prop_oneof![3 => Just(Whom::Starting), 2 => Just(Whom::Serving), 3 => any::<Index>().prop_map(Whom::Any)]
+}
+
+fn pace() -> impl Strategy<Value = Pace> {
+    let up_to = |milliseconds: u64| (0..=milliseconds).prop_map(|time| Pace::After(Duration::from_millis(time)));
+    prop_oneof![
+        2 => Just(Pace::After(Duration::ZERO)),
+        2 => up_to(300),
+        1 => up_to(30_000),
+        1 => Just(Pace::After(Duration::from_secs(10))),
+        2 => Just(Pace::AtTheDeadline),
+        1 => Just(Pace::JustBeforeIt),
+    ]
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let time = || prop_oneof![Just(0), Just(1), 0..2000u64, Just(60_000)].prop_map(Duration::from_millis);
+    (time(), time()).prop_map(|(ready, drain)| Limits { ready, drain })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn the_promise_holds_in_every_history(
+        limits in limits(),
+        history in prop::collection::vec((kind(), whom(), pace()), 0..50),
+        haste in prop_oneof![Just(Haste::Drain), Just(Haste::Now)],
+    ) {
+        let mut world = World::begin(limits);
+        history.into_iter().for_each(|step| world.step(step));
+        world.settle(haste);
+    }
+}
