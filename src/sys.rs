@@ -1,6 +1,7 @@
 //! Every unsafe operation, behind a function that is typed on both sides. What nix offers safely is not repeated here.
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
@@ -223,6 +224,15 @@ pub(crate) fn set_close_on_exec(fd: impl AsFd, flag: FdFlag) -> nix::Result<()> 
 pub(crate) fn set_action(signal: Signal, action: &SigAction) -> nix::Result<SigAction> {
     // SAFETY: this program installs no handler, so whatever the action is, no handler of its own runs.
     unsafe { sigaction(signal, action) }
+}
+
+/// Is a signal of this number ignored?
+pub(crate) fn is_ignored(number: c_int) -> bool {
+    let mut found = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: the new action is null, so that nothing is changed, and the old one is written where there is room for it.
+    let asked = unsafe { libc::sigaction(number, ptr::null(), found.as_mut_ptr()) };
+    // SAFETY: every part of it may be zero, as it is if sigaction failed.
+    asked == 0 && unsafe { found.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
 /// The numbers of the real-time signals, which nix's enumeration of signals does not have.

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use crate::sys;
 
-/// What comes in as a read. One that was ignored at start stays ignored, as nohup(1) wants it for SIGHUP.
+/// What comes in as a read.
 const RECEIVED: [Signal; 8] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -120,10 +120,11 @@ impl Inherited {
     }
 }
 
-/// RECEIVED and the real-time signals.
+/// RECEIVED and the real-time signals, but not a SIGHUP that nohup(1) ignored: if blocked, it would be kept for us.
 fn received() -> SigSet {
-    let numbers: Vec<i32> = RECEIVED.iter().map(|signal| *signal as i32).chain(sys::real_time_signals()).collect();
-    sys::set_of(&numbers)
+    let numbers = RECEIVED.iter().map(|signal| *signal as i32).chain(sys::real_time_signals());
+    let wanted = |number: &i32| *number != Signal::SIGHUP as i32 || !sys::is_ignored(*number);
+    sys::set_of(&numbers.filter(wanted).collect::<Vec<_>>())
 }
 
 /// Neither of the two runs code of ours.
