@@ -28,6 +28,8 @@ pub(crate) struct Generation {
     pub(crate) watch: Option<Watch>,
     pub(crate) members: Members,
     pub(crate) started: Moment,
+    /// Everything of it is to end at once.
+    pub(crate) killed: bool,
     /// How its main process ended; it stays unreaped until nothing is left, so that its group keeps its number.
     pub(crate) ended: Option<Ending>,
 }
@@ -67,7 +69,7 @@ impl Generation {
         let child = start.start(watch.pipe_for_child())?;
         watch.started(child.pid);
         let members = Members::of(child.pid);
-        Ok(Generation { id, child, inbox, watch: Some(watch), members, started: now, ended: None })
+        Ok(Generation { id, child, inbox, watch: Some(watch), members, started: now, killed: false, ended: None })
     }
 
     /// One that a predecessor of this supervisor started. Who belongs to it is found out anew.
@@ -80,7 +82,7 @@ impl Generation {
         ended: Option<Ending>,
     ) -> Generation {
         let members = Members::of(child.pid);
-        Generation { id, child, inbox, watch, members, started, ended }
+        Generation { id, child, inbox, watch, members, started, killed: false, ended }
     }
 
     /// What becomes readable when the main process ends, until that was seen.
@@ -111,7 +113,9 @@ impl Generation {
 
     /// Ask it to stop: its main process, or when that has ended, whatever is left of it.
     pub(crate) fn retire(&mut self, signal: Signal) {
-        if self.ended.is_none() {
+        if self.killed {
+            self.kill();
+        } else if self.ended.is_none() {
             let sent = sys::send_signal(&self.child.pidfd, signal as i32);
             // A stopped process would never see the signal.
             let continued = sys::send_signal(&self.child.pidfd, Signal::SIGCONT as i32);
@@ -122,8 +126,14 @@ impl Generation {
         }
     }
 
+    /// End everything that is left of it; to be repeated for who was born meanwhile.
+    pub(crate) fn kill(&mut self) {
+        self.killed = true;
+        self.signal_all(Signal::SIGKILL);
+    }
+
     /// Signal everything that is left of it.
-    pub(crate) fn signal_all(&self, signal: Signal) {
+    fn signal_all(&self, signal: Signal) {
         // The main process, ended or not, is not reaped: the group's number is still its own.
         ignore_gone(killpg(self.child.pid, signal));
         for process in self.members.alive_processes().filter(|process| process.group != self.child.pid) {

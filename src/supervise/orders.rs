@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use log::{debug, warn};
-use nix::sys::signal::Signal;
 use nix::unistd::{Pid, geteuid};
 
 use crate::failure::Status;
@@ -80,7 +79,7 @@ impl Supervisor {
             None => self.events.push_back(Event::Gone(id)),
             Some(generation) => {
                 generation.watch = None;
-                generation.signal_all(Signal::SIGKILL);
+                generation.kill();
                 self.see_who_is_gone();
             }
         }
@@ -122,6 +121,10 @@ impl Supervisor {
     /// A process ended: perhaps the last of a generation.
     pub(super) fn see_who_is_gone(&mut self) {
         self.survey();
+        // Who was born between the last look and the signal was not hit; its parent's end is what brings us here.
+        for generation in self.generations.iter_mut().filter(|generation| generation.killed && !generation.is_over()) {
+            generation.kill();
+        }
         let (over, left): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.generations).into_iter().partition(Generation::is_over);
         self.generations = left;

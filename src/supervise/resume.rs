@@ -64,7 +64,9 @@ impl Supervisor {
                     Some(Watch::resume(&config.ready, &sockets, inherited, pid, watch, pipe))
                 }
             };
-            Ok(Generation::resumed(saved.id, child, inbox, watch, saved.started, saved.ended))
+            let mut generation = Generation::resumed(saved.id, child, inbox, watch, saved.started, saved.ended);
+            generation.killed = state.plan.draining.iter().any(|d| d.id == saved.id && d.deadline.is_none());
+            Ok(generation)
         });
         let generations = generations.collect::<Result<_>>()?;
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
