@@ -122,11 +122,6 @@ impl Run {
         self
     }
 
-    pub fn env_remove(mut self, key: &str) -> Run {
-        self.command.env_remove(key);
-        self
-    }
-
     pub fn current_dir(mut self, folder: impl AsRef<Path>) -> Run {
         self.command.current_dir(folder);
         self

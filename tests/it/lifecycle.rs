@@ -1,0 +1,257 @@
+//! A deploy from the first generation to the last: what clients see, what is said, and the exit statuses.
+
+use std::collections::BTreeSet;
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Folder, handoff_run_with, skip, wait_for};
+use crate::supervisor::{Clients, Supervisor, plain, python, supervise, supervise_python, supervise_script};
+
+/// The second line for a server that did not take our socket.
+const TAKE_IT: &str = "its socket is open at descriptor 3 and announced in LISTEN_FDS; \
+                       see 'handoff-run --help-servers' for how servers take it";
+
+/// Reload, which fails, while clients see the old generation and nothing else; gives the status and the whole stderr.
+fn failing_reload(supervisor: &mut Supervisor) -> (i32, String) {
+    let clients = Clients::of(supervisor);
+    let output = supervisor.reload();
+    assert_eq!(supervisor.served_by(), supervisor.generation(1));
+    assert_eq!(clients.all_served_by(), BTreeSet::from([supervisor.generation(1)]));
+    (output.code(), plain(&output.stderr, supervisor.address()))
+}
+
+fn bound_itself(reason: &str) -> String {
+    format!(
+        "handoff-run: generation 2: {reason} before it was ready\n\
+         handoff-run: if it tried to bind ADDRESS itself, it need not: {TAKE_IT}\n"
+    )
+}
+
+// handoff-run(1), --supervise: "The one that serves is asked to stop only when the new one is ready".
+#[test]
+fn the_old_generation_serves_until_the_new_one_is_ready() {
+    let Some(python) = python() else { return skip("there is no python3") };
+    let mut supervisor = supervise_python(&python, &[], "serve(ours())").serving();
+    supervisor.rewrite_python("while not os.path.exists('go'): time.sleep(0.005)\nserve(ours())");
+    let clients = Clients::of(&supervisor);
+    supervisor.signal(Signal::SIGHUP);
+    let (old, new) = (supervisor.generation(1), supervisor.generation(2));
+    for _ in 0..20 {
+        assert_eq!(supervisor.served_by(), old);
+    }
+    std::fs::write(supervisor.folder().path("go"), "").unwrap();
+    supervisor.wait_log("generation 1: gone\n");
+    assert_eq!(supervisor.served_by(), new);
+    assert_eq!(clients.all_served_by(), BTreeSet::from([old, new]));
+    let address = supervisor.address();
+    let expected = "handoff-run: 127.0.0.1:0 listens on ADDRESS\n\
+                    handoff-run: generation 1: started (pid PID)\n\
+                    handoff-run: generation 1: ready after TIME s\n\
+                    handoff-run: generation 2: started (pid PID)\n\
+                    handoff-run: generation 2: ready after TIME s\n";
+    assert!(plain(&supervisor.stopped(), address).starts_with(expected));
+}
+
+// handoff-run(1), --reload: "Ends when the new generation serves, with status 0".
+#[test]
+fn a_reload_tells_what_happens_and_ends_with_0_when_the_new_generation_serves() {
+    let mut supervisor = supervise(&[]).serving();
+    let output = supervisor.reload();
+    let expected = "generation 2: started (pid PID)\ngeneration 2: ready after TIME s\n";
+    assert_eq!(output.failure(), (0, ""));
+    assert_eq!(plain(&output.stdout, supervisor.address()), expected);
+    supervisor.wait_log("generation 1: gone\n");
+    supervisor.stopped();
+}
+
+// handoff-run(1), --wait: "end when the old generation is gone".
+#[test]
+fn a_reload_that_waits_ends_when_the_old_generation_is_gone() {
+    let mut supervisor = supervise(&[]).serving();
+    let old = supervisor.generation(1);
+    let output = supervisor.reload_and_wait();
+    assert_eq!(output.failure(), (0, ""));
+    assert!(output.stdout.ends_with("generation 1: gone\n"), "{}", output.stdout);
+    assert!(!crate::supervisor::exists(old));
+    supervisor.stopped();
+}
+
+// handoff-run(1), --stop: "Drain and stop the supervisor … Ends when it has."
+#[test]
+fn a_stop_drains_and_ends_with_0_and_nobody_is_left_to_talk_to() {
+    let mut supervisor = supervise(&[]).serving();
+    let control = supervisor.folder().text("control");
+    let output = supervisor.stop();
+    assert_eq!(output.failure(), (0, ""));
+    assert!(output.stdout.ends_with("generation 1: gone\n"), "{}", output.stdout);
+    assert_eq!(supervisor.end().0, 0);
+    let output = supervisor.reload();
+    let message = format!("handoff-run: cannot reach a supervisor at {control}: ENOENT: No such file or directory\n");
+    assert_eq!(output.failure(), (125, &*message));
+}
+
+// handoff-run(1), --reload: "or when it failed: 1 … then the old one still serves".
+#[test]
+fn a_new_generation_that_ends_at_once_is_a_failed_reload() {
+    let mut supervisor = supervise_script(&[], "exec ./server").serving();
+    supervisor.rewrite("exit 3");
+    assert_eq!(failing_reload(&mut supervisor), (1, bound_itself("ended with status 3")));
+    supervisor.wait_log("generation 2: gone\n");
+    assert!(supervisor.status().contains("last failure: generation 2: ended with status 3 before it was ready\n"));
+    supervisor.stopped();
+}
+
+#[test]
+fn a_new_generation_that_is_killed_is_a_failed_reload() {
+    let mut supervisor = supervise_script(&[], "exec ./server").serving();
+    supervisor.rewrite("kill -KILL $$");
+    assert_eq!(failing_reload(&mut supervisor), (1, bound_itself("was ended by SIGKILL")));
+    supervisor.stopped();
+}
+
+#[test]
+fn a_new_generation_that_is_missing_or_cannot_be_executed_is_a_failed_reload() {
+    let mut supervisor = supervise(&[]).serving();
+    let program = supervisor.folder().text("server");
+    for (id, (target, cause)) in
+        [(2, ("/nonexistent/server", "ENOENT: No such file or directory")), (3, ("log", "EACCES: Permission denied"))]
+    {
+        supervisor.replace(target);
+        let message = format!("handoff-run: generation {id}: cannot run {program}: {cause}\n");
+        assert_eq!(failing_reload(&mut supervisor), (1, message));
+    }
+    supervisor.stopped();
+}
+
+// handoff-run(1), --reload: "or was not ready in time: 124; then the old one still serves".
+#[test]
+fn a_new_generation_that_hangs_is_killed_in_time_and_124() {
+    let mut supervisor = supervise_script(&["--ready-timeout", "2s"], "exec ./server").serving();
+    supervisor.rewrite("exec sleep 1000");
+    let text = "handoff-run: generation 2: was not ready after 2.00 s and is killed\n";
+    assert_eq!(failing_reload(&mut supervisor), (124, format!("{text}handoff-run: {TAKE_IT}\n")));
+    supervisor.wait_log("generation 2: gone\n");
+    supervisor.stopped();
+}
+
+#[test]
+fn a_new_generation_that_binds_the_port_itself_is_told_that_it_need_not() {
+    let Some(python) = python() else { return skip("there is no python3") };
+    let mut supervisor = supervise_python(&python, &[], "serve(ours())").serving();
+    supervisor.rewrite_python(&format!(
+        "try: socket.create_server(('127.0.0.1', {}))\n\
+         except OSError as error: sys.exit(error.errno)",
+        supervisor.address().port()
+    ));
+    assert_eq!(failing_reload(&mut supervisor), (1, bound_itself("ended with status 98")));
+    supervisor.stopped();
+}
+
+#[test]
+fn a_new_generation_that_listens_elsewhere_is_told_where() {
+    let Some(python) = python() else { return skip("there is no python3") };
+    let mut supervisor = supervise_python(&python, &["--ready-timeout", "2s"], "serve(ours())").serving();
+    supervisor.rewrite_python(
+        "s = socket.create_server(('127.0.0.1', 0))\nwrite('port', '%d' % s.getsockname()[1])\nserve(s)",
+    );
+    let (status, stderr) = failing_reload(&mut supervisor);
+    let port = supervisor.read("port");
+    let text = format!(
+        "handoff-run: generation 2: was not ready after 2.00 s and is killed: it listens on 127.0.0.1:{port}, not on \
+         our socket\nhandoff-run: {TAKE_IT}\n"
+    );
+    assert_eq!((status, stderr), (124, text));
+    supervisor.stopped();
+}
+
+#[test]
+fn a_generation_that_ends_its_parent_when_it_serves_means_that_it_is_ready() {
+    let Some(python) = python() else { return skip("there is no python3") };
+    let code = "os.kill(os.getppid(), signal.SIGTERM)\nserve(ours())";
+    // Nothing but the signal can make it ready.
+    let mut supervisor = supervise_python(&python, &["--ready", "check:false"], code).serving();
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    assert_eq!(supervisor.served_by(), supervisor.generation(2));
+    supervisor.signal(Signal::SIGTERM);
+    let (status, log) = supervisor.end();
+    assert_eq!(status, 0, "{log}");
+}
+
+// handoff-run(1), EXIT STATUS: "a supervisor whose first generation never became ready: its status".
+#[test]
+fn a_first_generation_that_fails_ends_the_supervisor_with_its_status() {
+    for (script, status, reason) in [
+        ("exit 3", 3, "ended with status 3"),
+        ("exit 0", 0, "ended with status 0"),
+        ("kill -9 $$", 137, "was ended by SIGKILL"),
+    ] {
+        let mut supervisor = supervise_script(&[], script).start();
+        let address = supervisor.address();
+        let (code, log) = supervisor.end();
+        let expected = format!(
+            "handoff-run: 127.0.0.1:0 listens on ADDRESS\n\
+             handoff-run: generation 1: started (pid PID)\n{}\
+             handoff-run: generation 1: gone\n",
+            bound_itself(reason).replace("generation 2", "generation 1")
+        );
+        assert_eq!((code, plain(&log, address)), (status, expected));
+    }
+}
+
+#[test]
+fn a_first_generation_that_cannot_be_executed_ends_the_supervisor_with_126_or_127() {
+    for (program, status, cause) in
+        [("/nonexistent/x", 127, "ENOENT: No such file or directory"), ("./log", 126, "EACCES: Permission denied")]
+    {
+        let mut supervisor = supervise(&["-q"]).target(&[program]).start();
+        let message = format!("handoff-run: generation 1: cannot run {program}: {cause}\n");
+        assert_eq!(supervisor.end(), (status, message));
+    }
+}
+
+#[test]
+fn a_first_generation_that_hangs_ends_the_supervisor_with_137() {
+    let mut supervisor = supervise_script(&["-q", "--ready-timeout", "100ms"], "exec sleep 1000").start();
+    let text = "handoff-run: generation 1: was not ready after 0.10 s and is killed\n";
+    assert_eq!(supervisor.end(), (137, format!("{text}handoff-run: {TAKE_IT}\n")));
+}
+
+#[test]
+fn a_supervisor_that_cannot_listen_is_125_and_starts_nothing() {
+    let folder = Folder::new();
+    std::fs::write(folder.path("control"), "").unwrap();
+    let arguments = ["--supervise", "-l", "127.0.0.1:0", "-q", "--control", &folder.text("control"), "--", "touch"];
+    let output = handoff_run_with(&arguments).args(&[folder.text("started")]).output();
+    assert_eq!(output.code(), 125, "{output:?}");
+    assert_eq!(folder.names(), ["control"]);
+}
+
+#[test]
+fn reloads_during_a_reload_are_one_and_each_client_is_told() {
+    let Some(python) = python() else { return skip("there is no python3") };
+    let mut supervisor = supervise_python(&python, &[], "serve(ours())").serving();
+    supervisor.rewrite_python("while not os.path.exists('go'): time.sleep(0.005)\nserve(ours())");
+    supervisor.signal(Signal::SIGHUP);
+    supervisor.generation(2);
+    let outputs: Vec<_> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..3).map(|_| scope.spawn(|| supervisor.reload())).collect();
+        let connected = || connections(&supervisor) == 3;
+        wait_for("three clients", || connected().then_some(()));
+        std::fs::write(supervisor.folder().path("go"), "").unwrap();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    for output in outputs {
+        assert_eq!(output.failure(), (0, ""));
+        assert!(output.stdout.contains("generation 3: ready after "), "{}", output.stdout);
+    }
+    assert!(!supervisor.log().contains("generation 4"));
+    supervisor.stopped();
+}
+
+/// How many clients of the control socket the supervisor has heard: each has a descriptor of a connected socket.
+fn connections(supervisor: &Supervisor) -> usize {
+    let path = supervisor.folder().text("control");
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+    // Connected (03), and of the server's side, which has the name.
+    table.lines().filter(|line| line.ends_with(&path) && line.contains(" 0001 03 ")).count()
+}
