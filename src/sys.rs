@@ -3,8 +3,8 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr;
 use std::time::Duration;
+use std::{mem, ptr};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
@@ -320,10 +320,40 @@ pub(crate) fn place_in_child(fd: impl AsFd, number: RawFd) -> nix::Result<()> {
     Errno::result(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) }).map(drop)
 }
 
-/// Close a descriptor that came in a message (SCM_RIGHTS).
-pub(crate) fn close_received(number: RawFd) {
-    // SAFETY: the kernel just made it for us, and nobody else knows it.
-    drop(unsafe { OwnedFd::from_raw_fd(number) });
+/// recvmsg(2) of the next message into `buffer`: its length, and who sent it, as the kernel vouches for (SO_PASSCRED).
+///
+/// There is room for that alone, so that the kernel itself closes descriptors that come along: none ever gets here, not
+/// even half of them where the table is full.
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<(usize, Option<libc::ucred>)> {
+    let mut room = Room { bytes: [0; ROOM] };
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: a msghdr of zeroes is one that names nothing.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut room).cast();
+    message.msg_controllen = ROOM as _;
+    // SAFETY: the kernel writes at most as much as the message says into `buffer` and `room`, which live through it.
+    let length = Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, 0) })?;
+    // SAFETY: the kernel says by the new msg_controllen whether a header is there, and `room` is aligned for it.
+    let sender = unsafe {
+        libc::CMSG_FIRSTHDR(&raw const message)
+            .as_ref()
+            .filter(|header| (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS))
+            .map(|header| libc::CMSG_DATA(header).cast::<libc::ucred>().read_unaligned())
+    };
+    Ok((length as usize, sender))
+}
+
+/// What a `ucred` takes behind its header.
+// SAFETY: it only computes.
+const ROOM: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) } as usize;
+
+/// Bytes where a header may begin.
+union Room {
+    bytes: [u8; ROOM],
+    #[expect(dead_code, reason = "it aligns")]
+    header: libc::cmsghdr,
 }
 
 /// accept4(2), the connection close-on-exec and non-blocking.

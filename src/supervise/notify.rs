@@ -5,11 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use log::debug;
-use nix::cmsg_space;
-use nix::libc::ucred;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials, bind, getsockname,
-    recvmsg, sendto, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockname, sendto, setsockopt, socket, sockopt,
 };
 
 use crate::environ;
@@ -58,23 +55,12 @@ impl Inbox {
     /// The next message, if there is one.
     pub(crate) fn next(&self) -> Option<Message> {
         let mut buffer = [0; 4096];
-        let mut space = cmsg_space!(ucred, [std::os::fd::RawFd; 4]);
-        let mut parts = [std::io::IoSliceMut::new(&mut buffer)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let received = recvmsg::<()>(self.fd.as_raw_fd(), &mut parts, Some(&mut space), flags).ok()?;
-        let length = received.bytes;
-        let mut sender: Option<UnixCredentials> = None;
-        for part in received.cmsgs().ok()? {
-            match part {
-                ControlMessageOwned::ScmCredentials(credentials) => sender = Some(credentials),
-                // FDSTORE=1 and BARRIER=1 bring descriptors: closing them is the answer to a barrier.
-                ControlMessageOwned::ScmRights(fds) => fds.into_iter().for_each(sys::close_received),
-                _ => (),
-            }
-        }
+        // A descriptor that came along (FDSTORE=1, BARRIER=1) is closed by now, which is the answer to a barrier: what
+        // came before it has been read.
+        let (length, sender) = sys::receive(&self.fd, &mut buffer).ok()?;
         let sender = sender?;
         let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        Some(Message { text, pid: sender.pid(), uid: sender.uid() })
+        Some(Message { text, pid: sender.pid, uid: sender.uid })
     }
 }
 
