@@ -32,6 +32,8 @@ pub(crate) struct Generation {
     pub(crate) killed: bool,
     /// How its main process ended; it stays unreaped until nothing is left, so that its group keeps its number.
     pub(crate) ended: Option<Ending>,
+    /// Somebody else sent a message to its notify socket.
+    pub(crate) heard_stranger: bool,
 }
 
 /// How a process ended.
@@ -69,7 +71,17 @@ impl Generation {
         let child = start.start(watch.pipe_for_child())?;
         watch.started(child.pid);
         let members = Members::of(child.pid);
-        Ok(Generation { id, child, inbox, watch: Some(watch), members, started: now, killed: false, ended: None })
+        Ok(Generation {
+            id,
+            child,
+            inbox,
+            watch: Some(watch),
+            members,
+            started: now,
+            killed: false,
+            heard_stranger: false,
+            ended: None,
+        })
     }
 
     /// One that a predecessor of this supervisor started. Who belongs to it is found out anew.
@@ -82,7 +94,7 @@ impl Generation {
         ended: Option<Ending>,
     ) -> Generation {
         let members = Members::of(child.pid);
-        Generation { id, child, inbox, watch, members, started, killed: false, ended }
+        Generation { id, child, inbox, watch, members, started, killed: false, heard_stranger: false, ended }
     }
 
     /// What becomes readable when the main process ends, until that was seen.

@@ -7,10 +7,14 @@ use nix::unistd::{Pid, geteuid};
 use crate::failure::Status;
 use crate::supervise::child::Start;
 use crate::supervise::generation::{Generation, has_member, survey};
+use crate::supervise::notify::Message;
 use crate::supervise::plan::{Event, Id, Moment, Order};
 use crate::supervise::ready::Watch;
 use crate::supervise::{Supervisor, news};
 use crate::sys;
+
+/// So many messages of one generation are read before the others have their turn.
+const MESSAGES_AT_ONCE: usize = 64;
 
 impl Supervisor {
     pub(super) fn carry_out(&mut self, orders: Vec<Order>) {
@@ -164,17 +168,17 @@ impl Supervisor {
             self.survey();
         }
         let serves = self.plan.serving.is_some_and(|serving| serving.id == id);
-        let Some(generation) = self.generations.iter_mut().find(|generation| generation.id == id) else { return };
         let mut watchdog = false;
-        while let Some(message) = generation.inbox.next() {
+        // Whoever floods us does not keep us from the rest.
+        for _ in 0..MESSAGES_AT_ONCE {
+            let Some(message) = self.generation(id).and_then(|generation| generation.inbox.next()) else { break };
             debug!("generation {id}: {:?} from pid {}", message.text, message.pid);
-            let own = geteuid().as_raw();
-            if message.uid != 0 && message.uid != own && !has_member(generation, Pid::from_raw(message.pid)) {
-                warn!("generation {id}: a message of pid {}, which is not of it, is ignored", message.pid);
+            if !self.is_heard(id, &message) {
+                self.ignore_stranger(id, message.pid);
                 continue;
             }
             if message.says("READY=1")
-                && let Some(watch) = &mut generation.watch
+                && let Some(watch) = self.generation(id).and_then(|generation| generation.watch.as_mut())
             {
                 watch.tell(now);
             }
@@ -183,5 +187,26 @@ impl Supervisor {
         if watchdog && serves {
             self.manager.alive();
         }
+    }
+
+    /// Once: whoever sends a thousand messages shall not fill the log.
+    fn ignore_stranger(&mut self, id: Id, pid: i32) {
+        let Some(generation) = self.generation(id) else { return };
+        if !std::mem::replace(&mut generation.heard_stranger, true) {
+            warn!("generation {id}: what pid {pid} sends, which is not of it, is ignored");
+        }
+    }
+
+    /// Root, our own user, and whoever the generation itself made another user.
+    fn is_heard(&mut self, id: Id, message: &Message) -> bool {
+        let ours = [0, geteuid().as_raw()].contains(&message.uid);
+        let sender = Pid::from_raw(message.pid);
+        let mut is_member = || self.generation(id).is_some_and(|generation| has_member(generation, sender));
+        if ours || is_member() {
+            return true;
+        }
+        // It may have been born since the last look.
+        self.survey();
+        self.generation(id).is_some_and(|generation| has_member(generation, sender))
     }
 }
