@@ -159,6 +159,7 @@ impl Supervisor {
             }
             self.tell_live(now);
             self.time_upgrade(now);
+            self.keep_manager_informed(now);
         }
     }
 
@@ -203,7 +204,8 @@ impl Supervisor {
         let watches = self.generations.iter().filter_map(|generation| generation.watch.as_ref()?.deadline());
         let control = self.control.as_ref().and_then(Control::deadline);
         let check = self.upgrade.as_ref().map(|check| check.deadline);
-        let deadline = watches.chain(self.plan.deadline()).chain(control).chain(self.next_live).chain(check).min();
+        let others = control.into_iter().chain(self.next_live).chain(check).chain(self.manager.deadline());
+        let deadline = watches.chain(self.plan.deadline()).chain(others).min();
         let Some(deadline) = deadline else { return PollTimeout::NONE };
         // Rounded up, so as not to wake a moment too early and again.
         let wait = deadline.saturating_sub(sys::now()).as_micros().div_ceil(1000);

@@ -7,7 +7,7 @@ use crate::pid_file::PidFile;
 use crate::supervise::connections::{held_by, open_connections};
 use crate::supervise::control::{Client, Live, Wants};
 use crate::supervise::elsewhere::listening_elsewhere;
-use crate::supervise::plan::{Id, Moment, News};
+use crate::supervise::plan::{Cause, Id, Moment, News};
 use crate::supervise::status::{GenerationStatus, ListenerStatus, Status, show};
 use crate::supervise::{LIVE_PAUSE, Supervisor, own_pid};
 use crate::sys;
@@ -56,17 +56,21 @@ impl Supervisor {
             News::Serves => self.tell_serves(id),
             // Why it failed was said when it ended.
             News::Failed(_) => {
-                self.end_reload_of_manager(id);
+                self.tell_manager_of_failure(id);
                 self.end_reloads(id, 1);
             }
             News::TimedOut => {
                 self.tell_timed_out(id);
-                self.end_reload_of_manager(id);
+                self.tell_manager_of_failure(id);
                 self.end_reloads(id, 124);
             }
             News::Cancelled => self.cancel_reloads(id),
             News::Crashed(_, pause) if pause.is_zero() => (),
-            News::Crashed(_, pause) => self.say(id, &format!("is started again in {}", show(pause))),
+            News::Crashed(_, pause) => {
+                let text = format!("is started again in {}", show(pause));
+                self.say(id, &text);
+                self.manager.status(&format!("generation {id} has ended and {text}"));
+            }
             News::Killed => self.say(id, "has not drained in time and is killed"),
             News::Gone => {
                 self.say(id, "gone");
@@ -84,6 +88,7 @@ impl Supervisor {
         self.restore_backlogs();
         self.leave_pid_file();
         self.manager.ready(&format!("generation {id} serves"));
+        self.manager.stand_back();
         self.turn_to_predecessors(id);
         self.next_live = Some(now);
     }
@@ -126,11 +131,34 @@ impl Supervisor {
         }
     }
 
-    /// The service manager waits for READY=1 after RELOADING=1, whatever came of it.
-    fn end_reload_of_manager(&self, id: Id) {
-        if let Some(serving) = self.plan.serving {
-            self.manager.ready(&format!("generation {} serves, generation {id} failed", serving.id));
+    /// Tell the service manager what is being started.
+    pub(super) fn announce_start(&mut self, id: Id, now: Moment) {
+        let status = format!("starting generation {id}");
+        match self.plan.starting.map(|starting| starting.cause) {
+            Some(Cause::First) => self.manager.starting(&status, self.config.limits.ready),
+            Some(Cause::Reload) => self.manager.reloading(&status, now),
+            Some(Cause::Restart) | None => self.manager.status(&status),
         }
+    }
+
+    /// The service manager waits for READY=1 after RELOADING=1, whatever came of it. If the first one fails, it sees
+    /// that by our end.
+    fn tell_manager_of_failure(&mut self, id: Id) {
+        if self.plan.stopping.is_some() {
+            return;
+        }
+        match self.plan.serving {
+            Some(serving) => self.manager.ready(&format!("generation {} serves, generation {id} failed", serving.id)),
+            None => self.manager.ready(&format!("none serves, generation {id} failed")),
+        }
+    }
+
+    /// Say what is due to be said to the service manager.
+    pub(super) fn keep_manager_informed(&mut self, now: Moment) {
+        if self.plan.serving.is_none() {
+            self.manager.stand_in(now);
+        }
+        self.manager.send_unsent(now);
     }
 
     /// Those who asked for `id` and got something else.

@@ -1,10 +1,12 @@
 //! sd_notify(3) in both directions: what a generation says to us, and what we say to the service manager.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use log::debug;
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockname, sendto, setsockopt, socket, sockopt,
 };
@@ -13,6 +15,11 @@ use crate::environ;
 use crate::supervise::child::Watchdog;
 use crate::supervise::plan::Moment;
 use crate::sys;
+
+/// So many messages wait for room in the service manager's queue; it takes no more than the last few to know all.
+const MOST_UNSENT: usize = 16;
+/// When to look for room again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where one generation sends its messages: an abstract socket whose name the kernel chose.
 #[derive(Debug)]
@@ -81,8 +88,13 @@ impl Message {
 #[derive(Debug)]
 pub(crate) struct Manager {
     address: Option<UnixAddr>,
-    /// It watches us, and so wants the pid of each generation in WATCHDOG_PID.
-    watchdog: Watchdog,
+    /// It watches us: it ends us when it has not heard WATCHDOG=1 for so long.
+    patience: Option<Duration>,
+    /// When to say WATCHDOG=1 next, while no generation serves that would.
+    next_sign: Option<Moment>,
+    /// What its full queue had no room for, and when to try again.
+    unsent: VecDeque<String>,
+    retry: Option<Moment>,
 }
 
 impl Manager {
@@ -94,49 +106,110 @@ impl Manager {
             [b'/', ..] => UnixAddr::new(path).ok(),
             _ => None,
         };
-        let watched = environ::value(environment, "WATCHDOG_USEC").is_some();
-        Manager { address, watchdog: if watched { Watchdog::Watched } else { Watchdog::Unwatched } }
+        let watched = environ::value(environment, "WATCHDOG_USEC").and_then(|value| str::from_utf8(value).ok());
+        let patience = watched.and_then(|value| value.parse().ok()).map(Duration::from_micros);
+        let patience = patience.filter(|patience| !patience.is_zero());
+        Manager { address, patience, next_sign: None, unsent: VecDeque::new(), retry: None }
     }
 
-    /// Does it expect WATCHDOG=1 from time to time?
+    /// Whether generations are told whom it watches.
     pub(crate) fn watchdog(&self) -> Watchdog {
-        self.watchdog
+        if self.patience.is_some() { Watchdog::Watched } else { Watchdog::Unwatched }
     }
 
-    /// What we serve is up.
-    pub(crate) fn ready(&self, status: &str) {
-        self.send(&format!("READY=1\nSTATUS={status}"));
+    /// The first generation is being started, and may take as long as this.
+    pub(crate) fn starting(&mut self, status: &str, at_most: Duration) {
+        let limit = extended(at_most).as_micros();
+        self.send(format!("STATUS={status}\nEXTEND_TIMEOUT_USEC={limit}"));
     }
 
-    /// A new generation is being started.
-    pub(crate) fn reloading(&self, now: Moment) {
-        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.as_micros()));
+    /// What we serve is up, or what was to replace it has failed.
+    pub(crate) fn ready(&mut self, status: &str) {
+        self.send(format!("READY=1\nSTATUS={status}"));
+    }
+
+    /// A new generation was asked for.
+    pub(crate) fn reloading(&mut self, status: &str, now: Moment) {
+        self.send(format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS={status}", now.as_micros()));
     }
 
     /// Everything stops, and may take as long as this.
-    pub(crate) fn stopping(&self, status: &str, at_most: Duration) {
+    pub(crate) fn stopping(&mut self, status: &str, at_most: Duration) {
         let limit = extended(at_most).as_micros();
-        self.send(&format!("STOPPING=1\nSTATUS={status}\nEXTEND_TIMEOUT_USEC={limit}"));
+        self.send(format!("STOPPING=1\nSTATUS={status}\nEXTEND_TIMEOUT_USEC={limit}"));
     }
 
-    /// The serving generation is alive, or we are, while none serves.
-    pub(crate) fn alive(&self) {
-        self.send("WATCHDOG=1");
+    /// Only what people read.
+    pub(crate) fn status(&mut self, status: &str) {
+        self.send(format!("STATUS={status}"));
     }
 
-    fn send(&self, text: &str) {
-        let Some(address) = &self.address else { return };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let sent = socket(AddressFamily::Unix, SockType::Datagram, flags, None)
-            .and_then(|fd| sendto(fd.as_raw_fd(), text.as_bytes(), address, MsgFlags::MSG_NOSIGNAL));
-        // A manager that does not listen is no reason to stop serving.
-        if let Err(errno) = sent {
-            debug!("cannot notify the service manager: {errno}");
+    /// The generation that serves is alive.
+    pub(crate) fn alive(&mut self) {
+        // One that comes late says nothing.
+        if self.patience.is_some() && self.unsent.is_empty() {
+            self.send("WATCHDOG=1".to_owned());
+        }
+    }
+
+    /// No generation serves: that we see to it is all that can be watched.
+    pub(crate) fn stand_in(&mut self, now: Moment) {
+        let Some(patience) = self.patience else { return };
+        if self.next_sign.is_none_or(|at| at <= now) {
+            self.alive();
+            self.next_sign = Some(now + patience / 2);
+        }
+    }
+
+    /// A generation serves, and has to say itself that it is alive. What is left of the patience was spent before it
+    /// served.
+    pub(crate) fn stand_back(&mut self) {
+        self.next_sign = None;
+        self.alive();
+    }
+
+    /// When there is something to be said.
+    pub(crate) fn deadline(&self) -> Option<Moment> {
+        self.next_sign.into_iter().chain(self.retry).min()
+    }
+
+    fn send(&mut self, text: String) {
+        if self.address.is_none() {
+            return;
+        }
+        if self.unsent.len() == MOST_UNSENT {
+            // What is so old has been said anew since.
+            self.unsent.pop_front();
+        }
+        self.unsent.push_back(text);
+        self.send_unsent(sys::now());
+    }
+
+    /// Send what waits, in order, as far as there is room. A manager that does not listen is no reason to stop serving,
+    /// and one that reads late none to wait.
+    pub(crate) fn send_unsent(&mut self, now: Moment) {
+        self.retry = None;
+        while let Some((text, address)) = self.unsent.front().zip(self.address.as_ref()) {
+            match send_to(address, text) {
+                Err(Errno::EAGAIN | Errno::ENOBUFS) => {
+                    self.retry = Some(now + RETRY_PAUSE);
+                    return;
+                }
+                Err(errno) => debug!("cannot notify the service manager: {errno}"),
+                Ok(_) => (),
+            }
+            self.unsent.pop_front();
         }
     }
 }
 
+fn send_to(address: &UnixAddr, text: &str) -> nix::Result<usize> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+    sendto(fd.as_raw_fd(), text.as_bytes(), address, MsgFlags::MSG_NOSIGNAL)
+}
+
 /// The kill at our own deadline, and what follows it, must come before the manager's.
 fn extended(at_most: Duration) -> Duration {
-    at_most + Duration::from_secs(5)
+    at_most.saturating_add(Duration::from_secs(5))
 }

@@ -32,9 +32,7 @@ impl Supervisor {
 
     pub(super) fn start(&mut self, id: Id) {
         let now = sys::now();
-        if self.plan.serving.is_some() {
-            self.manager.reloading(now);
-        }
+        self.announce_start(id, now);
         match self.try_start(id, now) {
             Ok(generation) => {
                 self.say(id, &format!("started (pid {})", generation.child.pid));

@@ -8,7 +8,7 @@ use crate::cli::Until;
 use crate::supervise::Supervisor;
 use crate::supervise::control::{Asked, Client, Control, Live, Wants};
 use crate::supervise::generation::{Generation, has_member};
-use crate::supervise::plan::{Answer, Event, Haste, KILLED};
+use crate::supervise::plan::{Answer, Cause, Event, Haste, KILLED};
 use crate::supervise::signals::{Received, Sender};
 use crate::sys;
 
@@ -49,6 +49,12 @@ impl Supervisor {
     }
 
     pub(super) fn reload(&mut self) {
+        let plan = &self.plan;
+        let ended = plan.serving.is_none() && !plan.starting.is_some_and(|starting| starting.cause == Cause::First);
+        if ended && plan.stopping.is_none() {
+            // The service manager that asked waits for a reload, even where nothing is left to be replaced.
+            self.manager.reloading("starting what has ended", sys::now());
+        }
         self.events.push_back(Event::Reload);
     }
 
