@@ -184,8 +184,11 @@ fn ignore_gone(sent: nix::Result<()>) {
 
 /// Learn who belongs to whom, and reap what nobody else will: orphans that came to us as their reaper.
 pub(crate) fn survey(generations: &mut [Generation], checks: &[Pid]) {
+    let held = |pid: Pid, generations: &[Generation]| {
+        checks.contains(&pid) || generations.iter().any(|generation| generation.child.pid == pid)
+    };
     // Without /proc only the main processes are known.
-    let Ok(table) = Table::read() else { return };
+    let Ok(table) = Table::read() else { return reap_unseen(|pid| held(pid, generations)) };
     for generation in generations.iter_mut() {
         generation.members.learn(&table);
     }
@@ -195,9 +198,18 @@ pub(crate) fn survey(generations: &mut [Generation], checks: &[Pid]) {
     for stranger in unknown {
         adopt(generations, &stranger);
     }
-    let held = |pid: Pid| checks.contains(&pid) || generations.iter().any(|generation| generation.child.pid == pid);
-    for orphan in table.children(own).filter(|child| child.state == State::Zombie && !held(child.pid)) {
+    for orphan in table.children(own).filter(|child| child.state == State::Zombie && !held(child.pid, generations)) {
         let _ = waitpid(orphan.pid, Some(WaitPidFlag::WNOHANG));
+    }
+}
+
+/// Reap who has ended, up to the first that is `held`: it hides those behind it until it is reaped itself.
+fn reap_unseen(held: impl Fn(Pid) -> bool) {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Ok(status) = waitid(WaitId::All, flags)
+        && let Some(pid) = status.pid().filter(|pid| !held(*pid))
+    {
+        let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
     }
 }
 

@@ -13,8 +13,6 @@ pub(crate) struct Members {
     known: Vec<Process>,
     /// Groups and sessions that a member leads or led, and that members are still in.
     led: Vec<Pid>,
-    /// /proc hides `main`: it has not been waited for, and yet is not in the last snapshot.
-    hidden: bool,
     /// `main` has ended.
     ended: bool,
 }
@@ -22,7 +20,7 @@ pub(crate) struct Members {
 impl Members {
     /// `main` is to be a child that is not waited for before its group is empty, so that nobody else gets its number.
     pub(crate) fn of(main: Pid) -> Members {
-        Members { main, known: Vec::new(), led: vec![main], hidden: true, ended: false }
+        Members { main, known: Vec::new(), led: vec![main], ended: false }
     }
 
     /// Take over what `table` says about those already known, and who has joined them.
@@ -36,15 +34,14 @@ impl Members {
             known.extend(born);
             next += 1;
         }
-        // It may become hidden at any time, by becoming another user's.
-        self.hidden = !self.ended && known.iter().all(|process| process.pid != self.main);
         for leader in known.iter().filter(|process| process.leads()) {
             if !self.led.contains(&leader.pid) {
                 self.led.push(leader.pid);
             }
         }
         // Once nobody is left in it, the number may become that of a stranger's group.
-        self.led.retain(|number| self.hidden || known.iter().any(|process| process.is_in(*number)));
+        let main = (!self.ended).then_some(self.main);
+        self.led.retain(|number| Some(*number) == main || known.iter().any(|process| process.is_in(*number)));
         self.known = known;
     }
 
@@ -56,12 +53,12 @@ impl Members {
     /// `main` has ended, which /proc does not tell of one that it hides.
     pub(crate) fn end_main(&mut self) {
         self.ended = true;
-        self.hidden = false;
     }
 
-    /// Those that have not ended; `main` first, even where /proc hides it.
+    /// Those that have not ended; `main` first, even where /proc hides it, or does so since it changed its user.
     pub(crate) fn alive(&self) -> Vec<Pid> {
-        let hidden = self.hidden.then_some(self.main);
+        let hidden = !self.ended && self.known.iter().all(|process| process.pid != self.main);
+        let hidden = hidden.then_some(self.main);
         let mut alive: Vec<Pid> = hidden.into_iter().chain(self.alive_processes().map(|process| process.pid)).collect();
         if let Some(at) = alive.iter().position(|pid| *pid == self.main) {
             alive[..=at].rotate_right(1);
@@ -81,11 +78,8 @@ impl Members {
 
     /// A member by itself, not by its parent.
     fn claims(&self, process: &Process) -> bool {
-        let first_look_at_main = self.hidden && process.pid == self.main;
-        first_look_at_main
-            || self.contains(process)
-            || self.led.contains(&process.group)
-            || self.led.contains(&process.session)
+        let main = !self.ended && process.pid == self.main;
+        main || self.contains(process) || self.led.contains(&process.group) || self.led.contains(&process.session)
     }
 }
 
@@ -152,6 +146,15 @@ mod tests {
         members.alive().into_iter().map(Pid::as_raw).collect()
     }
 
+    /// The same where the main process ended after the snapshot `before`.
+    fn after_the_end(before: Table, snapshots: &[Table]) -> Vec<i32> {
+        let mut members = Members::of(Pid::from_raw(20));
+        members.learn(&before);
+        members.end_main();
+        snapshots.iter().for_each(|table| members.learn(table));
+        members.alive().into_iter().map(Pid::as_raw).collect()
+    }
+
     #[test]
     fn descendants_at_any_depth_and_in_any_order_are_members_and_siblings_are_not() {
         let snapshot = table(&[[23, 22, 20, 1], [30, 10, 30, 1], [22, 21, 22, 22], [21, 20, 20, 1], [20, 10, 20, 1]]);
@@ -207,6 +210,7 @@ mod tests {
         );
     }
 
+    // A server that changed its user under hidepid was once taken for gone, so that not even its READY=1 was believed.
     #[test]
     fn a_main_process_that_hides_later_is_a_member_until_it_has_ended() {
         let before = table(&[[20, 10, 20, 1]]);

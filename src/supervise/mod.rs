@@ -34,7 +34,7 @@ use std::process;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use log::debug;
+use log::{debug, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cli::Supervise;
@@ -53,6 +53,9 @@ use upgrade::Check;
 
 /// How often a client with a terminal is told how many connections are left.
 const LIVE_PAUSE: Duration = Duration::from_millis(500);
+
+/// What else follows when there is no /proc.
+const BLIND: &str = "and only READY=1 or --ready tells that it is ready";
 
 /// A supervisor and everything it holds.
 struct Supervisor {
@@ -140,6 +143,9 @@ impl Supervisor {
     }
 
     fn run(&mut self) -> u8 {
+        if let Err(error) = processes::are_visible() {
+            warn!("/proc cannot be read ({error}): of a generation only the main process is watched over, {BLIND}");
+        }
         loop {
             self.handle_events();
             if let Some(status) = self.finished {

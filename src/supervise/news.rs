@@ -8,6 +8,7 @@ use crate::supervise::connections::{held_by, open_connections};
 use crate::supervise::control::{Client, Live, Wants};
 use crate::supervise::elsewhere::listening_elsewhere;
 use crate::supervise::plan::{Cause, Id, Moment, News};
+use crate::supervise::processes::are_visible;
 use crate::supervise::status::{GenerationStatus, ListenerStatus, Status, show};
 use crate::supervise::{LIVE_PAUSE, Supervisor, own_pid};
 use crate::sys;
@@ -245,6 +246,7 @@ impl Supervisor {
 
     /// The open connections that a generation holds, if the kernel tells.
     pub(super) fn connections(&mut self, id: Id) -> Option<usize> {
+        are_visible().ok()?;
         let open = open_connections(&self.listeners).ok()?;
         let generation = self.generation(id)?;
         Some(held_by(&generation.members.alive(), &open))
@@ -265,7 +267,7 @@ impl Supervisor {
     fn status(&mut self) -> Status {
         self.survey();
         let now = sys::now();
-        let open = open_connections(&self.listeners).ok();
+        let open = are_visible().ok().and_then(|()| open_connections(&self.listeners).ok());
         let generation = |generation: &super::Generation| GenerationStatus {
             id: generation.id,
             pid: generation.child.pid.as_raw(),

@@ -77,6 +77,8 @@ impl Table {
 
     /// Look at every process.
     pub(crate) fn scan() -> io::Result<Table> {
+        // A place to mount /proc at has no processes in it, and is no picture of them.
+        are_visible()?;
         let own = Pid::this();
         let pids = sys::numbers_in("/proc")?.into_iter();
         Ok(pids.map(Pid::from_raw).filter(|pid| *pid != own).filter_map(Process::read).collect())
@@ -105,6 +107,14 @@ impl Table {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Process> {
         self.0.iter()
     }
+}
+
+/// Is /proc there?
+///
+/// # Errors
+/// What keeps us from seeing even this process.
+pub(crate) fn are_visible() -> io::Result<()> {
+    fs::metadata("/proc/self/stat").map(drop)
 }
 
 impl FromIterator<Process> for Table {
