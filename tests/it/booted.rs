@@ -1,0 +1,171 @@
+//! A real systemd, booted as pid 1 of namespaces of its own, with the units of the test's folder.
+
+use std::path::Path;
+use std::{env, fs, thread};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+
+use crate::harness::{Folder, Output, Run, Running, skip, wait_for};
+use crate::python::ask;
+
+const SYSTEMD: &str = "/lib/systemd/systemd";
+
+/// In namespaces of its own but for cgroups: a cgroup below ours, which is then the root of what systemd sees.
+const BOOT: &str = r#"
+exec >"$1/systemd.log" 2>&1
+mount -t cgroup2 none "$1/cgroup"
+mkdir "$1/cgroup$2"
+echo $$ > "$1/cgroup$2/cgroup.procs"
+exec unshare --cgroup sh -ec '
+umount "$1/cgroup"
+mount -t proc proc /proc
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /sys/fs/cgroup
+mount -t cgroup2 none /sys/fs/cgroup
+mkdir -p /run/systemd/system
+exec env -i PATH="$PATH" container=test SYSTEMD_UNIT_PATH="$1/units" \
+    '"$3"' --system --unit=test.target --log-target=console --show-status=no' sh "$1"
+"#;
+
+/// What is left of it in the tree of cgroups.
+const CLEAR: &str = r#"
+mount -t cgroup2 none "$1/cgroup"
+[ ! -d "$1/cgroup$2" ] || find "$1/cgroup$2" -depth -type d -exec rmdir {} +"#;
+
+/// A running systemd. What is last is dropped last.
+pub struct Systemd {
+    pub pid: Pid,
+    unshare: Option<Running>,
+    _cgroup: Cgroup,
+    pub folder: Folder,
+}
+
+/// The cgroup of one, as a path from the root that we see, and the test's folder; removed at the end.
+struct Cgroup {
+    path: String,
+    folder: String,
+}
+
+impl Systemd {
+    /// Boot one; none where that is not possible, which is said, or fails where the servers are required.
+    pub fn boot(folder: Folder, units: &[(&str, String)]) -> Option<Systemd> {
+        match Systemd::try_boot(folder, units) {
+            Ok(systemd) => Some(systemd),
+            Err(reason) if env::var_os("HANDOFF_REQUIRE_SERVERS").is_some() => panic!("no systemd: {reason}"),
+            Err(reason) => {
+                skip(&format!("no systemd: {reason}"));
+                None
+            }
+        }
+    }
+
+    fn try_boot(folder: Folder, units: &[(&str, String)]) -> Result<Systemd, String> {
+        if !geteuid().is_root() {
+            return Err("it needs root".into());
+        }
+        let missing =
+            [SYSTEMD, "/usr/bin/unshare", "/usr/bin/nsenter"].into_iter().find(|file| !Path::new(file).exists());
+        if let Some(file) = missing {
+            return Err(format!("{file} is missing"));
+        }
+        for name in ["cgroup", "units"] {
+            fs::create_dir(folder.path(name)).unwrap();
+        }
+        fs::write(folder.path("units/test.target"), "[Unit]\nDefaultDependencies=no\n").unwrap();
+        for (name, text) in units {
+            fs::write(folder.path("units").join(name), text).unwrap();
+        }
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::")).ok_or("there is no unified tree of cgroups")?;
+        let name = folder.as_ref().file_name().unwrap().to_str().unwrap();
+        let path = format!("{}/{name}", own.trim_end_matches('/'));
+        let cgroup = Cgroup { path, folder: folder.as_ref().to_str().unwrap().to_owned() };
+        let namespaces = ["--pid", "--mount", "--uts", "--ipc", "--net", "--fork", "--kill-child"];
+        let words = ["--propagation", "private", "sh", "-ec", BOOT, "sh", &cgroup.folder, &cgroup.path];
+        let run = Run::of("unshare").args(&namespaces).args(&words).args(&[SYSTEMD]);
+        // The test program may be killed, and its namespace is to go with it.
+        // SAFETY: this operation of prctl takes integers.
+        let die = || Errno::result(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }).map(drop);
+        let mut unshare = run.before_exec(move || Ok(die()?)).start();
+        let private = |pid: &Pid| Path::new(&format!("/proc/{pid}/root/run/systemd/private")).exists();
+        let pid = wait_for("systemd", || {
+            if unshare.has_ended() {
+                return Some(Err(fs::read_to_string(folder.path("systemd.log")).unwrap_or("unshare failed".into())));
+            }
+            child_of(unshare.pid()).filter(private).map(Ok)
+        });
+        pid.map(|pid| Systemd { pid, unshare: Some(unshare), _cgroup: cgroup, folder })
+    }
+
+    /// Run something beside it.
+    pub fn run(&self, words: &[&str]) -> Output {
+        let pid = self.pid.to_string();
+        Run::of("nsenter").args(&["-t", &pid, "-a"]).args(words).output()
+    }
+
+    pub fn systemctl(&self, words: &[&str]) -> Output {
+        self.run(&[&["systemctl"], words].concat())
+    }
+
+    /// The same, to succeed.
+    #[track_caller]
+    pub fn succeed(&self, words: &[&str]) {
+        let output = self.systemctl(words);
+        assert_eq!(output.failure(), (0, ""), "{words:?}: {}", self.log());
+    }
+
+    /// A property of a unit.
+    pub fn property(&self, unit: &str, name: &str) -> String {
+        self.systemctl(&["show", "--value", "-p", name, unit]).stdout.trim().to_owned()
+    }
+
+    pub fn wait_for(&self, unit: &str, name: &str, value: &str) {
+        wait_for(value, || (self.property(unit, name) == value).then_some(()));
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path("systemd.log")).unwrap()
+    }
+
+    pub fn ask(&self) -> (u64, i32) {
+        ask(&self.folder.path("s"))
+    }
+
+    /// Wait until this generation answers.
+    pub fn wait_for_generation(&self, generation: u64) {
+        wait_for("the generation", || (self.ask().0 == generation).then_some(()));
+    }
+
+    /// The inodes of the sockets that it holds itself.
+    pub fn sockets(&self) -> Vec<String> {
+        let links = fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap();
+        let links =
+            links.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()?.into_os_string().into_string().ok());
+        links.filter(|link| link.starts_with("socket:")).collect()
+    }
+}
+
+impl Drop for Systemd {
+    fn drop(&mut self) {
+        // Everything in its namespace goes with it, and unshare when all is gone.
+        let _ = kill(self.pid, Signal::SIGKILL);
+        self.unshare.take().map(Running::status);
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let words = ["--mount", "sh", "-ec", CLEAR, "sh", &self.folder, &self.path];
+        let cleared = Run::of("unshare").args(&words).output();
+        // What failed before matters more.
+        assert!(thread::panicking() || cleared.failure() == (0, ""), "{cleared:?}");
+    }
+}
+
+/// The first child of a process with one thread.
+fn child_of(pid: Pid) -> Option<Pid> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    Some(Pid::from_raw(children.split_ascii_whitespace().next()?.parse().unwrap()))
+}

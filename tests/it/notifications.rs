@@ -1,0 +1,164 @@
+//! What a generation says by sd_notify(3), and what the supervisor does with it: little is passed up, nothing is kept.
+
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
+
+use crate::harness::{Folder, Run, skip, wait_for};
+use crate::python::{allow, marked, python};
+use crate::service_manager::{Manager, Service};
+
+// handoff-run(1): "only the serving generation's WATCHDOG=1 is passed up".
+#[test]
+fn of_a_generation_only_the_serving_ones_watchdog_is_passed_up() {
+    let folder = Folder::new();
+    let manager = Manager::at_path(&folder);
+    let script = "
+def speak():
+    say(f'READY=1\\nMAINPID={os.getpid()}\\nSTATUS=mine')
+    say('STOPPING=1'); say('FDSTORE=1', 0); say('RELOADING=1'); say('WATCHDOG=trigger'); say('EXTEND_TIMEOUT_USEC=1')
+    say('WATCHDOG=1'); barrier()
+def drain(*_):
+    speak(); mark('drained'); os._exit(0)
+signal.signal(signal.SIGTERM, drain)
+if gen == '1':
+    if os.fork() == 0:
+        wait_for('served'); speak(); mark('spoken'); os._exit(0)
+else:
+    speak()
+serve()";
+    let watched = |run: Run| run.env("NOTIFY_SOCKET", &manager.address).env("WATCHDOG_USEC", "3600000000");
+    let service = Service::start(folder, script, &[], watched);
+    let mut heard = vec![manager.next(), manager.next(), manager.next(), manager.next()];
+    // Before it serves the supervisor stands in, and once more when it does.
+    assert_eq!(heard[1], "WATCHDOG=1");
+    assert_eq!(heard[3], "WATCHDOG=1");
+    allow(&service.folder, "served");
+    marked(&service.folder, "spoken");
+    assert_eq!(manager.heard(), ["WATCHDOG=1"]);
+    service.running.signal(Signal::SIGHUP);
+    marked(&service.folder, "drained");
+    heard = manager.heard();
+    assert!(heard[0].starts_with("RELOADING=1\n"), "{heard:?}");
+    assert_eq!(heard[1..], ["READY=1\nSTATUS=generation 2 serves", "WATCHDOG=1"]);
+    service.stop();
+}
+
+// handoff-run(1): "While none serves, the supervisor says WATCHDOG=1 itself". It once said nothing, so that systemd ended
+// it in the pauses of a crash loop.
+#[test]
+fn while_no_generation_serves_the_supervisor_itself_is_the_watchdogs_sign_of_life() {
+    let folder = Folder::new();
+    let manager = Manager::at_path(&folder);
+    let script = "if gen == '1': s.accept(); sys.exit(4)\nmark('second'); wait_for('go'); serve()";
+    let watched = |run: Run| run.env("NOTIFY_SOCKET", &manager.address).env("WATCHDOG_USEC", "100000");
+    let service = Service::start(folder, script, &[], watched);
+    wait_for("generation 1", || manager.next().ends_with("generation 1 serves").then_some(()));
+    let _client = UnixStream::connect(service.folder.path("s")).unwrap();
+    marked(&service.folder, "second");
+    manager.heard();
+    for _ in 0..4 {
+        assert_eq!(manager.next(), "WATCHDOG=1");
+    }
+    allow(&service.folder, "go");
+    wait_for("generation 2", || manager.next().ends_with("generation 2 serves").then_some(()));
+    assert_eq!(manager.next(), "WATCHDOG=1");
+    // It serves, so it has to say itself that it is alive; this one never does.
+    assert_eq!(manager.within(Duration::from_millis(400)), None);
+    service.stop();
+}
+
+// sd_watchdog_enabled(3): WATCHDOG_PID is the process that shall send it.
+#[test]
+fn a_generation_is_named_by_watchdog_pid_and_reports_to_the_supervisor() {
+    let folder = Folder::new();
+    let manager = Manager::at_path(&folder);
+    let script = "mark('said', '%s %s %s' % tuple(os.environ.get(k) for k in ('WATCHDOG_PID', 'WATCHDOG_USEC', 'NOTIFY_SOCKET')))
+serve()";
+    let watched =
+        |run: Run| run.env("NOTIFY_SOCKET", &manager.address).env("WATCHDOG_USEC", "60000000").env("WATCHDOG_PID", "1");
+    let service = Service::start(folder, script, &[], watched);
+    let (_, pid) = service.ask();
+    let said = marked(&service.folder, "said");
+    assert!(said.starts_with(&format!("{pid} 60000000 @")), "{said}");
+    assert!(!said.contains("manager"), "{said}");
+    service.stop();
+}
+
+// sd_notify_barrier(3): the descriptor is closed when everything sent before has been read.
+#[test]
+fn barriers_are_answered_and_no_descriptor_that_was_sent_stays_open() {
+    let script = "
+barrier()
+if gen == '1': mark('first'); wait_for('count')
+for count in (1, 4, 5, 60, 253):
+    r, w = os.pipe()
+    say('FDSTORE=1\\nFDNAME=x', *([w] * count))
+    os.close(w)
+    assert os.read(r, 1) == b''
+say('READY=1', *([0] * 5))
+barrier()
+mark('sent'); serve()";
+    let service = Service::start(Folder::new(), script, &["--ready", "notify"], |run| run);
+    marked(&service.folder, "first");
+    let before = service.descriptors();
+    allow(&service.folder, "count");
+    marked(&service.folder, "sent");
+    // READY=1 counts whatever came with it.
+    service.wait_for_log("generation 1: ready");
+    assert_eq!(service.descriptors(), before);
+    service.stop();
+}
+
+/// Whoever is not root cannot be somebody else.
+fn can_change_user() -> bool {
+    if !geteuid().is_root() {
+        skip("another user's messages need root");
+    }
+    geteuid().is_root()
+}
+
+#[test]
+fn a_message_of_a_stranger_is_ignored() {
+    if !can_change_user() {
+        return;
+    }
+    let script = "mark('address', os.environ['NOTIFY_SOCKET']); wait_for('go'); say('READY=1'); serve()";
+    let service = Service::start(Folder::new(), script, &["--ready", "notify"], |run| run);
+    let address = marked(&service.folder, "address");
+    let lie = "import socket, sys
+n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+for _ in range(100): n.sendto(b'READY=1', '\\0' + sys.argv[1][1:])";
+    let told = Command::new(python()).args(["-IS", "-c", lie, &address]).uid(65534).gid(65534).status().unwrap();
+    assert!(told.success());
+    service.wait_for_log("which is not of it, is ignored");
+    allow(&service.folder, "go");
+    service.wait_for_log("generation 1: ready");
+    let log = service.log();
+    assert_eq!(log.matches("is ignored").count(), 1, "{log}");
+    // Had the lie counted, it would have been looked at again and again since.
+    assert!(!log[..log.find("is ignored").unwrap()].contains("ready after"), "{log}");
+    service.stop();
+}
+
+// Of a worker that had another user and was born since the last look, READY=1 was once ignored.
+#[test]
+fn a_worker_that_became_another_user_a_moment_ago_is_heard() {
+    if !can_change_user() {
+        return;
+    }
+    let script = "
+s.listen()
+time.sleep(0.5)
+if os.fork() == 0:
+    os.setgid(65534); os.setuid(65534); say('READY=1'); barrier(); serve()
+os.wait()";
+    let service = Service::start(Folder::new(), script, &["--ready", "notify"], |run| run);
+    service.wait_for_log("generation 1: ready");
+    assert!(!service.log().contains("is ignored"), "{}", service.log());
+    service.stop();
+}

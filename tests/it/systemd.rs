@@ -1,0 +1,253 @@
+//! Under a real systemd: start, reload, stop, crash, and the sockets of .socket units.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::{fs, process};
+
+use crate::booted::Systemd;
+use crate::harness::{DEADLINE, Folder, PROGRAM, wait_for};
+use crate::python::{allow, ask, marked, server};
+
+/// A unit that runs handoff-run with `options` and a server, and has `lines` of its own.
+fn service(folder: &Folder, options: &str, script: &str, lines: &str) -> String {
+    let server = server(folder, script).join(" ");
+    format!(
+        "[Unit]\nDefaultDependencies=no\n[Service]\nKillMode=mixed\n{lines}\nExecStart={PROGRAM} {options} -- {server}\n"
+    )
+}
+
+/// The same with a supervisor that has a control socket and a socket of its own.
+fn supervised(folder: &Folder, options: &str, script: &str, lines: &str) -> String {
+    let [control, socket] = ["control", "s"].map(|name| folder.text(name));
+    let options = format!("--supervise --control {control} -l unix:{socket} {options}");
+    service(folder, &options, script, &format!("Type=notify\n{lines}"))
+}
+
+#[test]
+fn a_unit_is_active_when_the_server_is_ready_and_its_stop_drains() {
+    let folder = Folder::new();
+    let script = "
+def drain(*_):
+    mark('draining'); wait_for('answer'); time.sleep(2)
+    connection.sendall(b'late'); os._exit(0)
+signal.signal(signal.SIGTERM, drain)
+mark('early'); wait_for('go')
+connection, _ = s.accept()
+mark('accepted')
+signal.pause()";
+    // It drains for longer than systemd would wait by itself.
+    let unit = supervised(&folder, "", script, "TimeoutStopSec=1");
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
+    systemd.succeed(&["start", "--no-block", "a"]);
+    marked(&systemd.folder, "early");
+    assert_eq!(systemd.property("a", "ActiveState"), "activating");
+    allow(&systemd.folder, "go");
+    systemd.succeed(&["start", "a"]);
+    assert_eq!(systemd.property("a", "ActiveState"), "active");
+    assert_eq!(systemd.property("a", "StatusText"), "generation 1 serves");
+    let mut client = UnixStream::connect(systemd.folder.path("s")).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    marked(&systemd.folder, "accepted");
+    systemd.succeed(&["stop", "--no-block", "a"]);
+    marked(&systemd.folder, "draining");
+    assert_eq!(systemd.property("a", "ActiveState"), "deactivating");
+    systemd.wait_for("a", "StatusText", "draining");
+    allow(&systemd.folder, "answer");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "late");
+    systemd.wait_for("a", "ActiveState", "inactive");
+    assert_eq!(systemd.property("a", "Result"), "success");
+    assert_eq!(systemd.property("a", "ExecMainStatus"), "0");
+}
+
+// handoff-run(1), the unit: ExecReload=handoff-run --reload.
+#[test]
+fn systemctl_reload_ends_with_what_became_of_the_new_generation() {
+    let folder = Folder::new();
+    let script = "if gen == '1': mark('first')\nif os.path.exists(path('broken')): sys.exit(3)\nserve()";
+    let reload = format!("ExecReload={PROGRAM} --reload {}", folder.text("control"));
+    let unit = supervised(&folder, "", script, &reload);
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
+    systemd.succeed(&["start", "a"]);
+    let main = systemd.property("a", "MainPID");
+    systemd.succeed(&["reload", "a"]);
+    assert_eq!(systemd.property("a", "StatusText"), "generation 2 serves");
+    systemd.wait_for_generation(2);
+    allow(&systemd.folder, "broken");
+    let failed = systemd.systemctl(&["reload", "a"]);
+    assert_eq!(failed.code(), 1);
+    assert_eq!(systemd.property("a", "ActiveState"), "active");
+    assert_eq!(systemd.property("a", "SubState"), "running");
+    assert_eq!(systemd.property("a", "StatusText"), "generation 2 serves, generation 3 failed");
+    assert_eq!(systemd.ask().0, 2);
+    assert_eq!(systemd.property("a", "MainPID"), main);
+    systemd.succeed(&["stop", "a"]);
+}
+
+#[test]
+fn systemctl_reload_by_signal_rolls_a_generation() {
+    let folder = Folder::new();
+    let unit = supervised(&folder, "", "serve()", "ExecReload=kill -HUP $MAINPID");
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
+    systemd.succeed(&["start", "a"]);
+    systemd.succeed(&["reload", "a"]);
+    systemd.wait_for("a", "StatusText", "generation 2 serves");
+    systemd.wait_for("a", "SubState", "running");
+    systemd.wait_for_generation(2);
+    systemd.succeed(&["stop", "a"]);
+    assert_eq!(systemd.property("a", "Result"), "success");
+}
+
+#[test]
+fn a_killed_supervisor_comes_back_and_nothing_of_the_old_one_stays() {
+    let folder = Folder::new();
+    let unit = supervised(&folder, "", "serve()", "Restart=on-failure\nRestartSec=0");
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
+    systemd.succeed(&["start", "a"]);
+    let (_, old) = systemd.ask();
+    systemd.succeed(&["kill", "--kill-who=main", "-s", "KILL", "a"]);
+    systemd.wait_for("a", "NRestarts", "1");
+    systemd.wait_for("a", "SubState", "running");
+    let (generation, new) = systemd.ask();
+    assert_eq!(generation, 1);
+    assert_ne!(new, old);
+    assert!(systemd.run(&["test", "-d", &format!("/proc/{old}")]).code() == 1, "the old server still runs");
+}
+
+#[test]
+fn a_first_generation_that_fails_fails_the_unit_with_its_status() {
+    let folder = Folder::new();
+    let unit = supervised(&folder, "", "sys.exit(7)", "");
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
+    assert_eq!(systemd.systemctl(&["start", "a"]).code(), 1);
+    assert_eq!(systemd.property("a", "ActiveState"), "failed");
+    assert_eq!(systemd.property("a", "ExecMainStatus"), "7");
+}
+
+// --ready-timeout decides, not the TimeoutStartSec of a unit that nobody thought of.
+#[test]
+fn a_slow_start_is_given_the_time_that_ready_timeout_gives() {
+    let folder = Folder::new();
+    let unit = supervised(&folder, "", "time.sleep(2); serve()", "TimeoutStartSec=1");
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
+    systemd.succeed(&["start", "a"]);
+    assert_eq!(systemd.ask().0, 1);
+}
+
+// handoff-run(1): "While none serves, the supervisor says WATCHDOG=1 itself".
+#[test]
+fn systemds_watchdog_spares_a_crash_loop_and_a_slow_drain_and_ends_a_server_that_hangs() {
+    let folder = Folder::new();
+    let script = "
+if not os.path.exists(path('well')): s.listen(); sys.exit(4) if gen != '1' else None
+if gen == '1': s.accept(); sys.exit(4)
+signal.signal(signal.SIGTERM, lambda *_: (mark('draining'), time.sleep(3), os._exit(0)))
+import threading
+def beat():
+    while not os.path.exists(path('hang')): say('WATCHDOG=1'); time.sleep(0.1)
+threading.Thread(target=beat, daemon=True).start()
+serve()";
+    let unit = supervised(&folder, "", script, "WatchdogSec=2");
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
+    systemd.succeed(&["start", "a"]);
+    let _crash = UnixStream::connect(systemd.folder.path("s")).unwrap();
+    // The pauses add up to three seconds.
+    let generation = |status: String| status.split(' ').filter_map(|word| word.parse().ok()).max();
+    wait_for("generation 6", || (generation(systemd.property("a", "StatusText")) >= Some(6)).then_some(()));
+    allow(&systemd.folder, "well");
+    wait_for("one that serves", || systemd.property("a", "StatusText").ends_with("serves").then_some(()));
+    assert_eq!(systemd.property("a", "Result"), "success");
+    systemd.succeed(&["stop", "a"]);
+    marked(&systemd.folder, "draining");
+    assert_eq!(systemd.property("a", "Result"), "success");
+    // A new first generation, which is not to crash.
+    fs::remove_file(systemd.folder.path("draining")).unwrap();
+    let server = systemd.folder.path("server.py");
+    let text = fs::read_to_string(&server).unwrap();
+    fs::write(&server, text.replace("if gen == '1': s.accept()", "if False: s.accept()")).unwrap();
+    systemd.succeed(&["start", "a"]);
+    allow(&systemd.folder, "hang");
+    systemd.wait_for("a", "Result", "watchdog");
+}
+
+/// What a server tells of the socket it was given, under the name that is its unit's.
+const TELL: &str = "
+tell = lambda key: os.environ.get(key, '-')
+link = os.readlink('/proc/self/fd/3')
+own = str(tell('LISTEN_PID') == str(os.getpid()))
+mark(os.environ['TOLD'], ' '.join([link, tell('LISTEN_FDS'), tell('LISTEN_FDNAMES'), own]))
+serve()";
+
+/// A .socket for a .service, on a path and called web.
+fn socket_unit(path: &str, service: &str) -> String {
+    format!(
+        "[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream={path}\nFileDescriptorName=web\nService={service}\n"
+    )
+}
+
+// handoff-run(1): "the sockets that LISTEN_FDS announces are adopted in their order and with their names".
+#[test]
+fn a_socket_unit_hands_its_very_socket_on_by_exec_and_supervised_and_with_listen_or_without() {
+    let folder = Folder::new();
+    let listen = |name: &str| format!("-l web=unix:{}", folder.text(name));
+    let ways = [("a", String::new()), ("b", listen("b")), ("c", "--supervise".into())];
+    let ways = ways.into_iter().chain([("d", format!("--supervise {}", listen("d")))]);
+    let mut units = Vec::new();
+    for (name, options) in ways {
+        let kind = if options.contains("--supervise") { "Type=notify" } else { "Type=exec" };
+        let lines = format!("{kind}\nEnvironment=TOLD=told-{name}");
+        units.push((format!("{name}.service"), service(&folder, &options, TELL, &lines)));
+        units.push((format!("{name}.socket"), socket_unit(&folder.text(name), &format!("{name}.service"))));
+    }
+    let units: Vec<(&str, String)> = units.iter().map(|(name, text)| (name.as_str(), text.clone())).collect();
+    let Some(systemd) = Systemd::boot(folder, &units) else { return };
+    for name in ["a", "b", "c", "d"] {
+        let (socket, file) = (systemd.folder.path(name), format!("told-{name}"));
+        systemd.succeed(&["start", &format!("{name}.socket")]);
+        // The client is what starts it.
+        assert_eq!(ask(&socket).0, 1, "{name}");
+        let told = marked(&systemd.folder, &file);
+        let (link, rest) = told.split_once(' ').unwrap();
+        assert!(systemd.sockets().iter().any(|held| held == link), "{name}: {told}");
+        assert_eq!(rest, "1 web True", "{name}");
+        // Stopped, it leaves the socket to systemd, which warns of that and starts it anew for the next client.
+        assert_eq!(systemd.systemctl(&["stop", &format!("{name}.service")]).code(), 0);
+        fs::remove_file(systemd.folder.path(&file)).unwrap();
+        assert_eq!(ask(&socket).0, 1, "{name}");
+        assert_eq!(marked(&systemd.folder, &file), told, "{name}");
+    }
+}
+
+#[test]
+fn who_waits_while_the_unit_is_restarted_is_served_when_a_socket_unit_holds_the_queue() {
+    let folder = Folder::new();
+    let script = "if not os.path.exists(path('first')): mark('first'); time.sleep(100)\nserve()";
+    let unit = service(&folder, "--supervise --ready after:1ms", script, "Type=notify");
+    let units = [("a.socket", socket_unit(&folder.text("s"), "a.service")), ("a.service", unit)];
+    let Some(systemd) = Systemd::boot(folder, &units) else { return };
+    systemd.succeed(&["start", "a.socket"]);
+    let mut client = UnixStream::connect(systemd.folder.path("s")).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    marked(&systemd.folder, "first");
+    systemd.succeed(&["restart", "a.service"]);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("1 "), "{answer}");
+}
+
+// The namespaces are systemd's, and so is whatever is mounted in them.
+#[test]
+fn nothing_of_a_systemd_is_left_behind() {
+    let folder = Folder::new();
+    let unit = supervised(&folder, "", "serve()", "");
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
+    systemd.succeed(&["start", "a"]);
+    let (folder, pid) = (systemd.folder.as_ref().to_owned(), systemd.pid);
+    drop(systemd);
+    assert!(!folder.exists());
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    let mounts = fs::read_to_string(format!("/proc/{}/mounts", process::id())).unwrap();
+    assert!(!mounts.contains(folder.to_str().unwrap()), "{mounts}");
+}
