@@ -56,6 +56,17 @@ impl Supervised<'_> {
         self.0.session.processes().into_iter().filter(|pid| *pid != supervisor).collect()
     }
 
+    /// Wait until nobody has anything to do: haproxy's master, for one, becomes itself anew once its worker serves, and
+    /// forgets the signal that comes meanwhile.
+    pub fn settle(&self) {
+        let state = |pid: &Pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            stat[stat.rfind(')')? + 1..].trim_start().chars().next()
+        };
+        let sleeps = |pid: &Pid| state(pid).is_none_or(|state| state == 'S');
+        wait_for("all to sleep", || self.processes().iter().all(sleeps).then_some(()));
+    }
+
     /// The inode of the socket on its port.
     pub fn listener(&self) -> u64 {
         self.0.listener()

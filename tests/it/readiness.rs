@@ -44,7 +44,9 @@ fn rolls_with(case: &Case, options: &str) {
         let server = Supervised::start(case, options);
         server.ready(1);
         server.answer();
+        server.settle();
         server.roll();
+        server.settle();
         server.stop();
     }
 }
@@ -70,7 +72,7 @@ fn gunicorn_is_not_believed(options: &str) {
     }
 }
 
-// handoff-run(1), READINESS: "READY=1 alone is not believed where it can be seen otherwise".
+// handoff-run(1), --ready: "auto: it is seen waiting on every socket, or where that cannot be seen, says READY=1".
 #[test]
 fn gunicorn_is_not_ready_before_a_slow_import_has_ended_although_it_says_so() {
     gunicorn_is_not_believed("");
@@ -152,7 +154,7 @@ fn a_check_passes_when_the_server_answers() {
     }
 }
 
-// handoff-run(1), READINESS: "One that runs but listens elsewhere is a failed deploy".
+// handoff-run(1), --reload: "or was not ready in time: 124; then the old one still serves".
 #[test]
 fn a_server_that_listens_elsewhere_is_a_failed_deploy_which_says_where() {
     let line = "sh -c 'exec puma -b tcp://$(cat bind) config.ru'";
@@ -263,7 +265,7 @@ fn a_generation_that_proc_hides_and_that_says_nothing_is_complained_of() {
     is_complained_of(HIDING, "python3 hidden.py nobody");
 }
 
-// handoff-run(1), SUPERVISING: "what is left of its group then gets the signal, too".
+// handoff-run(1), --wait: "end when the old generation is gone".
 #[test]
 fn nothing_is_left_of_a_generation_that_npm_started() {
     let build = concat!(

@@ -50,7 +50,7 @@ impl Drop for Enough<'_> {
     }
 }
 
-// handoff-run(1), PROMISES: "A connection that the kernel accepted is served, whatever is being deployed".
+// handoff-run(1), --supervise: "The one that serves is asked to stop only when the new one is ready".
 #[test]
 fn a_hundred_reloads_of_a_graceful_server_lose_nobody() {
     let report = reload_under_load(&hello(), "--env HELLO_VERSION={gen}", 100);
@@ -59,7 +59,7 @@ fn a_hundred_reloads_of_a_graceful_server_lose_nobody() {
     assert!(generations.contains(&"hello from 1") && generations.contains(&"hello from 100"), "{generations:?}");
 }
 
-// handoff-run(1), PROMISES: "none is ever refused".
+/// Whatever the server does with those whom it has accepted when it is told to stop.
 fn nobody_is_refused(name: &str) {
     let case = CASES.iter().find(|case| case.name == name).unwrap();
     if is_installed(case) {
@@ -92,15 +92,15 @@ fn reloads_of_nginx_refuse_nobody() {
     nobody_is_refused("nginx");
 }
 
-// handoff-run(1), SUPERVISING: "the old one serves what it has accepted to the end".
+// handoff-run(1), --stop-signal: "The signal that asks a generation to drain".
 #[test]
 fn a_request_that_outlasts_reloads_is_answered_by_the_generation_that_accepted_it() {
     let case = hello();
     let server = Supervised::start(&case, "--env HELLO_VERSION={gen}");
     server.ready(1);
     let mut under_way = Vec::new();
-    for _ in 0..8 {
-        under_way.push(server.ask_slowly("/slow?4000"));
+    for _ in 0..5 {
+        under_way.push(server.ask_slowly("/slow?10000"));
         assert_eq!(server.reload(&[]).failure(), (0, ""), "{}", server.log());
     }
     assert!(under_way.last().is_some_and(|(client, _)| accepted(client).is_some()), "a reload took too long to tell");
