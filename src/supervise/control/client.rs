@@ -190,7 +190,13 @@ impl Client {
     }
 
     pub(super) fn is_over(&self, now: Moment) -> bool {
-        self.broken || self.closing && self.to_send.is_empty() || self.patience.is_some_and(|until| until <= now)
+        let impatient = self.patience.is_some_and(|until| until <= now) && !self.has_spoken();
+        self.broken || self.closing && self.to_send.is_empty() || impatient
+    }
+
+    /// Has it said something that we, busy with others, have not heard yet?
+    fn has_spoken(&self) -> bool {
+        recv(self.fd.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK).is_ok_and(|length| length > 0)
     }
 }
 
@@ -220,7 +226,7 @@ fn parse(line: &str) -> Option<Asked> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -244,6 +250,18 @@ mod tests {
         let mut text = String::new();
         its.read_to_string(&mut text).unwrap();
         assert!(text.starts_with(&(line + "\n")));
+    }
+
+    // Once a supervisor that was busy for longer than that dropped whom it had kept waiting.
+    #[test]
+    fn patience_is_for_those_who_say_nothing_not_for_those_who_are_not_heard() {
+        let (ours, mut its) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut client = Client::admit(ours.into(), Moment::ZERO).unwrap();
+        assert!(!client.is_over(Moment::ZERO) && client.is_over(PATIENCE));
+        its.write_all(b"stop\n").unwrap();
+        assert!(!client.is_over(PATIENCE));
+        assert_eq!(client.hear(), Some(Asked::Stop));
     }
 
     #[test]
