@@ -379,6 +379,7 @@ fn a_status_shows_every_generation_with_its_state_and_its_connections() {
     assert_eq!(stage.states(), [(1, "serving".into()), (2, "starting".into())]);
     stage.open_gate();
     assert_eq!(reload.output().code(), 0);
+    stage.await_no_accept(1, 2);
     let _later = stage.hold();
     stage.put("fail-3");
     assert_eq!(stage.ask("--reload", &[]).output().code(), 1);

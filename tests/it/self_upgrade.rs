@@ -78,15 +78,16 @@ fn an_upgrade_keeps_pid_children_sockets_and_state() {
     assert_eq!(stage.ask("--reload", &[]).output().code(), 1);
     stage.await_log("generation 4: gone");
 
-    let (before, open) = (status(&stage), descriptors(stage.pid));
+    let (before, open) = (status(&stage), stage.descriptors(0));
     assert!(before.contains(&"restarts=1".to_owned()), "{before:?}");
     assert!(before.contains(&"generations.0.state='draining'".to_owned()), "{before:?}");
     upgrade(&stage);
     assert_eq!(status(&stage), before);
-    assert_eq!(descriptors(stage.pid), open);
+    assert_eq!(stage.descriptors(0), open);
     let parent = fs::read_to_string(format!("/proc/{}/status", stage.pid_of(3))).unwrap();
     assert!(parent.contains(&format!("\nPPid:\t{}\n", stage.pid)), "{parent}");
 
+    stage.await_no_accept(2, 3);
     let (_, generation) = stage.hold();
     assert_eq!(generation, 3);
     drop(held);
@@ -156,9 +157,9 @@ fn a_request_that_was_half_said_is_heard_to_its_end() {
     garbage.write_all(b"\xc3").unwrap();
     // Both are accepted and read: they came before whoever asks for the table.
     stage.table();
-    let before = descriptors(stage.pid);
+    let before = stage.descriptors(2);
     upgrade(&stage);
-    assert_eq!(descriptors(stage.pid), before);
+    assert_eq!(stage.descriptors(2), before);
     client.write_all(b"us\n").unwrap();
     garbage.write_all(b"\xa9\n").unwrap();
     let mut told = [String::new(), String::new()];
@@ -177,7 +178,7 @@ fn fifty_upgrades_under_load_cost_no_request_and_no_descriptor() {
     let stage = Stage::on(Folder::new(), handoff_run(), &[], &server);
     stage.await_log("generation 1: ready");
     upgrade(&stage);
-    let (open, memory) = (descriptors(stage.pid), resident(stage.pid));
+    let (open, memory) = (stage.descriptors(0), resident(stage.pid));
     let done = AtomicBool::new(false);
     let load = Load { duration: Duration::from_secs(60), requests: u64::MAX, ..Load::on(stage.address()) };
     let report = thread::scope(|scope| {
@@ -195,7 +196,7 @@ fn fifty_upgrades_under_load_cost_no_request_and_no_descriptor() {
     assert_eq!(report.by_body.len(), 6, "{:?}", report.by_body);
     stage.await_log("generation 5: gone");
     // The pipe and the notify socket are the new generation's own.
-    assert_eq!(descriptors(stage.pid).len(), open.len());
+    assert_eq!(stage.descriptors(0).len(), open.len());
     let grown = resident(stage.pid).saturating_sub(memory);
     assert!(grown < 1024, "grown by {grown} KiB");
 }
@@ -243,7 +244,7 @@ fn foreign() -> Vec<u8> {
 fn a_program_that_cannot_take_over_changes_nothing() {
     let stage = installed();
     let program = stage.folder.path("program");
-    let before = (status(&stage), descriptors(stage.pid));
+    let before = (status(&stage), stage.descriptors(0));
     let (good, cannot) = (fs::read(PROGRAM).unwrap(), "it cannot be executed");
     let bad: [(&[u8], &str); 6] = [
         (b"not a program", cannot),
@@ -264,7 +265,7 @@ fn a_program_that_cannot_take_over_changes_nothing() {
     fs::remove_file(&program).unwrap();
     stage.signal(Signal::SIGUSR2);
     stage.await_log_times(7, "cannot take over");
-    assert_eq!((status(&stage), descriptors(stage.pid)), before);
+    assert_eq!((status(&stage), stage.descriptors(0)), before);
     assert_eq!(stage.log().matches("cannot take over").count(), 7);
     // And a good one is welcome again.
     install(&program, &good);

@@ -147,6 +147,26 @@ impl Stage {
         greet(client)
     }
 
+    /// The supervisor's descriptors, when so many clients are connected to the control socket.
+    pub fn descriptors(&self, clients: usize) -> Vec<String> {
+        let control = self.folder.text("control");
+        wait_for("the other clients to be gone", || {
+            // The listening socket and the connections to it have its path.
+            let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+            (sockets.lines().filter(|line| line.ends_with(&control)).count() == 1 + clients).then_some(())
+        });
+        descriptors(self.pid)
+    }
+
+    /// Wait until a generation that drains accepts no more: it shares no socket with the one that serves.
+    pub fn await_no_accept(&self, draining: u64, serving: u64) {
+        let of = |generation| descriptors(self.pid_of(generation));
+        wait_for("the old generation to accept no more", || {
+            let ours: Vec<String> = of(serving).into_iter().filter(|link| link.starts_with("socket:")).collect();
+            (!ours.is_empty() && !of(draining).iter().any(|link| ours.contains(link))).then_some(())
+        });
+    }
+
     /// Wait for the supervisor's end; its exit status.
     pub fn end(&mut self) -> i32 {
         let status = self.supervisor.take().unwrap().status();
