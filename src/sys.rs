@@ -276,6 +276,20 @@ pub(crate) fn pidfd_getfd(process: impl AsFd, number: c_int) -> nix::Result<Owne
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// waitid(2) of a child that shall not be reaped yet: si_code and si_status if it has ended. nix' own cannot tell a
+/// real-time signal.
+pub(crate) fn see_end(child: impl AsFd) -> nix::Result<Option<(c_int, c_int)>> {
+    // SAFETY: a siginfo of zeros is one, with no process in it.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let child = child.as_fd().as_raw_fd() as libc::id_t;
+    let flags = libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
+    // SAFETY: the kernel writes a siginfo, which lives through the call.
+    Errno::result(unsafe { libc::waitid(libc::P_PIDFD, child, &raw mut info, flags) })?;
+    // SAFETY: after waitid the fields of SIGCHLD are there, zeros if nobody has ended.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    Ok((pid != 0).then_some((info.si_code, status)))
+}
+
 /// pidfd_send_signal(2).
 pub(crate) fn send_signal(process: impl AsFd, signal: c_int) -> nix::Result<()> {
     let process = process.as_fd().as_raw_fd();

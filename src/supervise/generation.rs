@@ -7,7 +7,7 @@ use anyhow::Result;
 use log::debug;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id as WaitId, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::wait::{Id as WaitId, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, getpgid};
 
 use crate::supervise::child::{Child, Start};
@@ -40,7 +40,8 @@ pub(crate) struct Generation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     Exited(u8),
-    Signaled(Signal),
+    /// By this signal, real-time ones included.
+    Signaled(i32),
 }
 
 impl Ending {
@@ -57,7 +58,10 @@ impl std::fmt::Display for Ending {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Ending::Exited(status) => write!(f, "ended with status {status}"),
-            Ending::Signaled(signal) => write!(f, "was ended by {signal}"),
+            Ending::Signaled(signal) => match Signal::try_from(*signal) {
+                Ok(signal) => write!(f, "was ended by {signal}"),
+                Err(_) => write!(f, "was ended by signal {signal}"),
+            },
         }
     }
 }
@@ -93,7 +97,10 @@ impl Generation {
         started: Moment,
         ended: Option<Ending>,
     ) -> Generation {
-        let members = Members::of(child.pid);
+        let mut members = Members::of(child.pid);
+        if ended.is_some() {
+            members.end_main();
+        }
         Generation { id, child, inbox, watch, members, started, killed: false, heard_stranger: false, ended }
     }
 
@@ -107,11 +114,10 @@ impl Generation {
         if self.ended.is_some() {
             return None;
         }
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
-        let ending = match waitid(WaitId::PIDFd(self.child.pidfd.as_fd()), flags) {
-            Ok(WaitStatus::Exited(_, status)) => Ending::Exited(status as u8),
-            Ok(WaitStatus::Signaled(_, signal, _)) => Ending::Signaled(signal),
-            Ok(_) => return None,
+        let ending = match sys::see_end(&self.child.pidfd) {
+            Ok(None) => return None,
+            Ok(Some((libc::CLD_EXITED, status))) => Ending::Exited(status as u8),
+            Ok(Some((_, signal))) => Ending::Signaled(signal),
             // Somebody else reaped it: how it ended is not to be known.
             Err(errno) => {
                 debug!("generation {}: {errno}", self.id);

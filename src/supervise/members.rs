@@ -146,15 +146,6 @@ mod tests {
         members.alive().into_iter().map(Pid::as_raw).collect()
     }
 
-    /// The same where the main process ended after the snapshot `before`.
-    fn after_the_end(before: Table, snapshots: &[Table]) -> Vec<i32> {
-        let mut members = Members::of(Pid::from_raw(20));
-        members.learn(&before);
-        members.end_main();
-        snapshots.iter().for_each(|table| members.learn(table));
-        members.alive().into_iter().map(Pid::as_raw).collect()
-    }
-
     #[test]
     fn descendants_at_any_depth_and_in_any_order_are_members_and_siblings_are_not() {
         let snapshot = table(&[[23, 22, 20, 1], [30, 10, 30, 1], [22, 21, 22, 22], [21, 20, 20, 1], [20, 10, 20, 1]]);

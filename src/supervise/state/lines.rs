@@ -5,7 +5,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use nix::sys::signal::Signal;
 
 use super::words::{Line, Words};
 use super::{SavedFile, SavedGeneration, SavedWatch};
@@ -110,7 +109,7 @@ pub(super) fn write_generation(generation: &SavedGeneration) -> Line {
     let line = match generation.ended {
         None => line.word("runs"),
         Some(Ending::Exited(status)) => line.word("exited").word(status),
-        Some(Ending::Signaled(signal)) => line.word("signaled").word(signal as i32),
+        Some(Ending::Signaled(signal)) => line.word("signaled").word(signal),
     };
     match generation.watch {
         None => line,
@@ -129,7 +128,7 @@ pub(super) fn read_generation(words: &mut Words) -> Result<SavedGeneration> {
         ended: match words.word()? {
             "runs" => None,
             "exited" => Some(Ending::Exited(words.number()?)),
-            "signaled" => Some(Ending::Signaled(Signal::try_from(words.number::<i32>()?)?)),
+            "signaled" => Some(Ending::Signaled(words.number()?)),
             other => bail!("a process cannot have {other}"),
         },
         watch: None,

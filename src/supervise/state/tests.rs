@@ -4,8 +4,6 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-
 use super::*;
 use crate::cli::Until;
 use crate::supervise::control::Live;
@@ -63,7 +61,7 @@ fn full() -> State {
                 complaint: 10,
                 inbox: 11,
                 started: at(1),
-                ended: Some(Ending::Signaled(Signal::SIGHUP)),
+                ended: Some(Ending::Signaled(64)),
                 watch: None,
             },
             SavedGeneration {
