@@ -9,7 +9,7 @@ use std::ffi::CString;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{env, fs, io, mem, ptr};
 
@@ -190,7 +190,7 @@ fn print_instructions(all: &[Candidate]) {
     }
 }
 
-fn main() -> ExitCode {
+fn main() {
     let runs: usize = env::var("RUNS").map_or(1000, |runs| runs.parse().expect("RUNS is a number"));
     let mut all = candidates();
     all.iter_mut().for_each(Candidate::run);
@@ -219,5 +219,4 @@ fn main() -> ExitCode {
     for (what, met) in &expected {
         println!("{} {what}", if *met { "ok:  " } else { "NOT: " });
     }
-    if expected.iter().all(|(_, met)| *met) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

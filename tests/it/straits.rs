@@ -49,7 +49,7 @@ fn five_descriptors_are_enough() {
 fn no_descriptor_for_a_socket_is_an_error_that_says_so() {
     let run = handoff_run_with(&["-l", "127.0.0.1:0", "--", "true"]);
     let output = run.before_exec(|| limit(libc::RLIMIT_NOFILE, 3)).output();
-    let message = "handoff-run: cannot see the open descriptors: EMFILE: Too many open files\n";
+    let message = "handoff-run: cannot listen on 127.0.0.1:0: EMFILE: Too many open files\n";
     assert_eq!(output.failure(), (125, message));
 }
 
