@@ -1,7 +1,7 @@
 //! Hand a supervisor's whole state to the program that takes its place, and take it from a predecessor.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
 use nix::fcntl::FdFlag;
@@ -16,10 +16,12 @@ use crate::supervise::child::Child;
 use crate::supervise::control::{Client, Control};
 use crate::supervise::generation::Generation;
 use crate::supervise::notify::{Inbox, Manager};
-use crate::supervise::plan::Event;
+use crate::supervise::plan::{Event, Moment};
 use crate::supervise::ready::Watch;
 use crate::supervise::signals::{Inherited, Signals};
-use crate::supervise::state::{SavedControl, SavedFile, SavedGeneration, SavedListener, State};
+use crate::supervise::state::{
+    SavedClient, SavedControl, SavedFile, SavedGeneration, SavedListener, SavedWatch, State,
+};
 use crate::supervise::{Supervisor, upgrade};
 use crate::sys;
 use crate::unix_path::Created;
@@ -27,46 +29,16 @@ use crate::unix_path::Created;
 impl Supervisor {
     pub(super) fn resume(config: Supervise, state: State, claimed: &mut Vec<OwnedFd>) -> Result<Supervisor> {
         let now = sys::now();
-        let mut take = |number| {
-            let fd = upgrade::take(claimed, number)?;
-            sys::set_close_on_exec(&fd, FdFlag::FD_CLOEXEC)?;
-            Ok::<_, anyhow::Error>(fd)
-        };
-        let listeners = state.listeners.into_iter().map(|listener| {
-            let name = FdName::announced(&listener.name).unwrap_or_default();
-            let created = listener.file.as_ref().map(resumed);
-            Ok(Listener::resumed(name, take(listener.fd)?, listener.backlog, created))
-        });
-        let listeners: Vec<Listener> = listeners.collect::<Result<_>>()?;
+        let listeners: Vec<Listener> =
+            state.listeners.into_iter().map(|saved| resume_listener(saved, claimed)).collect::<Result<_>>()?;
         let sockets: Vec<SocketInode> = listeners.iter().map(SocketInode::of).collect::<nix::Result<_>>()?;
-        let mut control = match (state.control, &config.control) {
-            (Some(saved), Some(path)) => {
-                Some(Control::resumed(take(saved.fd)?, path, saved.file.as_ref().map(resumed)))
-            }
-            _ => None,
-        };
-        for client in state.clients {
-            let fd = take(client.fd)?;
-            if let Some(control) = &mut control {
-                control.clients.push(Client::resumed(fd, client, now));
-            }
-        }
+        let control = resume_control(&config, state.control, state.clients, claimed, now)?;
         let inherited = Inherited::saved(&state.blocked, state.child_ignored, state.pipe_ignored);
         let signals = Signals::resume(inherited)?;
         let generations = state.generations.into_iter().map(|saved| {
-            let pid = Pid::from_raw(saved.pid);
-            let child = Child::resumed(pid, take(saved.pidfd)?, take(saved.complaint)?);
-            let inbox = Inbox::resumed(take(saved.inbox)?);
-            let watch = match saved.watch {
-                None => None,
-                Some(watch) => {
-                    let pipe = watch.pipe.map(&mut take).transpose()?;
-                    Some(Watch::resume(&config.ready, &sockets, inherited, pid, watch, pipe))
-                }
-            };
-            let mut generation = Generation::resumed(saved.id, child, inbox, watch, saved.started, saved.ended);
-            generation.killed = state.plan.draining.iter().any(|d| d.id == saved.id && d.deadline.is_none());
-            Ok(generation)
+            let killed = state.plan.draining.iter().any(|d| d.id == saved.id && d.deadline.is_none());
+            let watch = |pid, watch, pipe| Watch::resume(&config.ready, &sockets, inherited, pid, watch, pipe);
+            Ok(Generation { killed, ..resume_generation(saved, claimed, watch)? })
         });
         let generations = generations.collect::<Result<_>>()?;
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
@@ -140,4 +112,55 @@ fn saved(created: &Created) -> SavedFile {
 
 fn resumed(file: &SavedFile) -> Created {
     Created::resumed(&file.path, file.identity)
+}
+
+/// One of the claimed descriptors, close-on-exec again.
+fn take(claimed: &mut Vec<OwnedFd>, number: RawFd) -> Result<OwnedFd> {
+    let fd = upgrade::take(claimed, number)?;
+    sys::set_close_on_exec(&fd, FdFlag::FD_CLOEXEC)?;
+    Ok(fd)
+}
+
+fn resume_listener(saved: SavedListener, claimed: &mut Vec<OwnedFd>) -> Result<Listener> {
+    let name = FdName::announced(&saved.name).unwrap_or_default();
+    let created = saved.file.as_ref().map(resumed);
+    Ok(Listener::resumed(name, take(claimed, saved.fd)?, saved.backlog, created))
+}
+
+/// The control socket with its clients, if the predecessor had one and we are told to.
+fn resume_control(
+    config: &Supervise,
+    saved: Option<SavedControl>,
+    clients: Vec<SavedClient>,
+    claimed: &mut Vec<OwnedFd>,
+    now: Moment,
+) -> Result<Option<Control>> {
+    let clients = clients.into_iter().map(|saved| Ok(Client::resumed(take(claimed, saved.fd)?, saved, now)));
+    let clients: Vec<Client> = clients.collect::<Result<_>>()?;
+    let Some(saved) = saved else { return Ok(None) };
+    let fd = take(claimed, saved.fd)?;
+    Ok(config.control.as_deref().map(|path| {
+        let mut control = Control::resumed(fd, path, saved.file.as_ref().map(resumed));
+        control.clients = clients;
+        control
+    }))
+}
+
+/// A generation; `watch` goes on watching it if it was getting ready.
+fn resume_generation(
+    saved: SavedGeneration,
+    claimed: &mut Vec<OwnedFd>,
+    watch: impl FnOnce(Pid, SavedWatch, Option<OwnedFd>) -> Watch,
+) -> Result<Generation> {
+    let pid = Pid::from_raw(saved.pid);
+    let child = Child::resumed(pid, take(claimed, saved.pidfd)?, take(claimed, saved.complaint)?);
+    let inbox = Inbox::resumed(take(claimed, saved.inbox)?);
+    let watch = match saved.watch {
+        None => None,
+        Some(saved) => {
+            let pipe = saved.pipe.map(|number| take(claimed, number)).transpose()?;
+            Some(watch(pid, saved, pipe))
+        }
+    };
+    Ok(Generation::resumed(saved.id, child, inbox, watch, saved.started, saved.ended))
 }
