@@ -144,11 +144,11 @@ pub(crate) struct Cli {
     stop: Option<PathBuf>,
 
     /// With --reload, end when the old generation is gone
-    #[arg(long, requires = "reload")]
+    #[arg(long, requires = "reload", conflicts_with_all = ["status", "stop", "program"])]
     wait: bool,
 
     /// With --status, print JSON
-    #[arg(long, requires = "status")]
+    #[arg(long, requires = "status", conflicts_with_all = ["reload", "stop", "program"])]
     json: bool,
 
     /// Show the servers that --as knows, with a line that works for each

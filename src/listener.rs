@@ -107,6 +107,8 @@ fn finish(spec: &Spec, endpoint: &Endpoint, outcome: Result<(OwnedFd, Option<Cre
     let listener = Listener { name: spec.fd_name(), fd, backlog: spec.options.number("backlog"), created };
     if endpoint.has_free_port() {
         info!("{spec} listens on {}", listener.endpoint()?);
+    } else {
+        debug!("{spec} is bound");
     }
     Ok(listener)
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::os::fd::AsFd;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use libc::c_int;
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -191,8 +191,8 @@ fn parse_value(row: &Row, value: Option<&str>) -> Result<Value> {
         Takes::Nothing => bail!("option {name} takes no value"),
         Takes::Word if text.is_empty() || text.contains('\0') => bail!("option {name} needs a value: {name}=WORD"),
         Takes::Word => Ok(Value::Word(text.to_owned())),
-        Takes::Number => number(text, 10, c_int::MAX as u32).with_context(|| format!("option {name}")),
-        Takes::Octal => number(text, 8, 0o777).with_context(|| format!("option {name}")),
+        Takes::Number => number(text, 10, c_int::MAX as u32).map_err(|error| anyhow!("option {name}: {error}")),
+        Takes::Octal => number(text, 8, 0o777).map_err(|error| anyhow!("option {name}: {error}")),
     }
 }
 

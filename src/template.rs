@@ -90,18 +90,22 @@ impl Template {
         let mut literal = Vec::new();
         let mut rest = text;
         while let Some((&byte, behind)) = rest.split_first() {
+            // `${port}` is the shell's.
+            let shells = literal.last() == Some(&b'$');
             if byte == b'{' && behind.first() == Some(&b'{') {
                 literal.push(b'{');
                 rest = &behind[1..];
             } else if byte == b'{' {
                 let end = behind.iter().position(|byte| *byte == b'}');
                 let word = &behind[..end.unwrap_or(behind.len())];
-                if let (Some(end), Some(placeholder)) = (end, placeholder(word)) {
+                if let (Some(end), Some(placeholder), false) = (end, placeholder(word), shells) {
                     parts.push(Part::Literal(std::mem::take(&mut literal)));
                     parts.push(placeholder);
                     rest = &behind[end + 1..];
                 } else {
-                    unknown(word)?;
+                    if !shells {
+                        unknown(word)?;
+                    }
                     literal.push(byte);
                     rest = behind;
                 }
@@ -188,7 +192,9 @@ mod tests {
 
     #[test]
     fn an_argument_without_a_placeholder_is_left_to_the_letter() {
-        for text in ["{{.Name}}", "{\"a\": 1}", "{", "}", "{{", "{fd", "{FD}", "{gen:web}", "a{}b"] {
+        for text in
+            ["{{.Name}}", "{\"a\": 1}", "{", "}", "{{", "{fd", "{FD}", "{gen:web}", "a{}b", "${port}", "${fd:-none}"]
+        {
             assert_eq!(argument(text), text);
         }
     }

@@ -5,10 +5,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
+use log::LevelFilter;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 
 use crate::cli::{Form, Request, Until};
 use crate::failure::{OneLine, plain};
 use crate::output::print;
+use crate::sys;
 
 /// Ask the supervisor at `path` and give the exit status.
 pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
@@ -24,6 +27,9 @@ pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
         (Request::Status(Form::Json), _) => "status json",
         (Request::Stop, _) => "stop",
     };
+    // What is shown may go to a pipe that nobody reads: the outcome, and so the status, is the supervisor's all the same.
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    sys::set_action(Signal::SIGPIPE, &ignore).context("cannot ignore SIGPIPE")?;
     // A supervisor that turns us away may have closed already; what it said is read all the same.
     let _ = stream.write_all(format!("{line}\n").as_bytes());
     follow(BufReader::new(stream), &mut screen)
@@ -35,7 +41,7 @@ fn follow(lines: impl BufRead, screen: &mut Screen) -> Result<u8> {
         let line = line.map_err(plain).context("cannot read from the supervisor")?;
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
         match word {
-            "at" | "live" => screen.show_generation(rest)?,
+            "at" | "live" => screen.show_generation(rest),
             "out" => screen.print(rest)?,
             "error" => screen.complain(rest),
             "exit" => return rest.parse().context("the supervisor's answer makes no sense"),
@@ -60,22 +66,28 @@ impl Screen {
     }
 
     /// `ID TEXT` of a generation.
-    fn show_generation(&mut self, text: &str) -> Result<()> {
+    fn show_generation(&mut self, text: &str) {
+        // Quiet is quiet.
+        if log::max_level() < LevelFilter::Info {
+            return;
+        }
         let (id, text) = text.split_once(' ').unwrap_or((text, ""));
         let line = format!("generation {id}: {}", OneLine(text));
         if !self.terminal {
-            return self.print(&line);
+            // Progress that nobody can see does not change what comes of it.
+            let _ = self.print(&line);
+            return;
         }
         let id = id.parse().unwrap_or_default();
         match self.lines.binary_search_by_key(&id, |(known, _)| *known) {
             Ok(at) => self.lines[at].1 = line,
             Err(at) => self.lines.insert(at, (id, line)),
         }
-        self.draw()
+        self.draw();
     }
 
     /// Draw all lines anew, over those that are there.
-    fn draw(&mut self) -> Result<()> {
+    fn draw(&mut self) {
         let mut picture = String::new();
         if self.drawn > 0 {
             picture.push_str(&format!("\x1b[{}A", self.drawn));
@@ -85,7 +97,8 @@ impl Screen {
             picture.push_str(&format!("\r{line}\x1b[K\n"));
         }
         self.drawn = self.lines.len();
-        print(&picture)
+        // As above.
+        let _ = print(&picture);
     }
 
     fn print(&self, line: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 //! A deploy from the first generation to the last: what clients see, what is said, and the exit statuses.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 
 use nix::sys::signal::Signal;
 
@@ -254,4 +255,26 @@ fn connections(supervisor: &Supervisor) -> usize {
     let table = std::fs::read_to_string("/proc/net/unix").unwrap();
     // Connected (03), and of the server's side, which has the name.
     table.lines().filter(|line| line.ends_with(&path) && line.contains(" 0001 03 ")).count()
+}
+
+// It once said 125 of a deploy that had taken effect: what cannot be shown does not change what comes of it.
+#[test]
+fn a_reload_whose_progress_nobody_can_see_still_tells_the_truth() {
+    let supervisor = supervise(&[]).serving();
+    let reload = || handoff_run_with(&["--reload", &supervisor.folder().text("control")]);
+    let full = || File::create("/dev/full").unwrap();
+    assert_eq!(reload().stdout(full()).output().failure(), (0, ""));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(reload().stdout(writer).output().failure(), (0, ""));
+    supervisor.replace("/nonexistent/program");
+    assert_eq!(reload().stdout(full()).output().code(), 1);
+}
+
+// handoff-run(1), --quiet: "Say less".
+#[test]
+fn a_quiet_reload_says_nothing_on_success() {
+    let supervisor = supervise(&[]).serving();
+    let output = handoff_run_with(&["-q", "--reload", &supervisor.folder().text("control")]).output();
+    assert_eq!((output.code(), output.stdout.as_str(), output.stderr.as_str()), (0, "", ""));
 }
