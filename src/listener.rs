@@ -23,7 +23,7 @@ use crate::unix_path::{self, Created};
 pub(crate) struct Listener {
     /// For LISTEN_FDNAMES.
     pub(crate) name: FdName,
-    /// As its SPEC wants it.
+    /// How long its queue is, if we bound it.
     backlog: Option<u32>,
     /// The file that goes when this listener goes without having been handed on. Before the socket, while nobody else
     /// can take the file for dead.
@@ -42,7 +42,7 @@ impl Listener {
         Listener { name, fd, backlog, created }
     }
 
-    /// What its SPEC said of the queue.
+    /// How long its queue shall be, if that is ours to say.
     pub(crate) fn backlog(&self) -> Option<u32> {
         self.backlog
     }
@@ -57,12 +57,12 @@ impl Listener {
         Endpoint::of(&self.fd)
     }
 
-    /// Make the queue as long as it shall be, `default` where the SPEC says nothing, if somebody made it shorter.
-    pub(crate) fn restore_backlog(&self, default: c_int) {
-        if sys::option(&self.fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1) {
-            let backlog = self.backlog.map_or(default, |backlog| backlog as c_int);
+    /// Make the queue of a socket that we bound as long as it was, if somebody made it shorter.
+    pub(crate) fn restore_backlog(&self) {
+        let listens = || sys::option(&self.fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1);
+        if let Some(backlog) = self.backlog.filter(|_| listens()) {
             // A socket that listens can only listen better.
-            let _ = sys::listen(&self.fd, backlog);
+            let _ = sys::listen(&self.fd, backlog as c_int);
         }
     }
 
@@ -92,19 +92,25 @@ pub(crate) fn bind_first(spec: &Spec, endpoints: &[Endpoint], backlog: c_int) ->
     for endpoint in others {
         match open(endpoint, &spec.options, backlog) {
             Err(error) if error.downcast_ref() == Some(&Errno::EAFNOSUPPORT) => debug!("{endpoint}: {error:#}"),
-            outcome => return finish(spec, endpoint, outcome),
+            outcome => return finish(spec, endpoint, backlog, outcome),
         }
     }
-    finish(spec, last, open(last, &spec.options, backlog))
+    finish(spec, last, backlog, open(last, &spec.options, backlog))
 }
 
 /// Name what was opened, or say why it was not and what helps.
-fn finish(spec: &Spec, endpoint: &Endpoint, outcome: Result<(OwnedFd, Option<Created>)>) -> failure::Result<Listener> {
+fn finish(
+    spec: &Spec,
+    endpoint: &Endpoint,
+    backlog: c_int,
+    outcome: Result<(OwnedFd, Option<Created>)>,
+) -> failure::Result<Listener> {
     let (fd, created) = outcome.map_err(|error| {
         let remedy = remedy::for_listen(endpoint, &error);
         failure::Failure::from(error.context(format!("cannot listen on {spec}"))).remedy(remedy)
     })?;
-    let listener = Listener { name: spec.fd_name(), fd, backlog: spec.options.number("backlog"), created };
+    let backlog = Some(spec.options.number("backlog").unwrap_or(backlog as u32));
+    let listener = Listener { name: spec.fd_name(), fd, backlog, created };
     if endpoint.has_free_port() {
         info!("{spec} listens on {}", listener.endpoint()?);
     } else {

@@ -21,9 +21,6 @@ unsafe extern "C" {
 /// The first descriptor that is not a standard one, where `sd_listen_fds(3)` says that sockets begin.
 pub(crate) const FIRST_FD: RawFd = 3;
 
-/// What an entry of getdents64(2) takes at most: its head, a name of 255 bytes, and the NUL, rounded up.
-const LONGEST_ENTRY: usize = 280;
-
 /// Where descriptors are looked for when there is no /proc: no server has more open when it starts its successor.
 const WITHOUT_PROC: RawFd = 4096;
 
@@ -71,11 +68,11 @@ fn list_numbers(directory: &OwnedFd) -> nix::Result<Vec<i32>> {
     let mut page = [0u8; 2048];
     loop {
         let length = getdents64(directory, &mut page)?;
-        numbers.extend(entry_names(&page[..length]).filter_map(|name| name.to_str().ok()?.parse::<i32>().ok()));
-        // /proc fills the page as far as entries fit: where one more would have, there is none.
-        if length + LONGEST_ENTRY <= page.len() {
+        // Less than a page is not the end: a signal that is pending cuts a call short.
+        if length == 0 {
             return Ok(numbers);
         }
+        numbers.extend(entry_names(&page[..length]).filter_map(|name| name.to_str().ok()?.parse::<i32>().ok()));
     }
 }
 
@@ -297,6 +294,15 @@ pub(crate) fn see_end(child: impl AsFd) -> nix::Result<Option<(c_int, c_int)>> {
     Ok((pid != 0).then_some((info.si_code, status)))
 }
 
+/// The pidfd of a child that was just forked. Where there is none to be had, the child is ended: nobody could watch it.
+pub(crate) fn pidfd_of_child(child: Pid) -> nix::Result<OwnedFd> {
+    pidfd_of(child).inspect_err(|_| {
+        // It is our unreaped child, so both reach it and nobody else.
+        let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(child, None);
+    })
+}
+
 /// pidfd_send_signal(2).
 pub(crate) fn send_signal(process: impl AsFd, signal: c_int) -> nix::Result<()> {
     let process = process.as_fd().as_raw_fd();
@@ -337,6 +343,10 @@ pub(crate) fn now() -> Duration {
 
 /// Put a copy of `fd` at `number` in a forked child, inheritable, in place of the parent's there.
 pub(crate) fn place_in_child(fd: impl AsFd, number: RawFd) -> nix::Result<()> {
+    // dup2(2) of a number to itself does nothing, and would leave it close-on-exec.
+    if fd.as_fd().as_raw_fd() == number {
+        return set_close_on_exec(fd, FdFlag::empty());
+    }
     // SAFETY: dup2 takes two integers; the child is about to exec and uses no other descriptor of the supervisor.
     Errno::result(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) }).map(drop)
 }

@@ -63,7 +63,7 @@ impl Start<'_> {
             ForkResult::Parent { child } => {
                 // The child does the same; whoever comes first, it is done before anybody signals the group.
                 let _ = setpgid(child, child);
-                let pidfd = sys::pidfd_of(child).context("cannot open a pidfd")?;
+                let pidfd = sys::pidfd_of_child(child).context("cannot open a pidfd")?;
                 Ok(Child { pid: child, pidfd, complaint })
             }
         }

@@ -28,16 +28,19 @@ pub(crate) mod testing;
 pub(crate) mod upgrade;
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use log::{debug, warn};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cli::Supervise;
+use crate::cli::values::Ready;
 use crate::descriptors::SocketInode;
 use crate::listener::Listener;
 use crate::pid_file::PidFile;
@@ -56,6 +59,9 @@ const LIVE_PAUSE: Duration = Duration::from_millis(500);
 
 /// What else follows when there is no /proc.
 const BLIND: &str = "and only READY=1 or --ready tells that it is ready";
+
+/// Between two rounds where poll(2) itself fails.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A supervisor and everything it holds.
 struct Supervisor {
@@ -79,6 +85,8 @@ struct Supervisor {
     pid_file: Option<PidFile>,
     last_failure: Option<String>,
     next_live: Option<Moment>,
+    /// When a stranger's message may cause a look at all processes again.
+    next_stranger: Moment,
     finished: Option<u8>,
 }
 
@@ -114,6 +122,7 @@ pub(crate) fn take_over(config: Supervise, state: State, mut claimed: Vec<OwnedF
 
 impl Supervisor {
     fn new(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<Supervisor> {
+        check_ready_fd(&config.ready, &listeners, &others)?;
         let control = config.control.as_deref().map(Control::listen).transpose()?;
         let signals = Signals::receive()?;
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
@@ -136,6 +145,7 @@ impl Supervisor {
             pid_file: None,
             last_failure: None,
             next_live: None,
+            next_stranger: Moment::ZERO,
             finished: None,
         };
         supervisor.carry_out(orders);
@@ -175,8 +185,13 @@ impl Supervisor {
         let mut fds: Vec<PollFd> = sources.iter().map(|(_, fd)| fd.clone()).collect();
         match poll(&mut fds, self.timeout()) {
             Ok(_) => (),
-            // Whatever it is, the next round tells.
-            Err(errno) => debug!("poll: {errno}"),
+            Err(Errno::EINTR) => return vec![],
+            // As when the limit of open files was lowered below what we have: signals are heard all the same.
+            Err(errno) => {
+                debug!("poll: {errno}");
+                thread::sleep(PAUSE);
+                return vec![(Source::Signals, PollFlags::POLLIN)];
+            }
         }
         let flags = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
         sources.into_iter().map(|(source, _)| source).zip(flags).filter(|(_, flags)| !flags.is_empty()).collect()
@@ -246,6 +261,15 @@ impl Supervisor {
             self.carry_out(orders);
         }
     }
+}
+
+/// The descriptor of `--ready fd:N` must be nobody's: the pipe would take its place in the generation.
+fn check_ready_fd(ready: &Ready, listeners: &[Listener], others: &[OwnedFd]) -> Result<()> {
+    let Ready::Descriptor(number) = ready else { return Ok(()) };
+    let sockets = listeners.iter().map(|listener| listener.as_fd().as_raw_fd());
+    let taken = sockets.chain(others.iter().map(AsRawFd::as_raw_fd)).any(|fd| fd == *number);
+    ensure!(!taken, "--ready fd:{number} is the number of a descriptor that the program has already");
+    Ok(())
 }
 
 /// $PWD if it is the working directory: the name may lead to a newer release by the next generation.

@@ -128,7 +128,7 @@ impl Supervisor {
     /// Servers call listen(2) again and make the queue shorter for everyone.
     fn restore_backlogs(&self) {
         for listener in &self.listeners {
-            listener.restore_backlog(self.config.exec.backlog);
+            listener.restore_backlog();
         }
     }
 

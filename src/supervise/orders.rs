@@ -1,5 +1,7 @@
 //! What the plan orders, carried out on processes, and what becomes of processes, told to the plan.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use log::{debug, warn};
 use nix::unistd::{Pid, geteuid};
@@ -15,6 +17,9 @@ use crate::sys;
 
 /// So many messages of one generation are read before the others have their turn.
 const MESSAGES_AT_ONCE: usize = 64;
+
+/// Strangers at a notify socket cause no more than one look at all processes in this time.
+const STRANGER_PAUSE: Duration = Duration::from_millis(50);
 
 impl Supervisor {
     pub(super) fn carry_out(&mut self, orders: Vec<Order>) {
@@ -203,7 +208,12 @@ impl Supervisor {
         if ours || is_member() {
             return true;
         }
-        // It may have been born since the last look.
+        // It may have been born since the last look; but a stranger who talks all the time is not to keep us busy.
+        let now = sys::now();
+        if now < self.next_stranger {
+            return false;
+        }
+        self.next_stranger = now + STRANGER_PAUSE;
         self.survey();
         self.generation(id).is_some_and(|generation| has_member(generation, sender))
     }

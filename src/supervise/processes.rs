@@ -140,13 +140,15 @@ impl Process {
         let number = |text: &str| text.parse().ok().map(Pid::from_raw);
         // Numbers are those of proc_pid_stat(5), of which 3, the state, is the first behind the name.
         let field = |which: usize| fields.get(which - 3).copied();
+        let threads = field(20)?.parse().ok()?;
         Some(Process {
             pid,
             parent: number(field(4)?)?,
             group: number(field(5)?)?,
             session: number(field(6)?)?,
-            state: if matches!(field(3)?, "Z" | "X") { State::Zombie } else { State::Alive },
-            threads: field(20)?.parse().ok()?,
+            // A main thread that has ended alone leaves a process that runs.
+            state: if matches!(field(3)?, "Z" | "X") && threads <= 1 { State::Zombie } else { State::Alive },
+            threads,
             started: field(22)?.parse().ok()?,
         })
     }
@@ -191,6 +193,15 @@ mod tests {
 
     fn parsed(name: &[u8]) -> Option<Process> {
         Process::parse(Pid::from_raw(71), &[b"71 (", name, b") ", TAIL].concat())
+    }
+
+    #[test]
+    fn a_main_thread_that_ended_alone_is_no_zombie() {
+        let state = |threads: &str| {
+            let line = format!("71 (x) Z 1 70 60 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 {threads} 0 987654 1000");
+            Process::parse(Pid::from_raw(71), line.as_bytes()).unwrap().state
+        };
+        assert_eq!((state("2"), state("1"), state("0")), (State::Alive, State::Zombie, State::Zombie));
     }
 
     #[test]

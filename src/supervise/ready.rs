@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use log::{debug, warn};
 use nix::fcntl::OFlag;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, pipe2, read};
+use nix::unistd::{Pid, pipe2, read, setpgid};
 
 use crate::cli::values::Ready;
 use crate::descriptors::SocketInode;
@@ -65,6 +65,7 @@ impl Drop for Check {
     fn drop(&mut self) {
         // It was not waited for, so the number is still its own.
         let _ = kill(self.0, Signal::SIGKILL);
+        let _ = killpg(self.0, Signal::SIGKILL);
         let _ = waitpid(self.0, None);
     }
 }
@@ -221,7 +222,11 @@ impl Watch {
         let words = ["sh", "-c", command].map(CString::new).into_iter().collect::<Result<Vec<_>, _>>()?;
         let pid = self.pid.map(|pid| pid.to_string()).unwrap_or_default();
         let environment = environ::with(&sys::environment(), CString::new(format!("MAINPID={pid}"))?);
-        Ok(command::start(&words, &environment, || self.signals.restore())?)
+        Ok(command::start(&words, &environment, || {
+            // A group of its own, so that what the command started ends with it.
+            setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+            self.signals.restore()
+        })?)
     }
 
     /// The process of a check, which nobody else is to wait for.

@@ -129,7 +129,7 @@ impl Supervisor {
         for mut client in clients {
             match client.wants {
                 Wants::End if status == KILLED => {
-                    client.end_with_error("the last generation did not drain and was killed", 1);
+                    client.end_with_error("a generation did not drain and was killed", 1);
                 }
                 Wants::End => client.end(0),
                 Wants::Nothing => (),

@@ -61,6 +61,7 @@ impl Supervisor {
             pid_file,
             last_failure: state.last_failure,
             next_live: Some(now),
+            next_stranger: now,
             finished: None,
         })
     }

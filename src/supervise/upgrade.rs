@@ -173,7 +173,7 @@ impl Supervisor {
                 sys::exit_at_once(Status::CannotExecute as u8)
             }
             ForkResult::Parent { child } => {
-                let pidfd = sys::pidfd_of(child).context("cannot open a pidfd")?;
+                let pidfd = sys::pidfd_of_child(child).context("cannot open a pidfd")?;
                 Ok(Check { pid: child, pidfd, deadline: sys::now() + PATIENCE })
             }
         }

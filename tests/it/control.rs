@@ -268,7 +268,7 @@ fn a_stop_that_had_to_kill_says_so() {
     let mut stage = Stage::new(&["--drain-timeout", "200ms"]);
     stage.put("stubborn-1");
     let output = stage.ask("--stop", &[]).output();
-    let message = "handoff-run: the last generation did not drain and was killed\n";
+    let message = "handoff-run: a generation did not drain and was killed\n";
     assert_eq!(output.failure(), (1, message));
     assert_eq!(stage.end(), 137);
 }

@@ -33,7 +33,7 @@ fn a_generation_that_does_not_drain_in_time_is_killed() {
     let tail = "generation 1: has not drained in time and is killed\ngeneration 1: gone\n";
     assert!(output.stdout.ends_with(tail), "{}", output.stdout);
     let output = supervisor.stop();
-    assert_eq!(output.failure(), (1, "handoff-run: the last generation did not drain and was killed\n"));
+    assert_eq!(output.failure(), (1, "handoff-run: a generation did not drain and was killed\n"));
     assert_eq!(supervisor.end().0, 137);
 }
 

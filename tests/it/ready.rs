@@ -2,8 +2,10 @@
 
 use std::fs;
 
-use crate::harness::skip;
-use crate::supervisor::{python, supervise, supervise_python};
+use nix::unistd::Pid;
+
+use crate::harness::{handoff_run_with, skip, wait_for};
+use crate::supervisor::{exists, python, supervise, supervise_python, supervise_script};
 
 /// Python that waits until the test wants it to get ready.
 const WAIT: &str = "
@@ -113,4 +115,34 @@ select.select([4], [], [])";
     fs::write(supervisor.folder().path("go"), "").unwrap();
     supervisor.wait_log("generation 1: ready after ");
     supervisor.stopped();
+}
+
+// handoff-run(1), --ready: "fd:N: it writes a byte to descriptor N", whatever number the pipe has in the supervisor. Once
+// dup2(2) of the number to itself left it close-on-exec.
+#[test]
+fn the_readiness_descriptor_is_open_at_every_number() {
+    for number in 4..=9 {
+        let how = format!("fd:{number}");
+        let mut supervisor = supervise_script(&["--ready", &how], &format!("echo >&{number}; exec sleep 100")).start();
+        supervisor.wait_log("generation 1: ready after ");
+        supervisor.stopped();
+    }
+}
+
+#[test]
+fn a_readiness_descriptor_must_not_take_the_place_of_a_socket() {
+    let output =
+        handoff_run_with(&["-q", "-l", "127.0.0.1:0", "--supervise", "--ready", "fd:3", "--", "true"]).output();
+    let message = "handoff-run: --ready fd:3 is the number of a descriptor that the program has already\n";
+    assert_eq!(output.failure(), (125, message));
+}
+
+// What a check started once outlived it.
+#[test]
+fn whatever_a_hanging_check_started_ends_with_it() {
+    let options = ["--ready", "check:sleep 100 & echo $! > c; mv c check; wait", "--ready-timeout", "300ms"];
+    let mut supervisor = supervise_script(&options, "exec sleep 100").start();
+    let sleep: i32 = supervisor.read("check").trim().parse().unwrap();
+    supervisor.end();
+    wait_for("the check's child to end", || (!exists(Pid::from_raw(sleep))).then_some(()));
 }
