@@ -1,5 +1,7 @@
 //! The command line's definition, from which help, manual and completions are made.
 
+#[cfg(test)]
+mod current;
 mod plan;
 pub(crate) mod values;
 
@@ -13,8 +15,8 @@ use clap::{ArgAction, Parser, ValueHint};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 
-use crate::preset::{self, Preset};
-use crate::spec::Spec;
+use crate::socket::spec::Spec;
+use crate::target::preset::{self, Preset};
 pub(crate) use plan::{Announce, Exec, Form, Plan, Request, Start, Supervise, Until};
 use values::{Ready, Setting, duration, signal};
 

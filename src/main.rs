@@ -2,31 +2,14 @@
 #![cfg_attr(not(test), no_main)]
 
 mod cli;
-mod command;
-#[cfg(test)]
-mod current;
-mod descriptors;
-mod endpoint;
-mod environ;
-mod exec;
 mod failure;
-mod inherited;
-mod listener;
+mod kernel;
 mod logging;
-mod lookup;
-mod options;
 mod output;
-mod pid_file;
-mod preset;
-mod remedy;
-mod servers;
-mod sock_diag;
-mod source;
-mod spec;
+mod socket;
 mod supervise;
 mod sys;
-mod template;
-mod unix_path;
+mod target;
 
 use std::os::fd::OwnedFd;
 
@@ -36,12 +19,13 @@ use clap::error::ErrorKind;
 use log::warn;
 
 use cli::{Cli, Exec, Plan, Supervise};
-use environ::Announced;
 use failure::Result;
-use inherited::Inherited;
-use listener::Listener;
-use source::Acquired;
+use socket::acquire::{self, Acquired};
+use socket::candidate::Inherited;
+use socket::listener::{self, Listener};
 use supervise::upgrade::{self, Errand};
+use target::environ::Announced;
+use target::{exec, servers};
 
 /// C's main, so that nothing of Rust's runtime comes first: it would ignore SIGPIPE and open closed descriptors, and
 /// the target would inherit both.
@@ -76,7 +60,7 @@ fn run(claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
             Err(exec::exec_in_place(&plan, &listeners))
         }
         Plan::Supervise(plan) => supervise(plan, claimed),
-        Plan::Ask(path, request) => Ok(supervise::client::ask(&path, request)?),
+        Plan::Ask(path, request) => Ok(supervise::control::client::ask(&path, request)?),
     }
 }
 
@@ -112,11 +96,11 @@ fn acquire(plan: &Exec, claimed: Vec<OwnedFd>) -> Result<Acquired> {
     let inherited = Inherited::sort(claimed)?;
     let announced = Announced::read(&sys::environment());
     if plan.specs.is_empty() {
-        return Ok(source::adopt_all(inherited, &announced?)?);
+        return Ok(acquire::adopt_all(inherited, &announced?)?);
     }
     let announced = announced.unwrap_or_else(|error| {
         warn!("{error}: ignored");
         Announced::default()
     });
-    source::acquire(&plan.specs, inherited, &announced, plan.backlog)
+    acquire::acquire(&plan.specs, inherited, &announced, plan.backlog)
 }

@@ -11,10 +11,10 @@ use nix::sys::signal::Signal;
 
 use super::Cli;
 use super::values::{Ready, Setting, signal};
-use crate::preset::{Blocking, Every, Preset, Stdin};
-use crate::spec::{Address, Family, Host, Inet, Spec};
+use crate::socket::spec::{Address, Family, Host, Inet, Spec};
 use crate::supervise::plan::Limits;
 use crate::sys::FIRST_FD;
+use crate::target::preset::{Blocking, Every, Preset, Stdin};
 
 /// What is to be done.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use crate::template::Template;
+use crate::target::template::Template;
 
 /// A variable to be set, from `KEY=TEMPLATE`.
 #[derive(Clone, Debug, PartialEq, Eq)]

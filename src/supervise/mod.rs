@@ -2,29 +2,13 @@
 //!
 //! What is done is decided in `plan`; here is the loop around it, one poll(2), and what carries its orders out.
 
-mod child;
-pub(crate) mod client;
-mod connections;
-mod control;
-mod elsewhere;
-mod fdinfo;
+mod act;
+pub(crate) mod control;
 mod generation;
-mod members;
-mod news;
-mod notify;
-mod observe;
-mod orders;
 pub(crate) mod plan;
-mod processes;
-mod ready;
+mod report;
 mod requests;
-mod resume;
 mod signals;
-mod state;
-mod status;
-mod syscall;
-#[cfg(test)]
-pub(crate) mod testing;
 pub(crate) mod upgrade;
 
 use std::collections::VecDeque;
@@ -41,18 +25,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cli::Supervise;
 use crate::cli::values::Ready;
-use crate::descriptors::SocketInode;
-use crate::listener::Listener;
-use crate::pid_file::PidFile;
+use crate::kernel::descriptors::SocketInode;
+use crate::kernel::processes;
+use crate::socket::listener::Listener;
 use crate::sys;
+use crate::target::pid_file::PidFile;
 use control::Control;
 use generation::Generation;
-use notify::Manager;
+use generation::notify_socket::Manager;
+use generation::ready::Watch;
 use plan::{Event, Id, Moment, Plan};
-use ready::Watch;
 use signals::Signals;
-use state::State;
 use upgrade::Check;
+use upgrade::state::State;
 
 /// How often a client with a terminal is told how many connections are left.
 const LIVE_PAUSE: Duration = Duration::from_millis(500);

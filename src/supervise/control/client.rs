@@ -1,275 +1,115 @@
-//! A connection to the control socket: what it asked, what it waits for, and what it has still to be sent.
+//! The other end of the control socket: `--reload`, `--status` and `--stop`.
 
-use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::io::{BufRead, BufReader, IsTerminal, Write, stderr, stdout};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
-use log::debug;
-use nix::errno::Errno;
-use nix::poll::PollFlags;
-use nix::sys::socket::{MsgFlags, getsockopt, recv, send, sockopt};
-use nix::unistd::geteuid;
+use anyhow::{Context, Result, anyhow};
+use log::LevelFilter;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 
-use crate::cli::{Form, Until};
-use crate::supervise::plan::{Id, Moment};
-use crate::supervise::state::SavedClient;
+use crate::cli::{Form, Request, Until};
+use crate::failure::{OneLine, plain};
+use crate::output::print;
+use crate::sys;
 
-/// A client that has not said what it wants by then is dropped.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// A request is shorter.
-const LONGEST_REQUEST: usize = 256;
-/// A client that reads nothing is dropped when so much is waiting for it.
-const LONGEST_BACKLOG: usize = 256 * 1024;
-
-/// One connection.
-#[derive(Debug)]
-pub(crate) struct Client {
-    fd: OwnedFd,
-    heard: Vec<u8>,
-    to_send: VecDeque<u8>,
-    /// Drop it then, if it has not asked anything.
-    pub(super) patience: Option<Moment>,
-    pub(crate) wants: Wants,
-    /// Nothing more will be said.
-    closing: bool,
-    /// It says nothing more.
-    deaf: bool,
-    broken: bool,
+/// Ask the supervisor at `path` and give the exit status.
+pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
+    let stream = UnixStream::connect(path).map_err(plain);
+    let mut stream = stream.with_context(|| format!("cannot reach a supervisor at {}", path.display()))?;
+    let mut screen = Screen::new();
+    let line = match (request, screen.terminal) {
+        (Request::Reload(Until::Serving), true) => "reload live",
+        (Request::Reload(Until::Serving), false) => "reload",
+        (Request::Reload(Until::OldGone), true) => "reload wait live",
+        (Request::Reload(Until::OldGone), false) => "reload wait",
+        (Request::Status(Form::Table), _) => "status",
+        (Request::Status(Form::Json), _) => "status json",
+        (Request::Stop, _) => "stop",
+    };
+    // What is shown may go to a pipe that nobody reads: the outcome, and so the status, is the supervisor's all the same.
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    sys::set_action(Signal::SIGPIPE, &ignore).context("cannot ignore SIGPIPE")?;
+    // A supervisor that turns us away may have closed already; what it said is read all the same.
+    let _ = stream.write_all(format!("{line}\n").as_bytes());
+    follow(BufReader::new(stream), &mut screen)
 }
 
-/// What a client waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wants {
-    /// Nothing yet, or no more.
-    Nothing,
-    /// That this generation serves, or fails.
-    Generation { id: Id, until: Until, live: Live },
-    /// That this generation's predecessors are gone.
-    Predecessors { id: Id, live: Live },
-    /// That all is over.
-    End,
+/// Show what is said until the last line.
+fn follow(lines: impl BufRead, screen: &mut Screen) -> Result<u8> {
+    for line in lines.lines() {
+        let line = line.map_err(plain).context("cannot read from the supervisor")?;
+        let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
+        match word {
+            "at" | "live" => screen.show_generation(rest),
+            "out" => screen.print(rest)?,
+            "error" => screen.complain(rest),
+            "exit" => return rest.parse().context("the supervisor's answer makes no sense"),
+            // A newer supervisor may say more.
+            _ => (),
+        }
+    }
+    Err(anyhow!("the supervisor ended before it answered"))
 }
 
-/// Does the client show numbers as they change?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Live {
-    Yes,
-    No,
+/// What the user sees: plain lines, or on a terminal one line a generation that changes in place.
+struct Screen {
+    terminal: bool,
+    /// The lines of the generations, and how many of them are drawn.
+    lines: Vec<(u64, String)>,
+    drawn: usize,
 }
 
-/// What a client asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
-    Reload(Until, Live),
-    Status(Form),
-    Stop,
-}
+impl Screen {
+    fn new() -> Screen {
+        Screen { terminal: stdout().is_terminal(), lines: Vec::new(), drawn: 0 }
+    }
 
-impl Client {
-    /// A connection of this user's or of root's.
-    pub(super) fn admit(fd: OwnedFd, now: Moment) -> Option<Client> {
-        let mut client = Client {
-            fd,
-            heard: Vec::new(),
-            to_send: VecDeque::new(),
-            patience: Some(now + PATIENCE),
-            wants: Wants::Nothing,
-            closing: false,
-            deaf: false,
-            broken: false,
-        };
-        let peer = getsockopt(&client.fd, sockopt::PeerCredentials).ok()?;
-        if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
-            debug!("user {} is turned away from the control socket", peer.uid());
-            client.end_with_error("this supervisor belongs to another user", 125);
+    /// `ID TEXT` of a generation.
+    fn show_generation(&mut self, text: &str) {
+        // Quiet is quiet.
+        if log::max_level() < LevelFilter::Info {
+            return;
         }
-        Some(client)
-    }
-
-    /// One that a predecessor of this supervisor let in.
-    pub(crate) fn resumed(fd: OwnedFd, saved: SavedClient, now: Moment) -> Client {
-        let asked = saved.closing || saved.wants != Wants::Nothing;
-        Client {
-            fd,
-            heard: saved.heard,
-            to_send: saved.to_send.into(),
-            patience: (!asked).then_some(now + PATIENCE),
-            wants: saved.wants,
-            closing: saved.closing,
-            deaf: false,
-            broken: false,
+        let (id, text) = text.split_once(' ').unwrap_or((text, ""));
+        let line = format!("generation {id}: {}", OneLine(text));
+        if !self.terminal {
+            // Progress that nobody can see does not change what comes of it.
+            let _ = self.print(&line);
+            return;
         }
-    }
-
-    /// What the next supervisor must know, if it has to go on with this one.
-    pub(crate) fn save(&self) -> Option<SavedClient> {
-        let to_send = self.to_send.iter().copied().collect();
-        let saved =
-            |fd| SavedClient { fd, wants: self.wants, heard: self.heard.clone(), to_send, closing: self.closing };
-        (!self.broken).then(|| self.fd.as_raw_fd()).map(saved)
-    }
-
-    /// Read what it says; a whole request is given back, once.
-    pub(crate) fn hear(&mut self) -> Option<Asked> {
-        let mut buffer = [0; LONGEST_REQUEST];
-        match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(0) => {
-                // It may have closed one direction only, and wait for the answer.
-                self.deaf = true;
-                self.broken |= self.patience.is_some();
-                return None;
-            }
-            Ok(length) if self.patience.is_some() => self.heard.extend(&buffer[..length]),
-            // Whatever follows the request means nothing.
-            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => return None,
-            Err(_) => {
-                self.broken = true;
-                return None;
-            }
+        let id = id.parse().unwrap_or_default();
+        match self.lines.binary_search_by_key(&id, |(known, _)| *known) {
+            Ok(at) => self.lines[at].1 = line,
+            Err(at) => self.lines.insert(at, (id, line)),
         }
-        let end = self.heard.iter().position(|byte| *byte == b'\n');
-        if end.is_none() && self.heard.len() < LONGEST_REQUEST {
-            return None;
+        self.draw();
+    }
+
+    /// Draw all lines anew, over those that are there.
+    fn draw(&mut self) {
+        let mut picture = String::new();
+        if self.drawn > 0 {
+            picture.push_str(&format!("\x1b[{}A", self.drawn));
         }
-        self.patience = None;
-        let asked = end.and_then(|end| str::from_utf8(&self.heard[..end]).ok()).and_then(parse);
-        if asked.is_none() {
-            self.end_with_error("the supervisor does not understand the request", 125);
+        for (_, line) in &self.lines {
+            // To the start of the line, the line, and nothing behind it.
+            picture.push_str(&format!("\r{line}\x1b[K\n"));
         }
-        asked
+        self.drawn = self.lines.len();
+        // As above.
+        let _ = print(&picture);
     }
 
-    /// What to poll for.
-    pub(crate) fn poll_for(&self) -> PollFlags {
-        let mut flags = PollFlags::empty();
-        flags.set(PollFlags::POLLIN, !self.deaf);
-        flags.set(PollFlags::POLLOUT, !self.to_send.is_empty());
-        flags
+    fn print(&self, line: &str) -> Result<()> {
+        print(&format!("{}\n", OneLine(line)))
     }
 
-    /// It is gone.
-    pub(crate) fn hang_up(&mut self) {
-        self.broken = true;
-    }
-
-    /// Say a line, as far as it can be sent now; the rest waits.
-    pub(crate) fn say(&mut self, line: &str) {
-        self.to_send.extend(line.bytes().chain([b'\n']));
-        self.send();
-        self.broken |= self.to_send.len() > LONGEST_BACKLOG;
-    }
-
-    /// Say why not, and end.
-    pub(crate) fn end_with_error(&mut self, text: &str, status: u8) {
-        self.say(&format!("error {text}"));
-        self.end(status);
-    }
-
-    /// Say the last line.
-    pub(crate) fn end(&mut self, status: u8) {
-        self.say(&format!("exit {status}"));
-        self.wants = Wants::Nothing;
-        self.patience = None;
-        self.closing = true;
-    }
-
-    /// Send what waits.
-    pub(crate) fn send(&mut self) {
-        while !self.to_send.is_empty() {
-            let (front, _) = self.to_send.as_slices();
-            match send(self.fd.as_raw_fd(), front, MsgFlags::MSG_NOSIGNAL) {
-                Ok(length) => drop(self.to_send.drain(..length)),
-                Err(Errno::EAGAIN) => return,
-                Err(Errno::EINTR) => (),
-                Err(_) => {
-                    self.broken = true;
-                    return;
-                }
-            }
-        }
-    }
-
-    pub(super) fn is_over(&self, now: Moment) -> bool {
-        let impatient = self.patience.is_some_and(|until| until <= now) && !self.has_spoken();
-        self.broken || self.closing && self.to_send.is_empty() || impatient
-    }
-
-    /// Has it said something that we, busy with others, have not heard yet?
-    fn has_spoken(&self) -> bool {
-        recv(self.fd.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK).is_ok_and(|length| length > 0)
-    }
-}
-
-impl AsFd for Client {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-fn parse(line: &str) -> Option<Asked> {
-    let mut words = line.split(' ');
-    let asked = words.next()?;
-    let rest: Vec<&str> = words.collect();
-    let known = |allowed: &[&str]| rest.iter().all(|word| allowed.contains(word));
-    match asked {
-        "reload" if known(&["wait", "live"]) => {
-            let until = if rest.contains(&"wait") { Until::OldGone } else { Until::Serving };
-            Some(Asked::Reload(until, if rest.contains(&"live") { Live::Yes } else { Live::No }))
-        }
-        "status" if known(&["json"]) => {
-            Some(Asked::Status(if rest.contains(&"json") { Form::Json } else { Form::Table }))
-        }
-        "stop" if rest.is_empty() => Some(Asked::Stop),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::os::unix::net::UnixStream;
-
-    use super::*;
-
-    #[test]
-    fn a_client_that_reads_nothing_is_given_up_when_too_much_waits_for_it() {
-        let (ours, mut its) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let mut client = Client::admit(ours.into(), Moment::ZERO).unwrap();
-        client.wants = Wants::End;
-        let line = "x".repeat(1000);
-        let mut said = 0;
-        while !client.broken && said < 10_000 {
-            client.say(&line);
-            said += 1;
-        }
-        assert!(said * line.len() > LONGEST_BACKLOG && said < 10_000, "{said}");
-        assert!(client.is_over(Moment::ZERO));
-        drop(client);
-        // What the kernel had taken is whole.
-        let mut text = String::new();
-        its.read_to_string(&mut text).unwrap();
-        assert!(text.starts_with(&(line + "\n")));
-    }
-
-    // Once a supervisor that was busy for longer than that dropped whom it had kept waiting.
-    #[test]
-    fn patience_is_for_those_who_say_nothing_not_for_those_who_are_not_heard() {
-        let (ours, mut its) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let mut client = Client::admit(ours.into(), Moment::ZERO).unwrap();
-        assert!(!client.is_over(Moment::ZERO) && client.is_over(PATIENCE));
-        its.write_all(b"stop\n").unwrap();
-        assert!(!client.is_over(PATIENCE));
-        assert_eq!(client.hear(), Some(Asked::Stop));
-    }
-
-    #[test]
-    fn only_what_is_known_is_a_request() {
-        assert_eq!(parse("reload live wait"), Some(Asked::Reload(Until::OldGone, Live::Yes)));
-        assert_eq!(parse("status"), Some(Asked::Status(Form::Table)));
-        for line in ["", " ", "reload  wait", "reload json", "status wait", "stop now", "Stop", "stop\r"] {
-            assert_eq!(parse(line), None, "{line:?}");
-        }
+    /// Below the lines, which stay as they are.
+    fn complain(&mut self, text: &str) {
+        self.drawn = 0;
+        self.lines.clear();
+        // Nobody is left to tell that stderr is closed.
+        let _ = writeln!(stderr(), "handoff-run: {}", OneLine(text));
     }
 }

@@ -1,0 +1,187 @@
+//! How many connections each generation holds, counted from the kernel: its sockets of our ports and paths, found among
+//! the descriptors of its processes.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::sys::socket::{SockaddrLike, SockaddrStorage, getpeername, getsockname, getsockopt, sockopt};
+use nix::unistd::Pid;
+
+use crate::kernel::descriptors::{Kind, SocketInode, descriptors, sockets};
+use crate::kernel::sock_diag::{Family, States, inet_sockets, unix_sockets};
+use crate::socket::spec::InetKind;
+use crate::sys;
+
+/// What the connections to a listener have in common with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Local {
+    Tcp(Family, u16),
+    Unix(Vec<u8>),
+    /// Nothing that the kernel would list.
+    Other,
+}
+
+/// Every connection that came in by one of `listeners` and that some process holds, in every state but TIME_WAIT.
+///
+/// Sorted. It asks the kernel once for each TCP listener, and once for all Unix ones.
+pub(crate) fn open_connections<L: AsFd>(listeners: &[L]) -> nix::Result<Vec<SocketInode>> {
+    let mut names = Vec::new();
+    let mut open: Vec<SocketInode> = Vec::new();
+    for listener in listeners {
+        match Local::of(listener)? {
+            Local::Tcp(family, port) => {
+                let connected = inet_sockets(InetKind::Tcp, family, States::CONNECTED, Some(port))?;
+                open.extend(connected.into_iter().map(|socket| socket.inode));
+            }
+            Local::Unix(name) => names.push(name),
+            Local::Other => {}
+        }
+    }
+    if !names.is_empty() {
+        let connected = unix_sockets(States::CONNECTED)?;
+        let ours = connected.into_iter().filter(|socket| names.contains(&socket.name));
+        open.extend(ours.map(|socket| socket.inode));
+    }
+    open.sort_unstable();
+    Ok(open)
+}
+
+/// How many of the sorted `open` connections these processes hold; one that they share counts once.
+pub(crate) fn held_by(members: &[Pid], open: &[SocketInode]) -> usize {
+    if open.is_empty() {
+        return 0;
+    }
+    let held = members.iter().flat_map(|pid| sockets(*pid)).filter(|inode| open.binary_search(inode).is_ok());
+    let mut held: Vec<SocketInode> = held.collect();
+    held.sort_unstable();
+    held.dedup();
+    held.len()
+}
+
+/// Does any of these processes hold a connection that came in by `listener`? Then it has accepted it.
+///
+/// The kernel's list says it of those above, but takes milliseconds to read on a large machine, and a busy server may
+/// hold each for less. So copies are looked at, as far as we may have them, and closed at once.
+pub(crate) fn serve(members: &[Pid], listener: impl AsFd) -> nix::Result<bool> {
+    let address: SockaddrStorage = getsockname(listener.as_fd().as_raw_fd())?;
+    let kind = getsockopt(&listener, sockopt::SockType)?;
+    // TCP and UDP may have the same port.
+    let is_ours = |connection: &OwnedFd| {
+        getsockopt(connection, sockopt::SockType) == Ok(kind) && came_in_by(connection, &address)
+    };
+    Ok(members.iter().any(|pid| connected(*pid).any(|socket| is_ours(&socket))))
+}
+
+/// Copies of the connected sockets of `pid`, one at a time.
+fn connected(pid: Pid) -> impl Iterator<Item = OwnedFd> {
+    let process = sys::pidfd_of(pid).ok();
+    let open = descriptors(pid).unwrap_or_default().into_iter();
+    let numbers = open.filter_map(|(fd, kind)| matches!(kind, Kind::Socket(_)).then_some(fd));
+    let copies = numbers.filter_map(move |fd| sys::pidfd_getfd(process.as_ref()?, fd.0).ok());
+    copies.filter(|copy| getpeername::<SockaddrStorage>(copy.as_raw_fd()).is_ok())
+}
+
+/// A client's end of it has another name, and so has what is connected elsewhere.
+fn came_in_by(connection: &OwnedFd, listener: &SockaddrStorage) -> bool {
+    let Ok(local) = getsockname::<SockaddrStorage>(connection.as_raw_fd()) else { return false };
+    match (listener.as_sockaddr_in(), listener.as_sockaddr_in6(), listener.as_unix_addr()) {
+        (Some(at), _, _) => local
+            .as_sockaddr_in()
+            .is_some_and(|local| local.port() == at.port() && (at.ip().is_unspecified() || local.ip() == at.ip())),
+        (_, Some(at), _) => local
+            .as_sockaddr_in6()
+            .is_some_and(|local| local.port() == at.port() && (at.ip().is_unspecified() || local.ip() == at.ip())),
+        (_, _, Some(at)) => at.len() > 0 && local.as_unix_addr() == Some(at),
+        _ => false,
+    }
+}
+
+impl Local {
+    fn of(listener: impl AsFd) -> nix::Result<Local> {
+        let address: SockaddrStorage = getsockname(listener.as_fd().as_raw_fd())?;
+        if let Some(address) = address.as_sockaddr_in() {
+            return Ok(Local::Tcp(Family::V4, address.port()));
+        }
+        if let Some(address) = address.as_sockaddr_in6() {
+            return Ok(Local::Tcp(Family::V6, address.port()));
+        }
+        let Some(address) = address.as_unix_addr().filter(|address| address.len() > 0) else {
+            return Ok(Local::Other);
+        };
+        Ok(match (address.path(), address.as_abstract()) {
+            (Some(path), _) => Local::Unix(path.as_os_str().as_encoded_bytes().to_vec()),
+            (_, Some(name)) => Local::Unix([b"\0", name].concat()),
+            _ => Local::Other,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+    use crate::kernel::processes::Table;
+    use crate::kernel::testing::{Spawned, listener, until};
+
+    #[test]
+    fn a_connection_counts_for_who_accepted_it_and_once_although_a_fork_shares_it() {
+        let (listener, copy) = listener();
+        let address = listener.local_addr().unwrap();
+        let server = Spawned::python(copy, "a = [s.accept() for _ in range(3)]; os.fork(); time.sleep(100)");
+        let _clients = [0; 3].map(|_| TcpStream::connect(address).unwrap());
+        until("three are counted, of two processes", || {
+            let members = Table::read().unwrap().members(server.pid());
+            let open = open_connections(&[&listener]).unwrap();
+            (members.len() == 2 && held_by(&members, &open) == 3).then_some(())
+        });
+        assert_eq!(held_by(&[Pid::this()], &open_connections(&[&listener]).unwrap()), 0);
+    }
+
+    #[test]
+    fn a_connection_that_the_client_has_closed_is_still_held() {
+        let listener = TcpListener::bind("[::1]:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        drop(client);
+        let count = || held_by(&[Pid::this()], &open_connections(&[&listener]).unwrap());
+        assert_eq!(count(), 1);
+        drop(accepted);
+        assert_eq!(count(), 0);
+    }
+
+    #[test]
+    fn who_has_accepted_a_connection_serves_the_listener_it_came_in_by() {
+        let (listener, copy) = listener();
+        let address = listener.local_addr().unwrap();
+        let beside = TcpListener::bind(("127.0.0.2", address.port())).unwrap();
+        let server = Spawned::python(copy, "a = s.accept(); time.sleep(100)");
+        let serves = |listener: &TcpListener| serve(&[server.pid()], listener).unwrap();
+        let _client = TcpStream::connect(address).unwrap();
+        until("it serves", || serves(&listener).then_some(()));
+        assert!(!serves(&beside));
+        // The client's end is not accepted.
+        assert!(!serve(&[Pid::this()], &listener).unwrap());
+    }
+
+    #[test]
+    fn an_ipv4_client_of_a_dual_stack_listener_counts() {
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let _client = TcpStream::connect(("127.0.0.1", listener.local_addr().unwrap().port())).unwrap();
+        let _accepted = listener.accept().unwrap();
+        assert_eq!(open_connections(&[&listener]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn unix_connections_count_by_the_path_and_the_client_s_end_does_not() {
+        let path = std::env::temp_dir().join(format!("handoff-run-connections-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let _clients = [0; 2].map(|_| UnixStream::connect(&path).unwrap());
+        let _accepted = listener.accept().unwrap();
+        let open = open_connections(&[&listener]).unwrap();
+        assert!(serve(&[Pid::this()], &listener).unwrap());
+        fs::remove_file(&path).unwrap();
+        assert_eq!(held_by(&[Pid::this()], &open), 1);
+    }
+}

@@ -1,0 +1,112 @@
+//! What the descriptors of another process lead to, by the links in `/proc/PID/fd`.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::str;
+
+use libc::c_int;
+use nix::sys::stat::fstat;
+use nix::unistd::Pid;
+
+use crate::sys;
+
+/// The number by which another process knows a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ForeignFd(pub(crate) c_int);
+
+/// A socket's inode in sockfs: what says that the descriptors of two processes are the same socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SocketInode(pub(crate) u64);
+
+impl SocketInode {
+    pub(crate) fn of(socket: impl AsFd) -> nix::Result<SocketInode> {
+        Ok(SocketInode(fstat(socket)?.st_ino))
+    }
+}
+
+/// What a descriptor leads to, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Socket(SocketInode),
+    Epoll,
+    Ring,
+}
+
+impl Kind {
+    /// The text of one link, as proc_pid_fd(5) has it.
+    fn parse(link: &[u8]) -> Option<Kind> {
+        match link {
+            b"anon_inode:[eventpoll]" => Some(Kind::Epoll),
+            b"anon_inode:[io_uring]" => Some(Kind::Ring),
+            _ => {
+                let inode = link.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+                Some(Kind::Socket(SocketInode(str::from_utf8(inode).ok()?.parse().ok()?)))
+            }
+        }
+    }
+}
+
+/// The sockets, epolls and rings that `pid` has open; none if it has ended.
+///
+/// # Errors
+/// EACCES, where we may not look: another user's process, or one that is not dumpable.
+pub(crate) fn descriptors(pid: Pid) -> io::Result<Vec<(ForeignFd, Kind)>> {
+    let mut found = Vec::new();
+    for number in sys::numbers_in(&format!("/proc/{pid}/fd"))? {
+        match fs::read_link(format!("/proc/{pid}/fd/{number}")) {
+            Ok(link) => found.extend(Kind::parse(link.as_os_str().as_bytes()).map(|kind| (ForeignFd(number), kind))),
+            // It was closed just now.
+            Err(error) if has_vanished(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// The sockets among them; none where we may not look.
+pub(crate) fn sockets(pid: Pid) -> impl Iterator<Item = SocketInode> {
+    descriptors(pid).unwrap_or_default().into_iter().filter_map(|(_, kind)| match kind {
+        Kind::Socket(inode) => Some(inode),
+        Kind::Epoll | Kind::Ring => None,
+    })
+}
+
+/// A file of /proc says this when its process, thread or descriptor is no more.
+pub(crate) fn has_vanished(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::testing::listener;
+
+    #[test]
+    fn a_link_names_a_socket_an_epoll_or_a_ring() {
+        assert_eq!(Kind::parse(b"socket:[46349]"), Some(Kind::Socket(SocketInode(46349))));
+        assert_eq!(Kind::parse(b"anon_inode:[eventpoll]"), Some(Kind::Epoll));
+        assert_eq!(Kind::parse(b"anon_inode:[io_uring]"), Some(Kind::Ring));
+    }
+
+    #[test]
+    fn any_other_link_is_not_of_interest() {
+        let links = [&b""[..], b"socket:[]", b"socket:[12", b"socket:[1x]", b"/tmp/socket:[1]", b"pipe:[3]", b"\xff"];
+        assert!(links.into_iter().all(|link| Kind::parse(link).is_none()));
+    }
+
+    #[test]
+    fn a_socket_is_found_by_its_inode_and_its_copy_is_the_same() {
+        let (listener, copy) = listener();
+        let inode = SocketInode::of(&listener).unwrap();
+        assert_eq!(SocketInode::of(&copy), Ok(inode));
+        assert_eq!(sockets(Pid::this()).filter(|socket| *socket == inode).count(), 2);
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_has_vanished() {
+        let error = descriptors(Pid::from_raw(i32::MAX)).unwrap_err();
+        assert!(has_vanished(&error), "{error}");
+    }
+}

@@ -1,0 +1,101 @@
+//! Where else a generation listens: what to say of one that runs but did not take our socket.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use nix::unistd::Pid;
+
+use crate::kernel::descriptors::{SocketInode, sockets};
+use crate::kernel::sock_diag::{Family, States, inet_sockets, unix_sockets};
+use crate::socket::spec::InetKind;
+
+/// A listening socket of a generation that did not come from us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Elsewhere {
+    /// The first of the members that holds it.
+    pub(crate) pid: Pid,
+    pub(crate) inode: SocketInode,
+    pub(crate) address: Address,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Address {
+    Tcp(SocketAddr),
+    Unix(Vec<u8>),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(name) => match name.strip_prefix(b"\0") {
+                Some(abstract_name) => write!(f, "@{}", abstract_name.escape_ascii()),
+                None => name.escape_ascii().fmt(f),
+            },
+        }
+    }
+}
+
+/// The TCP and Unix sockets but `ours` that `members` listen on, as far as they let us look.
+pub(crate) fn listening_elsewhere(members: &[Pid], ours: &[SocketInode]) -> nix::Result<Vec<Elsewhere>> {
+    let mut holders: Vec<(SocketInode, Pid)> = Vec::new();
+    for pid in members.iter().copied() {
+        for inode in sockets(pid).filter(|inode| !ours.contains(inode)) {
+            holders.push((inode, pid));
+        }
+    }
+    if holders.is_empty() {
+        return Ok(Vec::new());
+    }
+    let holds = |inode, address| {
+        let (_, pid) = holders.iter().find(|(held, _)| *held == inode)?;
+        Some(Elsewhere { pid: *pid, inode, address })
+    };
+    let mut found = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let listening = inet_sockets(InetKind::Tcp, family, States::LISTENING, None)?;
+        found.extend(listening.into_iter().filter_map(|socket| holds(socket.inode, Address::Tcp(socket.local))));
+    }
+    let listening = unix_sockets(States::LISTENING)?;
+    found.extend(listening.into_iter().filter_map(|socket| holds(socket.inode, Address::Unix(socket.name))));
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{self, UnixListener};
+
+    use super::*;
+    use crate::kernel::testing::{Spawned, listener, until};
+
+    #[test]
+    fn a_server_that_opened_a_port_of_its_own_is_found_and_our_socket_is_not() {
+        let (listener, copy) = listener();
+        let script = "t = socket.create_server(('127.0.0.1', 0)); os.fork(); time.sleep(100)";
+        let server = Spawned::python(copy, script);
+        let ours = SocketInode::of(&listener).unwrap();
+        let found = until("it listens", || listening_elsewhere(&[server.pid()], &[ours]).unwrap().pop());
+        assert_eq!(found.pid, server.pid());
+        let address = found.address.to_string();
+        TcpStream::connect(&address).unwrap();
+        assert!(listening_elsewhere(&[server.pid()], &[ours, found.inode]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn addresses_are_told_as_they_are_written() {
+        let name = format!("elsewhere {}", std::process::id());
+        let unix = UnixListener::bind_addr(&net::SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let tcp = TcpListener::bind("[::1]:0").unwrap();
+        let found = listening_elsewhere(&[Pid::this()], &[]).unwrap();
+        let told = |inode| found.iter().find(|other| other.inode == inode).unwrap().address.to_string();
+        assert_eq!(told(SocketInode::of(&unix).unwrap()), format!("@{name}"));
+        assert_eq!(told(SocketInode::of(&tcp).unwrap()), tcp.local_addr().unwrap().to_string());
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_listens_nowhere() {
+        assert_eq!(listening_elsewhere(&[Pid::from_raw(i32::MAX)], &[]), Ok(Vec::new()));
+    }
+}

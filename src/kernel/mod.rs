@@ -1,0 +1,13 @@
+//! What /proc and netlink show of other processes and of sockets. No policy: nothing here decides what follows from it.
+
+pub(crate) mod accepting;
+pub(crate) mod connections;
+pub(crate) mod descriptors;
+pub(crate) mod elsewhere;
+pub(crate) mod fdinfo;
+pub(crate) mod members;
+pub(crate) mod processes;
+pub(crate) mod sock_diag;
+pub(crate) mod syscall;
+#[cfg(test)]
+pub(crate) mod testing;

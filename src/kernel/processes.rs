@@ -1,0 +1,267 @@
+//! The processes that descend from this one, as /proc shows them at one moment: by the kernel's lists of children, or,
+//! where it keeps none, by looking at every process. One that ends meanwhile, or that hidepid hides, is left out.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::str;
+
+use nix::unistd::Pid;
+
+#[cfg(test)]
+use crate::kernel::members::Members;
+use crate::sys;
+
+/// What `/proc/PID/stat` says of one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Process {
+    pub(crate) pid: Pid,
+    pub(crate) parent: Pid,
+    pub(crate) group: Pid,
+    pub(crate) session: Pid,
+    pub(crate) state: State,
+    pub(crate) threads: usize,
+    /// Clock ticks from boot to its birth: with the pid, the name of one process for ever.
+    pub(crate) started: u64,
+}
+
+/// Whether a process still runs its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Alive,
+    /// It has ended, and its parent has not yet waited for it.
+    Zombie,
+}
+
+/// A snapshot; this process itself is not in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Table(Vec<Process>);
+
+/// Walks of a tree that loses members meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// A line of `/proc/PID/stat` is at most half as long.
+const LINE: usize = 1024;
+
+impl Table {
+    /// All descendants of this process, and possibly others.
+    pub(crate) fn read() -> io::Result<Table> {
+        match Table::walk() {
+            Err(error) if error.kind() == ErrorKind::NotFound => Table::scan(),
+            walked => walked,
+        }
+    }
+
+    /// Go down the lists of children (CONFIG_PROC_CHILDREN), which costs what we have, not what the machine has.
+    fn walk() -> io::Result<Table> {
+        let mut table = Table(Vec::new());
+        for _ in 0..ATTEMPTS {
+            let mut vanished = false;
+            table.0.clear();
+            let mut waiting = children_of_this_process()?;
+            while let Some(pid) = waiting.pop() {
+                let Some(process) = Process::read(pid) else {
+                    vanished = true;
+                    continue;
+                };
+                // Its children were given away if it ended just now, and it is then missing from the next walk.
+                let _ = children(&process, &mut waiting);
+                table.0.push(process);
+            }
+            // A process that ends while its parent's list is being read can make the kernel skip its neighbour.
+            if !vanished {
+                break;
+            }
+        }
+        Ok(table)
+    }
+
+    /// Look at every process.
+    pub(crate) fn scan() -> io::Result<Table> {
+        // A place to mount /proc at has no processes in it, and is no picture of them.
+        are_visible()?;
+        let own = Pid::this();
+        let pids = sys::numbers_in("/proc")?.into_iter();
+        Ok(pids.map(Pid::from_raw).filter(|pid| *pid != own).filter_map(Process::read).collect())
+    }
+
+    /// Everything that has not ended of what `main` started: itself, its descendants, and the group it leads.
+    ///
+    /// `main` is in it too where /proc hides it: it is our child and not ours to overlook.
+    #[cfg(test)]
+    pub(crate) fn members(&self, main: Pid) -> Vec<Pid> {
+        let mut members = Members::of(main);
+        members.learn(self);
+        members.alive()
+    }
+
+    /// The children of `parent`: of this process, its generations' main processes and the orphans it was left.
+    pub(crate) fn children(&self, parent: Pid) -> impl Iterator<Item = &Process> {
+        self.0.iter().filter(move |process| process.parent == parent)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn get(&self, pid: Pid) -> Option<&Process> {
+        self.0.iter().find(|process| process.pid == pid)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Process> {
+        self.0.iter()
+    }
+}
+
+/// Is /proc there?
+///
+/// # Errors
+/// What keeps us from seeing even this process.
+pub(crate) fn are_visible() -> io::Result<()> {
+    fs::metadata("/proc/self/stat").map(drop)
+}
+
+impl FromIterator<Process> for Table {
+    fn from_iter<I: IntoIterator<Item = Process>>(processes: I) -> Table {
+        Table(processes.into_iter().collect())
+    }
+}
+
+impl Process {
+    /// The process of this number as it is now.
+    pub(crate) fn read(pid: Pid) -> Option<Process> {
+        let mut line = [0; LINE];
+        // Anything that keeps us from reading it means that it is not, or no longer, there to be seen.
+        let length = File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut line).ok()?;
+        Process::parse(pid, &line[..length])
+    }
+
+    /// One line of proc_pid_stat(5).
+    fn parse(pid: Pid, line: &[u8]) -> Option<Process> {
+        // The name in parentheses is the process' own choice, spaces, newlines and parentheses included.
+        let name_end = line.iter().rposition(|byte| *byte == b')')?;
+        let fields: Vec<&str> = str::from_utf8(&line[name_end + 1..]).ok()?.split_ascii_whitespace().collect();
+        let number = |text: &str| text.parse().ok().map(Pid::from_raw);
+        // Numbers are those of proc_pid_stat(5), of which 3, the state, is the first behind the name.
+        let field = |which: usize| fields.get(which - 3).copied();
+        let threads = field(20)?.parse().ok()?;
+        Some(Process {
+            pid,
+            parent: number(field(4)?)?,
+            group: number(field(5)?)?,
+            session: number(field(6)?)?,
+            // A main thread that has ended alone leaves a process that runs.
+            state: if matches!(field(3)?, "Z" | "X") && threads <= 1 { State::Zombie } else { State::Alive },
+            threads,
+            started: field(22)?.parse().ok()?,
+        })
+    }
+}
+
+fn children_of_this_process() -> io::Result<Vec<Pid>> {
+    let mut pids = Vec::new();
+    // Every thread has its own list; only in our tests there are several.
+    for thread in sys::numbers_in("/proc/self/task")? {
+        pids.extend(parse_children(&fs::read_to_string(format!("/proc/self/task/{thread}/children"))?));
+    }
+    Ok(pids)
+}
+
+/// Add the children of each thread of `process`.
+fn children(process: &Process, pids: &mut Vec<Pid>) -> io::Result<()> {
+    let pid = process.pid;
+    if process.threads == 1 {
+        pids.extend(parse_children(&fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?));
+        return Ok(());
+    }
+    for thread in sys::numbers_in(&format!("/proc/{pid}/task"))? {
+        // A thread that ended has given its children to another one.
+        let Ok(list) = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")) else { continue };
+        pids.extend(parse_children(&list));
+    }
+    Ok(())
+}
+
+fn parse_children(list: &str) -> impl Iterator<Item = Pid> {
+    list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::kernel::testing::{Spawned, until};
+
+    const TAIL: &[u8] = b"S 1 70 60 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 12 0 987654 1000 200 18446744073709551615";
+
+    fn parsed(name: &[u8]) -> Option<Process> {
+        Process::parse(Pid::from_raw(71), &[b"71 (", name, b") ", TAIL].concat())
+    }
+
+    #[test]
+    fn a_main_thread_that_ended_alone_is_no_zombie() {
+        let state = |threads: &str| {
+            let line = format!("71 (x) Z 1 70 60 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 {threads} 0 987654 1000");
+            Process::parse(Pid::from_raw(71), line.as_bytes()).unwrap().state
+        };
+        assert_eq!((state("2"), state("1"), state("0")), (State::Alive, State::Zombie, State::Zombie));
+    }
+
+    #[test]
+    fn a_stat_line_is_read_by_the_numbers_of_the_manual() {
+        let expected = Process {
+            pid: Pid::from_raw(71),
+            parent: Pid::from_raw(1),
+            group: Pid::from_raw(70),
+            session: Pid::from_raw(60),
+            state: State::Alive,
+            threads: 12,
+            started: 987654,
+        };
+        assert_eq!(parsed(b"nginx"), Some(expected));
+    }
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        for name in [&b"a b"[..], b"a) Z 9 9 9", b"((", b")", b"a\nb", b"\xff\xfe", b""] {
+            assert_eq!(parsed(name), parsed(b"nginx"), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn half_a_line_is_no_process() {
+        let line = [b"71 (nginx) ", TAIL].concat();
+        assert!((0..line.len() - 40).all(|length| Process::parse(Pid::from_raw(71), &line[..length]).is_none()));
+    }
+
+    #[test]
+    fn a_process_that_ended_and_was_not_waited_for_is_a_zombie() {
+        let mut child = Spawned::new(Command::new("true").stdin(Stdio::null()));
+        until("the child has ended", || Process::read(child.pid()).filter(|process| process.state == State::Zombie));
+        assert!(!Table::read().unwrap().members(child.pid()).contains(&child.pid()));
+        child.wait();
+        assert_eq!(Process::read(child.pid()), None);
+    }
+
+    #[test]
+    fn descendants_are_members_and_so_is_the_group_when_the_parent_has_gone() {
+        // The inner shell ends at once, and its child, in the group of the outer one, is nobody's descendant.
+        let script = "(sleep 100 & sleep 100 & exec sleep 0); exec sleep 100";
+        let main = Spawned::new(Command::new("sh").args(["-c", script]));
+        until("three members, two of them orphans", || {
+            let table = Table::scan().unwrap();
+            let members = table.members(main.pid());
+            let orphans = members.iter().filter(|pid| table.get(**pid).unwrap().parent != main.pid()).count();
+            (members.len() == 3 && orphans == 3).then_some(())
+        });
+    }
+
+    #[test]
+    fn walking_and_scanning_find_the_same_descendants() {
+        let main = Spawned::new(Command::new("sh").args(["-c", "sleep 100 & sleep 100"]));
+        until("both find three", || {
+            let mut walked = Table::walk().unwrap().members(main.pid());
+            let mut scanned = Table::scan().unwrap().members(main.pid());
+            walked.sort_unstable();
+            scanned.sort_unstable();
+            (walked == scanned && walked.len() == 3).then_some(())
+        });
+    }
+}

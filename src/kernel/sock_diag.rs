@@ -1,0 +1,270 @@
+//! Sockets of this network namespace as the kernel lists them: sock_diag(7) over netlink, filtered by the kernel as far
+//! as it can.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+
+use libc::{c_int, c_uint};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+
+use crate::kernel::descriptors::SocketInode;
+use crate::socket::spec::InetKind;
+
+/// A set of states of tcp(7), which unix(7) shares.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct States(u32);
+
+impl States {
+    /// TCP_LISTEN.
+    pub(crate) const LISTENING: States = States(1 << 10);
+    /// Every one.
+    pub(crate) const ALL: States = States(u32::MAX);
+    /// Whatever else a process can hold: no TIME_WAIT (6), nor the half-open ones that the kernel keeps (3, 12).
+    pub(crate) const CONNECTED: States = States(0xfff & !(1 << 10 | 1 << 6 | 1 << 3));
+}
+
+/// Which IP a socket is of: `[::]` and all connections to it are of V6, whatever their peers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+/// A TCP or UDP socket.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct InetSocket {
+    pub(crate) inode: SocketInode,
+    pub(crate) local: SocketAddr,
+}
+
+/// A Unix socket.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UnixSocket {
+    pub(crate) inode: SocketInode,
+    /// A path, or, after a NUL, an abstract name; empty for an unnamed one. An accepted socket bears its listener's.
+    pub(crate) name: Vec<u8>,
+    /// The file it is bound to (UNIX_DIAG_VFS), which an accepted socket shares with its listener.
+    pub(crate) file: Option<BoundFile>,
+    /// It is one end of a connection. A datagram socket with a peer is not: it can still be sent to by others.
+    pub(crate) connected: bool,
+}
+
+/// A file as the kernel knows it inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BoundFile {
+    /// Its inode, 32 bits of it.
+    pub(crate) inode: u32,
+    /// The number of its file system, twelve bits of major and twenty of minor.
+    pub(crate) device: u32,
+}
+
+// linux/sock_diag.h, linux/unix_diag.h
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const UDIAG_SHOW_NAME: u32 = 1;
+const UDIAG_SHOW_VFS: u32 = 2;
+const UNIX_DIAG_NAME: u16 = 0;
+const UNIX_DIAG_VFS: u16 = 1;
+// The states of net/tcp_states.h serve Unix sockets too.
+const TCP_ESTABLISHED: u8 = 1;
+/// Lengths of struct nlmsghdr, struct unix_diag_msg and struct nlattr.
+const HEADER: usize = 16;
+const UNIX_MESSAGE: usize = 16;
+const ATTRIBUTE: usize = 4;
+
+/// The sockets in these states that some process holds; with a port, only those with this local one.
+pub(crate) fn inet_sockets(
+    kind: InetKind,
+    family: Family,
+    states: States,
+    port: Option<u16>,
+) -> nix::Result<Vec<InetSocket>> {
+    let mut sockets = Vec::new();
+    dump(&inet_request(kind, family, states, port), |message| sockets.extend(read_inet(message)))?;
+    Ok(sockets)
+}
+
+/// The Unix sockets in these states that some process holds.
+pub(crate) fn unix_sockets(states: States) -> nix::Result<Vec<UnixSocket>> {
+    let mut sockets = Vec::new();
+    dump(&unix_request(states), |message| sockets.extend(read_unix(message)))?;
+    Ok(sockets)
+}
+
+fn dump(request: &[u8], mut each: impl FnMut(&[u8])) -> nix::Result<()> {
+    let netlink =
+        socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
+    send(netlink.as_raw_fd(), request, MsgFlags::empty())?;
+    // The kernel fills at most 32 KiB for one recv(2) of a dump.
+    let mut buffer = vec![0; 32 * 1024];
+    loop {
+        let length = match recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Err(Errno::EINTR) => continue,
+            received => received?,
+        };
+        if read_messages(&buffer[..length], &mut each)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Hand on the messages of one datagram; true when the dump has ended.
+fn read_messages(mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> nix::Result<bool> {
+    while let (Some(length), Some(kind)) = (word(bytes, 0), half(bytes, 4)) {
+        let (message, rest) = bytes.split_at((length as usize).clamp(HEADER.min(bytes.len()), bytes.len()));
+        bytes = rest;
+        let payload = message.get(HEADER..).unwrap_or_default();
+        match c_int::from(kind) {
+            // A dump that fails ends with its errno, negative; one that cannot begin is answered with an error.
+            libc::NLMSG_DONE | libc::NLMSG_ERROR => {
+                return match word(payload, 0).map_or(0, |status| status as c_int) {
+                    status if status < 0 => Err(Errno::from_raw(status.wrapping_neg())),
+                    _ => Ok(true),
+                };
+            }
+            _ => each(payload),
+        }
+    }
+    Ok(false)
+}
+
+/// struct nlmsghdr and struct inet_diag_req_v2.
+fn inet_request(kind: InetKind, family: Family, states: States, port: Option<u16>) -> Vec<u8> {
+    let protocol = if kind == InetKind::Tcp { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP };
+    let family = if family == Family::V4 { libc::AF_INET } else { libc::AF_INET6 };
+    let mut bytes = header(56);
+    bytes.extend([family as u8, protocol as u8, 0, 0]);
+    bytes.extend(states.0.to_ne_bytes());
+    // Of struct inet_diag_sockid, a dump looks at the ports only, and takes 0 for any.
+    bytes.extend(port.unwrap_or(0).to_be_bytes());
+    bytes.resize(HEADER + 56, 0);
+    bytes
+}
+
+/// struct nlmsghdr and struct unix_diag_req.
+fn unix_request(states: States) -> Vec<u8> {
+    let mut bytes = header(24);
+    bytes.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    bytes.extend(states.0.to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend((UDIAG_SHOW_NAME | UDIAG_SHOW_VFS).to_ne_bytes());
+    bytes.resize(HEADER + 24, 0);
+    bytes
+}
+
+fn header(length: usize) -> Vec<u8> {
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    let mut bytes = Vec::with_capacity(HEADER + length);
+    bytes.extend(((HEADER + length) as c_uint).to_ne_bytes());
+    bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes
+}
+
+/// struct inet_diag_msg.
+fn read_inet(message: &[u8]) -> Option<InetSocket> {
+    let port = u16::from_be_bytes(message.get(4..6)?.try_into().ok()?);
+    let address: [u8; 16] = message.get(8..24)?.try_into().ok()?;
+    let ip = match c_int::from(*message.first()?) {
+        libc::AF_INET => IpAddr::from(Ipv4Addr::from(*address.first_chunk()?)),
+        _ => IpAddr::from(Ipv6Addr::from(address)),
+    };
+    Some(InetSocket { inode: held(word(message, 68)?)?, local: SocketAddr::new(ip, port) })
+}
+
+/// struct unix_diag_msg and its attributes.
+fn read_unix(message: &[u8]) -> Option<UnixSocket> {
+    let inode = held(word(message, 4)?)?;
+    let connected = *message.get(2)? == TCP_ESTABLISHED && c_int::from(*message.get(1)?) != libc::SOCK_DGRAM;
+    let mut attributes = message.get(UNIX_MESSAGE..)?;
+    let (mut name, mut file) = (Vec::new(), None);
+    while let (Some(length), Some(kind)) = (half(attributes, 0), half(attributes, 2)) {
+        let length = usize::from(length).max(ATTRIBUTE);
+        if kind == UNIX_DIAG_NAME {
+            name = attributes.get(ATTRIBUTE..length)?.to_vec();
+        }
+        if kind == UNIX_DIAG_VFS {
+            // struct unix_diag_vfs.
+            file = word(attributes, 4).zip(word(attributes, 8)).map(|(inode, device)| BoundFile { inode, device });
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    // The NUL at the end of a path is counted or not, as bind(2) was told.
+    if name.first() != Some(&0) && name.last() == Some(&0) {
+        name.pop();
+    }
+    Some(UnixSocket { inode, name, file, connected })
+}
+
+/// 0 is a socket that no process has: not yet accepted, or closed and not yet done with.
+fn held(inode: u32) -> Option<SocketInode> {
+    (inode != 0).then_some(SocketInode(inode.into()))
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{self, UnixListener, UnixStream};
+
+    use super::*;
+    use crate::kernel::testing::listener;
+
+    #[test]
+    fn a_listener_is_listed_with_its_address_and_its_connections_are_not() {
+        let (listener, _) = listener();
+        let local = listener.local_addr().unwrap();
+        let _client = TcpStream::connect(local).unwrap();
+        let listed = inet_sockets(InetKind::Tcp, Family::V4, States::LISTENING, Some(local.port())).unwrap();
+        assert_eq!(listed, [InetSocket { inode: SocketInode::of(&listener).unwrap(), local }]);
+        let any_port = inet_sockets(InetKind::Tcp, Family::V4, States::LISTENING, None).unwrap();
+        assert!(any_port.contains(&listed[0]));
+    }
+
+    #[test]
+    fn a_connection_is_listed_from_when_it_is_accepted() {
+        let (listener, _) = listener();
+        let local = listener.local_addr().unwrap();
+        let list = || inet_sockets(InetKind::Tcp, Family::V4, States::CONNECTED, Some(local.port())).unwrap();
+        let _client = TcpStream::connect(local).unwrap();
+        assert_eq!(list(), []);
+        let (accepted, _) = listener.accept().unwrap();
+        assert_eq!(list(), [InetSocket { inode: SocketInode::of(&accepted).unwrap(), local }]);
+    }
+
+    #[test]
+    fn an_accepted_unix_socket_bears_the_name_of_its_listener() {
+        let name = format!("handoff-run test {}", std::process::id());
+        let address = net::SocketAddr::from_abstract_name(&name).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        let _client = UnixStream::connect_addr(&address).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let name = [b"\0", name.as_bytes()].concat();
+        let expected = UnixSocket { inode: SocketInode::of(&accepted).unwrap(), name, file: None, connected: true };
+        let listed = unix_sockets(States::CONNECTED).unwrap();
+        assert_eq!(listed.iter().filter(|socket| socket.name == expected.name).collect::<Vec<_>>(), [&expected]);
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_off_or_refuses_is_no_panic() {
+        let mut refusal = header(4);
+        refusal[4] = libc::NLMSG_ERROR as u8;
+        refusal.extend((-libc::ENOENT).to_ne_bytes());
+        assert_eq!(read_messages(&refusal, &mut |_| {}), Err(Errno::ENOENT));
+        for length in 0..HEADER {
+            assert!(read_messages(&refusal[..length], &mut |_| {}).is_ok());
+        }
+        assert!((0..72).all(|length| read_inet(&vec![1; length]).is_none()));
+        assert!((0..UNIX_MESSAGE).all(|length| read_unix(&vec![1; length]).is_none()));
+        assert_eq!(read_unix(&[&[1; UNIX_MESSAGE][..], &[255, 255, 0, 0]].concat()), None);
+    }
+}

@@ -1,0 +1,129 @@
+//! What this process was given open: sockets with what the kernel says of them, and the rest, which stays as it is.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use log::{debug, info, warn};
+use nix::fcntl::FdFlag;
+use nix::sys::stat::fstat;
+
+use crate::socket::endpoint::Endpoint;
+use crate::socket::spec::UnixName;
+use crate::socket::unix_path;
+use crate::sys;
+
+/// Every descriptor from 3 on.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    /// In the order of their numbers; a socket that is taken leaves.
+    pub(crate) sockets: Vec<Socket>,
+    /// Not sockets, or none of our business; neither closed nor changed.
+    pub(crate) others: Vec<OwnedFd>,
+}
+
+/// An inherited socket.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) fd: OwnedFd,
+    /// The number it was inherited at.
+    pub(crate) number: RawFd,
+    /// Two descriptors of one socket have the same.
+    pub(crate) inode: u64,
+    /// Where it is bound, if its family is one of ours.
+    pub(crate) endpoint: Option<Endpoint>,
+    /// Clients can reach it: it listens, or is a bound datagram socket.
+    pub(crate) serves: bool,
+}
+
+impl Inherited {
+    /// Sort what was claimed into sockets, which become close-on-exec, and others.
+    pub(crate) fn sort(claimed: Vec<OwnedFd>) -> nix::Result<Inherited> {
+        let mut inherited = Inherited { sockets: Vec::new(), others: Vec::new() };
+        for fd in claimed {
+            match sys::option(&fd, libc::SOL_SOCKET, libc::SO_TYPE) {
+                Ok(kind) => inherited.sockets.push(Socket::inspect(fd, kind)?),
+                Err(_) => inherited.others.push(fd),
+            }
+        }
+        Ok(inherited)
+    }
+
+    /// Take the socket that was inherited at `number`.
+    pub(crate) fn take(&mut self, number: RawFd) -> Option<Socket> {
+        let at = self.sockets.iter().position(|socket| socket.number == number)?;
+        Some(self.sockets.remove(at))
+    }
+
+    /// Let go of what no SPEC asked for: a second descriptor of a taken socket is closed, and so is a listener that
+    /// was announced and is wanted no more; everything else stays open.
+    pub(crate) fn let_go(self, taken: &[u64], announced: usize) -> nix::Result<Vec<OwnedFd>> {
+        let mut others = self.others;
+        for socket in self.sockets {
+            let number = socket.number;
+            if taken.contains(&socket.inode) {
+                debug!("descriptor {number} is a second one of the same socket and is closed");
+            } else if socket.serves && is_announced(number, announced) {
+                info!("no --listen asks for descriptor {number}, {}: it is closed", socket.describe());
+            } else {
+                if socket.serves {
+                    let listener = socket.describe();
+                    warn!("descriptor {number}, {listener}, stays open though no --listen asks for it");
+                }
+                sys::set_close_on_exec(&socket.fd, FdFlag::empty())?;
+                others.push(socket.fd);
+            }
+        }
+        Ok(others)
+    }
+}
+
+/// Does LISTEN_FDS with this count speak of `number`?
+pub(crate) fn is_announced(number: RawFd, count: usize) -> bool {
+    usize::try_from(number - sys::FIRST_FD).is_ok_and(|at| at < count)
+}
+
+impl Socket {
+    fn inspect(fd: OwnedFd, kind: i32) -> nix::Result<Socket> {
+        sys::set_close_on_exec(&fd, FdFlag::FD_CLOEXEC)?;
+        let endpoint = Endpoint::of(&fd).ok();
+        let serves = match kind {
+            libc::SOCK_DGRAM => endpoint.is_some() && !is_connected(&fd),
+            _ => sys::option(&fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1),
+        };
+        Ok(Socket { number: fd.as_raw_fd(), inode: fstat(&fd)?.st_ino, fd, endpoint, serves })
+    }
+
+    /// Descriptor 0, copied, if it leads to a listening socket.
+    pub(crate) fn from_stdin() -> Option<Socket> {
+        if !sys::stdin_listens() {
+            return None;
+        }
+        let socket = Socket::inspect(sys::duplicate_stdin().ok()?, libc::SOCK_STREAM).ok()?;
+        Some(Socket { number: 0, ..socket })
+    }
+
+    /// Is this what bind(2) to `wanted` would have made?
+    pub(crate) fn is_at(&self, wanted: &Endpoint) -> bool {
+        let Some(endpoint) = self.endpoint.as_ref().filter(|_| self.serves) else { return false };
+        match (wanted, endpoint) {
+            (
+                Endpoint::Unix { kind, name: UnixName::Path(path) },
+                Endpoint::Unix { kind: bound, name: UnixName::Path(_) },
+            ) => {
+                // The name is what it was bound to once; only the file tells who answers there now.
+                kind == bound
+                    && unix_path::bound_socket(path.as_ref()).is_some_and(|bound| bound.0 as u32 == self.inode as u32)
+            }
+            _ => wanted.is_served_by(endpoint),
+        }
+    }
+
+    /// In words, for a message.
+    fn describe(&self) -> String {
+        self.endpoint.as_ref().map_or("a socket".to_owned(), |endpoint| format!("a listener on {endpoint}"))
+    }
+}
+
+/// A datagram socket with a peer is somebody's connection, not a listener.
+fn is_connected(fd: &OwnedFd) -> bool {
+    nix::sys::socket::getpeername::<nix::sys::socket::SockaddrStorage>(fd.as_raw_fd()).is_ok()
+}

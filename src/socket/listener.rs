@@ -1,0 +1,213 @@
+//! A listener: bound, recognised, and put at the number where the target looks for it.
+//!
+//! Every socket is born close-on-exec; only `exec.rs` clears that.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use anyhow::{Context, Error, Result, anyhow};
+use libc::c_int;
+use log::{debug, info, warn};
+use nix::errno::Errno;
+use nix::sys::socket::{SockFlag, SockType, bind, socket};
+
+use crate::failure;
+use crate::socket::endpoint::Endpoint;
+use crate::socket::options::Options;
+use crate::socket::spec::{FdName, Spec};
+use crate::socket::unix_path::{self, Created};
+use crate::sys::{self, FIRST_FD};
+use crate::target::remedy;
+
+/// A socket that the target is given.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    /// For LISTEN_FDNAMES.
+    pub(crate) name: FdName,
+    /// How long its queue is, if we bound it.
+    backlog: Option<u32>,
+    /// The file that goes when this listener goes without having been handed on. Before the socket, while nobody else
+    /// can take the file for dead.
+    created: Option<Created>,
+    fd: OwnedFd,
+}
+
+impl Listener {
+    /// A listener that somebody else bound.
+    pub(crate) fn adopted(name: FdName, fd: OwnedFd) -> Listener {
+        Listener { name, fd, backlog: None, created: None }
+    }
+
+    /// One that a predecessor of this program held, with the file that was made for it.
+    pub(crate) fn resumed(name: FdName, fd: OwnedFd, backlog: Option<u32>, created: Option<Created>) -> Listener {
+        Listener { name, fd, backlog, created }
+    }
+
+    /// How long its queue shall be, if that is ours to say.
+    pub(crate) fn backlog(&self) -> Option<u32> {
+        self.backlog
+    }
+
+    /// The file that was made for it.
+    pub(crate) fn created(&self) -> Option<&Created> {
+        self.created.as_ref()
+    }
+
+    /// Where it listens, as the kernel has it.
+    pub(crate) fn endpoint(&self) -> Result<Endpoint> {
+        Endpoint::of(&self.fd)
+    }
+
+    /// Make the queue of a socket that we bound as long as it was, if somebody made it shorter.
+    pub(crate) fn restore_backlog(&self) {
+        let listens = || sys::option(&self.fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1);
+        if let Some(backlog) = self.backlog.filter(|_| listens()) {
+            // A socket that listens can only listen better.
+            let _ = sys::listen(&self.fd, backlog as c_int);
+        }
+    }
+
+    /// The same listener at the lowest free number from `lowest` on.
+    fn moved(self, lowest: RawFd) -> nix::Result<Listener> {
+        Ok(Listener { fd: sys::duplicate_from(&self.fd, lowest)?, ..self })
+    }
+
+    /// The same listener at `number`, which is free or its own.
+    fn at(self, number: RawFd) -> nix::Result<Listener> {
+        let listener = if self.fd.as_raw_fd() == number { self } else { self.moved(number)? };
+        // EBUSY cannot be: whoever sat there was moved.
+        if listener.fd.as_raw_fd() == number { Ok(listener) } else { Err(Errno::EBUSY) }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Bind the first of `endpoints` whose family this kernel has. `backlog` counts where the SPEC says nothing.
+pub(crate) fn bind_first(spec: &Spec, endpoints: &[Endpoint], backlog: c_int) -> failure::Result<Listener> {
+    let context = || format!("cannot listen on {spec}");
+    let (last, others) = endpoints.split_last().with_context(context)?;
+    for endpoint in others {
+        match open(endpoint, &spec.options, backlog) {
+            Err(error) if error.downcast_ref() == Some(&Errno::EAFNOSUPPORT) => debug!("{endpoint}: {error:#}"),
+            outcome => return finish(spec, endpoint, backlog, outcome),
+        }
+    }
+    finish(spec, last, backlog, open(last, &spec.options, backlog))
+}
+
+/// Name what was opened, or say why it was not and what helps.
+fn finish(
+    spec: &Spec,
+    endpoint: &Endpoint,
+    backlog: c_int,
+    outcome: Result<(OwnedFd, Option<Created>)>,
+) -> failure::Result<Listener> {
+    let (fd, created) = outcome.map_err(|error| {
+        let remedy = remedy::for_listen(endpoint, &error);
+        failure::Failure::from(error.context(format!("cannot listen on {spec}"))).remedy(remedy)
+    })?;
+    let backlog = Some(spec.options.number("backlog").unwrap_or(backlog as u32));
+    let listener = Listener { name: spec.fd_name(), fd, backlog, created };
+    if endpoint.has_free_port() {
+        info!("{spec} listens on {}", listener.endpoint()?);
+    } else {
+        debug!("{spec} is bound");
+    }
+    Ok(listener)
+}
+
+/// A socket that is bound to `endpoint` and listens.
+fn open(endpoint: &Endpoint, options: &Options, backlog: c_int) -> Result<(OwnedFd, Option<Created>)> {
+    let mut flags = SockFlag::SOCK_CLOEXEC;
+    flags.set(SockFlag::SOCK_NONBLOCK, options.has("nonblock"));
+    let fd = above_standard(socket(endpoint.family(), endpoint.socket_type(), flags, None)?)?;
+    let listens = endpoint.socket_type() != SockType::Datagram;
+    // A number that an int cannot hold was refused by the parser.
+    let backlog = options.number("backlog").map_or(backlog, |backlog| backlog as c_int);
+    prepare(&fd, endpoint, options)?;
+    let start = || if listens { sys::listen(&fd, backlog) } else { Ok(()) };
+    if let Endpoint::Unix { .. } = endpoint
+        && let Ok(path) = endpoint.path()
+    {
+        let created = unix_path::bind(&fd, path, options, start)?;
+        return Ok((fd, Some(created)));
+    }
+    bind(fd.as_raw_fd(), endpoint.to_sockaddr()?.as_ref())?;
+    start()?;
+    Ok((fd, None))
+}
+
+/// What must be set before bind(2).
+fn prepare(fd: &OwnedFd, endpoint: &Endpoint, options: &Options) -> Result<()> {
+    if let Endpoint::Inet { address, v6only, .. } = endpoint {
+        // On UDP it would let a second process take the datagrams of the first.
+        if endpoint.socket_type() == SockType::Stream {
+            sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        }
+        // Said aloud, for net.ipv6.bindv6only may have turned the default round.
+        if address.is_ipv6() && address.ip().is_unspecified() {
+            sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, (*v6only).into())?;
+        }
+    }
+    options.apply(fd)
+}
+
+/// Where a standard descriptor is closed, socket(2) fills its place: what is said on stderr must not reach a client.
+fn above_standard(fd: OwnedFd) -> nix::Result<OwnedFd> {
+    if fd.as_raw_fd() >= FIRST_FD { Ok(fd) } else { sys::duplicate_from(&fd, FIRST_FD) }
+}
+
+/// Give the listeners the numbers the protocol wants, `first` and on; `others` in the way move up.
+///
+/// Gives back `others`, with the numbers they have now.
+pub(crate) fn arrange(
+    listeners: Vec<Listener>,
+    others: Vec<OwnedFd>,
+    first: RawFd,
+) -> Result<(Vec<Listener>, Vec<OwnedFd>)> {
+    let end = RawFd::try_from(listeners.len()).ok().and_then(|count| first.checked_add(count));
+    let end = end.context("the descriptor numbers run past the largest there is")?;
+    let in_order = (first..).zip(&listeners).all(|(number, listener)| listener.fd.as_raw_fd() == number);
+    if in_order {
+        return Ok((listeners, others));
+    }
+    let context = || format!("cannot give the sockets the numbers from {first} on");
+    let others = others.into_iter().map(|fd| out_of_the_way(fd, first, end)).collect::<Result<_>>()?;
+    let mut listeners: Vec<Option<Listener>> = listeners.into_iter().map(Some).collect();
+    let mut arranged = Vec::with_capacity(listeners.len());
+    for (at, number) in (first..end).enumerate() {
+        // First out of the way: another one, which has its turn later, may sit on this number.
+        for other in listeners[at + 1..].iter_mut() {
+            if let Some(sits) = other.take_if(|other| other.fd.as_raw_fd() == number) {
+                *other = Some(sits.moved(end).map_err(beyond_limit).with_context(context)?);
+            }
+        }
+        let listener = listeners[at].take().expect("each has one turn");
+        arranged.push(listener.at(number).map_err(beyond_limit).with_context(context)?);
+    }
+    Ok((arranged, others))
+}
+
+/// Say what fcntl(2) means by EINVAL: no descriptor may have a number that high.
+fn beyond_limit(errno: Errno) -> Error {
+    if errno == Errno::EINVAL { anyhow!("the limit of open files (ulimit -n) is lower") } else { errno.into() }
+}
+
+/// Move a descriptor that sits from `first` to `end`: it may hold a lock, so it is not closed.
+fn out_of_the_way(fd: OwnedFd, first: RawFd, end: RawFd) -> Result<OwnedFd> {
+    let number = fd.as_raw_fd();
+    if !(first..end).contains(&number) {
+        return Ok(fd);
+    }
+    let moved = sys::duplicate_inheritable_from(&fd, end)
+        .map_err(beyond_limit)
+        .with_context(|| format!("cannot move descriptor {number} out of the way"))?;
+    warn!(
+        "descriptor {number} was open and is now {}: a socket belongs there (--first-fd numbers the sockets elsewhere)",
+        moved.as_raw_fd()
+    );
+    Ok(moved)
+}

@@ -1,0 +1,10 @@
+//! From a SPEC to a socket: the grammar, the address, and where the socket comes from.
+
+pub(crate) mod acquire;
+pub(crate) mod candidate;
+pub(crate) mod endpoint;
+pub(crate) mod listener;
+pub(crate) mod lookup;
+pub(crate) mod options;
+pub(crate) mod spec;
+pub(crate) mod unix_path;

@@ -1,0 +1,207 @@
+//! Unix sockets in the file system. Nobody's file is ever destroyed: only a socket that nobody is bound to, and that
+//! refuses connections, is replaced; and there is no moment at which the file has the wrong mode.
+
+use std::fs::{File, TryLockError};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::lchown;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{process, thread};
+
+use anyhow::{Context, Result, bail, ensure};
+use log::{debug, warn};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, lstat, major, minor, umask};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs};
+use nix::unistd::unlink;
+
+use crate::kernel::descriptors::SocketInode;
+use crate::kernel::sock_diag::{BoundFile, States, unix_sockets};
+use crate::socket::lookup;
+use crate::socket::options::Options;
+
+/// A socket's file that we made. Removed when dropped, if it is still the one we made.
+#[derive(Debug)]
+pub(crate) struct Created {
+    path: PathBuf,
+    inode: (libc::dev_t, libc::ino_t),
+}
+
+impl Created {
+    /// A file that a predecessor of this program made for the socket it left us, with the identity it had then.
+    pub(crate) fn resumed(path: &Path, (device, inode): (u64, u64)) -> Created {
+        Created { path: path.to_owned(), inode: (device, inode) }
+    }
+
+    /// Device and inode of the file we made, whatever is at its path by now.
+    pub(crate) fn identity(&self) -> (u64, u64) {
+        self.inode
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        let ours = lstat(&self.path).is_ok_and(|file| identity(&file) == self.inode);
+        if ours && let Err(error) = unlink(&self.path) {
+            warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// May do everything: what a umask takes away from.
+const EVERYBODY: Mode = Mode::from_bits_truncate(0o777);
+
+/// How long others may take to replace a dead socket, and how often they are looked at.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Who may connect, resolved before anything is made.
+struct Access {
+    user: Option<u32>,
+    group: Option<u32>,
+    mode: Option<u32>,
+}
+
+impl Access {
+    fn of(options: &Options) -> Result<Access> {
+        Ok(Access {
+            user: options.word("user").map(lookup::user).transpose()?,
+            group: options.word("group").map(lookup::group).transpose()?,
+            mode: options.number("mode"),
+        })
+    }
+}
+
+/// Bind `socket` at `path` and call `listen`; only then let anybody in.
+pub(crate) fn bind(
+    socket: &OwnedFd,
+    path: &str,
+    options: &Options,
+    listen: impl FnOnce() -> nix::Result<()>,
+) -> Result<Created> {
+    let access = Access::of(options)?;
+    let address = UnixAddr::new(path)?;
+    let bind_closed = || {
+        // Nobody but root gets in until owner and mode are as they shall be, and the socket listens.
+        let usual = umask(EVERYBODY);
+        let bound = socket::bind(socket.as_raw_fd(), &address);
+        umask(usual);
+        bound.map(|()| usual)
+    };
+    let (usual, _replacing) = match bind_closed() {
+        Err(Errno::EADDRINUSE) => {
+            let replacing = wait_for_others(Path::new(path));
+            remove_dead(Path::new(path), &address)?;
+            (bind_closed()?, replacing)
+        }
+        bound => (bound?, None),
+    };
+    let created = Created { path: PathBuf::from(path), inode: identity(&lstat(path)?) };
+    if access.user.is_some() || access.group.is_some() {
+        let owned = lchown(path, access.user, access.group);
+        owned
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))
+            .context("cannot set its owner")?;
+    }
+    listen()?;
+    let mode = access.mode.map_or(EVERYBODY - usual, Mode::from_bits_truncate);
+    fchmodat(AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink).context("cannot set its mode")?;
+    Ok(created)
+}
+
+/// Let nobody else of us replace a socket in this folder at the same time: a new file may have the inode of the dead
+/// one, and then nothing tells them apart. Whoever waits finds the new socket alive. Without the folder's flock(2) it
+/// goes on after a while, for a flock(1) that we run under may hold it.
+fn wait_for_others(path: &Path) -> Option<File> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = File::open(folder).ok()?;
+    for _ in 0..LONGEST_WAIT.as_millis() / PAUSE.as_millis() {
+        match folder.try_lock() {
+            Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
+            outcome => return outcome.is_ok().then_some(folder),
+        }
+    }
+    None
+}
+
+/// The socket that is bound to the file at `path`, by its own inode in sockfs.
+pub(crate) fn bound_socket(path: &Path) -> Option<SocketInode> {
+    let file = lstat(path).ok()?;
+    let device = device_inside(path, &file);
+    // The kernel tells but 32 bits of the file's inode.
+    let is_bound_here =
+        |bound: &BoundFile| bound.inode == file.st_ino as u32 && device.is_none_or(|device| bound.device == device);
+    let mut sockets = unix_sockets(States::ALL).ok()?.into_iter();
+    // A connection that was accepted keeps the file of its listener.
+    let here = sockets.find(|socket| !socket.connected && socket.file.as_ref().is_some_and(is_bound_here));
+    here.map(|socket| socket.inode)
+}
+
+/// The number that the kernel itself has for a file's file system; none where stat(2) tells another, as Btrfs does for
+/// its subvolumes.
+fn device_inside(path: &Path, file: &FileStat) -> Option<u32> {
+    let kind = statfs(path).ok()?.filesystem_type();
+    let honest = kind != BTRFS_SUPER_MAGIC && kind != OVERLAYFS_SUPER_MAGIC;
+    honest.then(|| (major(file.st_dev) << 20 | minor(file.st_dev)) as u32)
+}
+
+/// Remove a socket's file that nobody answers at; anything else is an error and stays.
+fn remove_dead(path: &Path, address: &UnixAddr) -> Result<()> {
+    let file = match lstat(path) {
+        // Whoever was there a moment ago is gone: bind(2) will tell.
+        Err(Errno::ENOENT) => return Ok(()),
+        found => found?,
+    };
+    ensure!(kind(&file) == SFlag::S_IFSOCK, "{} exists and is {}", path.display(), what_is(&file));
+    // Ask the kernel first: a connection would reach a live server as an empty one.
+    ensure!(bound_socket(path).is_none(), Errno::EADDRINUSE);
+    // It may still live in another network namespace, of which sock_diag(7) does not tell.
+    ensure!(is_refused(address)?, Errno::EADDRINUSE);
+    remove_checked(path, &file)
+}
+
+/// Does connecting say that nobody is there? Not blocking, for a full queue may stay full.
+fn is_refused(address: &UnixAddr) -> nix::Result<bool> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let client = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    Ok(socket::connect(client.as_raw_fd(), address) == Err(Errno::ECONNREFUSED))
+}
+
+/// Remove `path` if it is still `file` and dead. Moved aside first, so that a live socket which somebody put there
+/// meanwhile can be put back.
+fn remove_checked(path: &Path, file: &FileStat) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".dead-{}", process::id()));
+    let aside = PathBuf::from(aside);
+    renameat2(AT_FDCWD, path, AT_FDCWD, &aside, RenameFlags::RENAME_NOREPLACE)?;
+    if identity(&lstat(&aside)?) != identity(file) || bound_socket(&aside).is_some() {
+        renameat2(AT_FDCWD, &aside, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE)?;
+        bail!(Errno::EADDRINUSE);
+    }
+    debug!("{} was a dead socket and is removed", path.display());
+    unlink(&aside).context("cannot remove the dead socket there")
+}
+
+fn kind(file: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT
+}
+
+fn what_is(file: &FileStat) -> &'static str {
+    match kind(file) {
+        SFlag::S_IFDIR => "a directory, not a socket",
+        SFlag::S_IFLNK => "a symbolic link, not a socket",
+        SFlag::S_IFREG => "a regular file, not a socket",
+        _ => "not a socket",
+    }
+}
+
+fn identity(file: &FileStat) -> (libc::dev_t, libc::ino_t) {
+    (file.st_dev, file.st_ino)
+}

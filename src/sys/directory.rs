@@ -1,0 +1,48 @@
+//! The numbers that name the entries of a directory of /proc.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+
+/// The entries of a directory of /proc that are numbers: processes, threads or descriptors.
+pub(crate) fn numbers_in(directory: &str) -> nix::Result<Vec<i32>> {
+    list_numbers(&open_directory(directory)?)
+}
+
+pub(super) fn open_directory(path: &str) -> nix::Result<OwnedFd> {
+    open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+pub(super) fn list_numbers(directory: &OwnedFd) -> nix::Result<Vec<i32>> {
+    let mut numbers: Vec<i32> = Vec::new();
+    // A few descriptors fit a page of entries; more only take more calls.
+    let mut page = [0u8; 2048];
+    loop {
+        let length = getdents64(directory, &mut page)?;
+        // Less than a page is not the end: a signal that is pending cuts a call short.
+        if length == 0 {
+            return Ok(numbers);
+        }
+        numbers.extend(entry_names(&page[..length]).filter_map(|name| name.to_str().ok()?.parse::<i32>().ok()));
+    }
+}
+
+/// getdents64(2): entries of `directory` into `page`; 0 at the end.
+fn getdents64(directory: &OwnedFd, page: &mut [u8]) -> nix::Result<usize> {
+    // SAFETY: the kernel writes at most `page.len()` bytes into `page`, which lives through the call.
+    let length = unsafe { libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), page.as_mut_ptr(), page.len()) };
+    Errno::result(length).map(|length| length as usize)
+}
+
+/// The names in what getdents64(2) wrote: `d_reclen` stands at 16, `d_name` from 19 on.
+fn entry_names(mut entries: &[u8]) -> impl Iterator<Item = &CStr> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes([*entries.get(16)?, *entries.get(17)?]));
+        let (entry, rest) = entries.split_at_checked(length)?;
+        entries = rest;
+        CStr::from_bytes_until_nul(entry.get(19..)?).ok()
+    })
+}

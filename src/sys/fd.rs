@@ -1,0 +1,108 @@
+//! Descriptors: claimed at the start, copied, and put at a number.
+
+use std::ffi::c_int;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use super::directory::{list_numbers, open_directory};
+
+/// The first descriptor that is not a standard one, where `sd_listen_fds(3)` says that sockets begin.
+pub(crate) const FIRST_FD: RawFd = 3;
+
+/// Where descriptors are looked for when there is no /proc: no server has more open when it starts its successor.
+const WITHOUT_PROC: RawFd = 4096;
+
+/// Take every open descriptor from 3 on, in the order of their numbers.
+///
+/// # Safety
+/// To be called once, before anything else in the process owns a descriptor.
+#[cfg_attr(test, expect(dead_code, reason = "the tests' main is another"))]
+pub(crate) unsafe fn claim() -> nix::Result<Vec<OwnedFd>> {
+    let numbers = match open_descriptors() {
+        Ok(numbers) => numbers,
+        Err(Errno::ENOENT | Errno::EACCES | Errno::EPERM) => probed_descriptors(),
+        Err(errno) => return Err(errno),
+    };
+    // SAFETY: the kernel just named these as open, and the caller promises that nobody owns them.
+    Ok(numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect())
+}
+
+/// The numbers from 3 on that `/proc/self/fd` lists, which goes through the table in order.
+fn open_descriptors() -> nix::Result<Vec<RawFd>> {
+    // As a rule there are the standard ones alone, and to count is cheaper than to list. Before Linux 6.2 the size of
+    // the directory, which is the count, was 0.
+    let open = nix::sys::stat::stat("/proc/self/fd")?.st_size;
+    if open > 0 && open == (0..FIRST_FD).filter(|fd| is_open(*fd)).count() as i64 {
+        return Ok(Vec::new());
+    }
+    let directory = open_directory("/proc/self/fd")?;
+    let mut numbers = list_numbers(&directory)?;
+    numbers.retain(|fd| *fd >= FIRST_FD && *fd != directory.as_raw_fd());
+    Ok(numbers)
+}
+
+/// The same by asking for each number, for where /proc is not mounted.
+fn probed_descriptors() -> Vec<RawFd> {
+    (FIRST_FD..WITHOUT_PROC).filter(|fd| is_open(*fd)).collect()
+}
+
+/// Is there a descriptor of this number?
+fn is_open(number: RawFd) -> bool {
+    // SAFETY: F_GETFD only reads a flag of the table entry, whether or not there is one.
+    unsafe { libc::fcntl(number, libc::F_GETFD) != -1 }
+}
+
+/// A copy of `fd` at the lowest free number from `lowest` on, close-on-exec.
+pub(crate) fn duplicate_from(fd: impl AsFd, lowest: RawFd) -> nix::Result<OwnedFd> {
+    let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(lowest))?;
+    // SAFETY: the kernel just made `copy` for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// The same without close-on-exec, for a descriptor that was inherited so.
+pub(crate) fn duplicate_inheritable_from(fd: impl AsFd, lowest: RawFd) -> nix::Result<OwnedFd> {
+    let copy = fcntl(fd, FcntlArg::F_DUPFD(lowest))?;
+    // SAFETY: the kernel just made `copy` for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// A copy of descriptor 0 if there is one, close-on-exec.
+pub(crate) fn duplicate_stdin() -> nix::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes integers and fails with EBADF where descriptor 0 is closed.
+    let copy = Errno::result(unsafe { libc::fcntl(0, libc::F_DUPFD_CLOEXEC, FIRST_FD) })?;
+    // SAFETY: the kernel just made `copy` for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Does descriptor 0 lead to a listening socket?
+pub(crate) fn stdin_listens() -> bool {
+    let mut value: c_int = 0;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `value`, which lives through the call.
+    let done =
+        unsafe { libc::getsockopt(0, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, (&raw mut value).cast(), &raw mut length) };
+    done == 0 && value == 1
+}
+
+/// Put a copy of `fd` at descriptor 0, inheritable, in place of what was there.
+pub(crate) fn copy_to_stdin(fd: impl AsFd) -> nix::Result<()> {
+    // SAFETY: dup2 takes two integers; descriptor 0 is the caller's own, given up by asking for --stdin.
+    Errno::result(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), 0) }).map(drop)
+}
+
+/// Set or clear close-on-exec.
+pub(crate) fn set_close_on_exec(fd: impl AsFd, flag: FdFlag) -> nix::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFD(flag)).map(drop)
+}
+
+/// Put a copy of `fd` at `number` in a forked child, inheritable, in place of the parent's there.
+pub(crate) fn place_in_child(fd: impl AsFd, number: RawFd) -> nix::Result<()> {
+    // dup2(2) of a number to itself does nothing, and would leave it close-on-exec.
+    if fd.as_fd().as_raw_fd() == number {
+        return set_close_on_exec(fd, FdFlag::empty());
+    }
+    // SAFETY: dup2 takes two integers; the child is about to exec and uses no other descriptor of the supervisor.
+    Errno::result(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) }).map(drop)
+}

@@ -1,0 +1,136 @@
+//! Processes: the environment, exec, fork, and other processes by their pidfd.
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::{ForkResult, Pid};
+
+unsafe extern "C" {
+    // environ(7)
+    static mut environ: *const *const c_char;
+}
+
+/// The variables this process was given, in their order, those without a `=` too, which `std::env` leaves out.
+pub(crate) fn environment() -> Vec<&'static CStr> {
+    let mut variables = Vec::new();
+    // SAFETY: `environ` is set before main, and what `execvpe` does to it is undone when that returns.
+    let mut entry = unsafe { environ };
+    if entry.is_null() {
+        return variables;
+    }
+    loop {
+        // SAFETY: the array ends with a null pointer, and the loop stops there.
+        let variable = unsafe { *entry };
+        if variable.is_null() {
+            return variables;
+        }
+        // SAFETY: each entry is a string that ends with NUL and lives as long as the process.
+        variables.push(unsafe { CStr::from_ptr(variable) });
+        // SAFETY: the entry was not the null pointer, so there is another one behind it.
+        entry = unsafe { entry.add(1) };
+    }
+}
+
+/// Become `arguments[0]`, looked for in the PATH of `environment`, as env(1) does and execvpe(3) does not: that one
+/// asks the caller's. Returns only when that failed.
+pub(crate) fn execvpe(arguments: &[CString], environment: &[impl AsRef<CStr>]) -> Errno {
+    let argv = pointers(arguments);
+    let envp = pointers(environment);
+    // SAFETY: the array ends with a null pointer, and there is no other thread to look at `environ` meanwhile.
+    let before = unsafe { ptr::replace(&raw mut environ, envp.as_ptr()) };
+    // SAFETY: both arrays end with a null pointer and point to strings that outlive the call; argv[0] is there,
+    // because the command line has a PROGRAM.
+    unsafe { libc::execvp(argv[0], argv.as_ptr()) };
+    let errno = Errno::last();
+    // SAFETY: as above; `envp` ends with this function.
+    unsafe { environ = before };
+    errno
+}
+
+/// execve(2): become the file `program`. Returns only when that failed.
+pub(crate) fn execve(program: &CStr, arguments: &[CString], environment: &[impl AsRef<CStr>]) -> Errno {
+    let argv = pointers(arguments);
+    let envp = pointers(environment);
+    // SAFETY: both arrays end with a null pointer and point to strings that outlive the call.
+    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    Errno::last()
+}
+
+/// The null-terminated array that exec takes.
+fn pointers(strings: &[impl AsRef<CStr>]) -> Vec<*const c_char> {
+    strings.iter().map(|string| string.as_ref().as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// pidfd_open(2). Of this process or of a child that was not waited for, the number is still its own; of any other, the
+/// caller has to look at who has it now.
+pub(crate) fn pidfd_of(process: Pid) -> nix::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) })?;
+    // SAFETY: the kernel just made `fd`, close-on-exec, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// A copy of what `process` has open as `number`, close-on-exec.
+pub(crate) fn pidfd_getfd(process: impl AsFd, number: c_int) -> nix::Result<OwnedFd> {
+    let process = process.as_fd().as_raw_fd();
+    // SAFETY: pidfd_getfd takes three integers and returns a new descriptor or -1.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) })?;
+    // SAFETY: the kernel just made `fd` for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// waitid(2) of a child that shall not be reaped yet: si_code and si_status if it has ended. nix' own cannot tell a
+/// real-time signal.
+pub(crate) fn see_end(child: impl AsFd) -> nix::Result<Option<(c_int, c_int)>> {
+    // SAFETY: a siginfo of zeros is one, with no process in it.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let child = child.as_fd().as_raw_fd() as libc::id_t;
+    let flags = libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
+    // SAFETY: the kernel writes a siginfo, which lives through the call.
+    Errno::result(unsafe { libc::waitid(libc::P_PIDFD, child, &raw mut info, flags) })?;
+    // SAFETY: after waitid the fields of SIGCHLD are there, zeros if nobody has ended.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    Ok((pid != 0).then_some((info.si_code, status)))
+}
+
+/// The pidfd of a child that was just forked. Where there is none to be had, the child is ended: nobody could watch it.
+pub(crate) fn pidfd_of_child(child: Pid) -> nix::Result<OwnedFd> {
+    pidfd_of(child).inspect_err(|_| {
+        // It is our unreaped child, so both reach it and nobody else.
+        let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(child, None);
+    })
+}
+
+/// pidfd_send_signal(2).
+pub(crate) fn send_signal(process: impl AsFd, signal: c_int) -> nix::Result<()> {
+    let process = process.as_fd().as_raw_fd();
+    // SAFETY: without a siginfo the call takes integers and a null pointer.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, signal, ptr::null::<libc::siginfo_t>(), 0) };
+    Errno::result(sent).map(drop)
+}
+
+/// fork(2).
+///
+/// # Safety
+/// The process must have one thread only, so that the child may do whatever the parent could.
+pub(crate) unsafe fn fork() -> nix::Result<ForkResult> {
+    // SAFETY: the caller promises that there is one thread.
+    unsafe { nix::unistd::fork() }
+}
+
+/// End a forked child at once, without flushing or destroying what it shares with its parent.
+pub(crate) fn exit_at_once(status: u8) -> ! {
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe { libc::_exit(status.into()) }
+}
+
+/// prctl(2), PR_SET_CHILD_SUBREAPER: orphaned descendants become our children.
+pub(crate) fn become_subreaper() -> nix::Result<()> {
+    // SAFETY: this operation takes integers only.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
+}

@@ -1,0 +1,78 @@
+//! Sockets: integer options, listening, accepting, and messages with their sender.
+
+use std::ffi::c_int;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{SockFlag, accept4};
+
+/// setsockopt(2) with an integer.
+pub(crate) fn set_option(socket: impl AsFd, level: c_int, option: c_int, value: c_int) -> nix::Result<()> {
+    let length = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel reads `length` bytes of `value`, which lives through the call.
+    let done =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, (&raw const value).cast(), length) };
+    Errno::result(done).map(drop)
+}
+
+/// getsockopt(2) of an integer.
+pub(crate) fn option(socket: impl AsFd, level: c_int, option: c_int) -> nix::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `value`, which lives through the call.
+    let done = unsafe {
+        libc::getsockopt(socket.as_fd().as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut length)
+    };
+    Errno::result(done).map(|_| value)
+}
+
+/// listen(2). The kernel lowers `backlog` to net.core.somaxconn.
+pub(crate) fn listen(socket: impl AsFd, backlog: c_int) -> nix::Result<()> {
+    // SAFETY: listen takes two integers.
+    Errno::result(unsafe { libc::listen(socket.as_fd().as_raw_fd(), backlog) }).map(drop)
+}
+
+/// recvmsg(2) of the next message into `buffer`: its length, and who sent it, as the kernel vouches for (SO_PASSCRED).
+///
+/// There is room for that alone, so that the kernel itself closes descriptors that come along: none ever gets here, not
+/// even half of them where the table is full.
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<(usize, Option<libc::ucred>)> {
+    let mut room = Room { bytes: [0; ROOM] };
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: a msghdr of zeroes is one that names nothing.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut room).cast();
+    message.msg_controllen = ROOM as _;
+    // SAFETY: the kernel writes at most as much as the message says into `buffer` and `room`, which live through it.
+    let length = Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, 0) })?;
+    // SAFETY: the kernel says by the new msg_controllen whether a header is there, and `room` is aligned for it.
+    let sender = unsafe {
+        libc::CMSG_FIRSTHDR(&raw const message)
+            .as_ref()
+            .filter(|header| (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS))
+            .map(|header| libc::CMSG_DATA(header).cast::<libc::ucred>().read_unaligned())
+    };
+    Ok((length as usize, sender))
+}
+
+/// What a `ucred` takes behind its header.
+// SAFETY: it only computes.
+const ROOM: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) } as usize;
+
+/// Bytes where a header may begin.
+union Room {
+    bytes: [u8; ROOM],
+    #[expect(dead_code, reason = "it aligns")]
+    header: libc::cmsghdr,
+}
+
+/// accept4(2), the connection close-on-exec and non-blocking.
+pub(crate) fn accept(listener: impl AsFd) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let number = accept4(listener.as_fd().as_raw_fd(), flags)?;
+    // SAFETY: the kernel just made it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

@@ -1,0 +1,189 @@
+//! The servers that `--as` knows: the only place that knows a server by name. Pure data, one row a server.
+
+use anyhow::Result;
+
+use crate::target::template::{Template, Values};
+
+/// How one server takes a socket.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Preset {
+    /// What `--as` calls it.
+    pub(crate) name: &'static str,
+    /// Environment variables that tell it the sockets.
+    pub(crate) variables: &'static [Variable],
+    /// O_NONBLOCK as this server needs it, if it does not set it itself.
+    pub(crate) blocking: Blocking,
+    /// Whether it finds the first socket at descriptor 0.
+    pub(crate) stdin: Stdin,
+    /// What it takes `:PORT` to mean.
+    pub(crate) every: Every,
+    /// What makes it drain.
+    pub(crate) stop: &'static str,
+    /// One line that works, behind `handoff-run --listen ADDRESS --as NAME --`.
+    pub(crate) example: &'static str,
+    /// What the line does not show: the server's configuration, or what it does badly.
+    pub(crate) note: &'static str,
+}
+
+/// The state of O_NONBLOCK at bind(2). It lives in the open file description, which all generations share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blocking {
+    /// Clear, as systemd leaves it.
+    Blocking,
+    /// Set.
+    NonBlocking,
+}
+
+/// Where the first socket goes besides its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stdin {
+    Untouched,
+    FirstSocket,
+}
+
+/// What `:PORT` is for the server: some compare the address with their own configuration, family included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Every {
+    /// One dual-stack socket.
+    DualStack,
+    /// 0.0.0.0.
+    V4,
+}
+
+/// A variable that tells a server its sockets.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Variable {
+    key: &'static str,
+    /// What stands for a socket of the internet.
+    inet: &'static str,
+    /// What stands for a Unix socket.
+    unix: &'static str,
+    many: Many,
+}
+
+/// How several sockets are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Many {
+    /// In one value, with this between them.
+    Joined(&'static str),
+    /// A variable each, the key followed by a number that counts from here.
+    Numbered(usize),
+    /// Only the first is told.
+    First,
+}
+
+impl Preset {
+    /// The row called `name`.
+    pub(crate) fn find(name: &str) -> Option<&'static Preset> {
+        TABLE.iter().find(|preset| preset.name == name)
+    }
+
+    /// What it sets in the target's environment, `KEY=VALUE` each.
+    pub(crate) fn environment(&self, values: &mut Values) -> Result<Vec<Vec<u8>>> {
+        let mut environment = Vec::new();
+        for variable in self.variables {
+            let mut told = Vec::new();
+            // A template speaks of the first place: bring each to the front in turn.
+            for _ in 0..values.places.len() {
+                let inet = values.places[0].endpoint.path().is_err();
+                let template: Template = if inet { variable.inet } else { variable.unix }.parse()?;
+                told.push(template.expand(values)?);
+                values.places.rotate_left(1);
+            }
+            environment.extend(variable.tell(&told));
+        }
+        Ok(environment)
+    }
+}
+
+impl Variable {
+    fn tell(&self, sockets: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let entry = |key: String, value: &[u8]| [key.as_bytes(), b"=", value].concat();
+        match self.many {
+            Many::First => sockets.first().map(|value| entry(self.key.to_owned(), value)).into_iter().collect(),
+            Many::Joined(between) => vec![entry(self.key.to_owned(), &sockets.join(between.as_bytes()))],
+            Many::Numbered(first) => {
+                (first..).zip(sockets).map(|(number, value)| entry(format!("{}{number}", self.key), value)).collect()
+            }
+        }
+    }
+}
+
+/// What most rows have in common: LISTEN_FDS or an argument tells the socket, and TERM drains.
+const PLAIN: Preset = Preset {
+    name: "",
+    variables: &[],
+    blocking: Blocking::Blocking,
+    stdin: Stdin::Untouched,
+    every: Every::DualStack,
+    stop: "TERM",
+    example: "",
+    note: "",
+};
+
+/// Server::Starter's protocol.
+const SERVER_STARTER: &[Variable] =
+    &[Variable { key: "SERVER_STARTER_PORT", inet: "{addr}={fd}", unix: "{path}={fd}", many: Many::Joined(";") }];
+
+/// The table, sorted by name.
+#[rustfmt::skip]
+pub(crate) static TABLE: [Preset; 22] = [
+    Preset { name: "caddy", example: "caddy run --config Caddyfile", note: "bind fd/3", ..PLAIN },
+    Preset { name: "fastcgi", stdin: Stdin::FirstSocket, example: "env PHP_FCGI_CHILDREN=4 php-cgi", note: "any FastCGI program", ..PLAIN },
+    Preset {
+        name: "flask",
+        variables: &[
+            Variable { key: "WERKZEUG_SERVER_FD", inet: "{fd}", unix: "{fd}", many: Many::First },
+            Variable { key: "WERKZEUG_RUN_MAIN", inet: "true", unix: "true", many: Many::First },
+        ],
+        example: "flask --app app run", note: "loses the requests it holds when stopped", ..PLAIN
+    },
+    // With LISTEN_FDS set, -b fd://3 would be taken twice and fail.
+    Preset { name: "gunicorn", example: "gunicorn app:wsgi", note: "without -b fd://", ..PLAIN },
+    Preset { name: "h2o", variables: SERVER_STARTER, every: Every::V4, example: "h2o -c h2o.conf", note: "listen must equal the address", ..PLAIN },
+    Preset { name: "haproxy", stop: "USR1", example: "haproxy -W -db -f haproxy.cfg", note: "bind fd@3", ..PLAIN },
+    Preset { name: "hypercorn", example: "hypercorn --bind fd://{fd} app:asgi", ..PLAIN },
+    Preset { name: "java", stdin: Stdin::FirstSocket, example: "java Main", note: "System.inheritedChannel()", ..PLAIN },
+    Preset {
+        name: "nghttpx",
+        variables: &[Variable { key: "NGHTTPX_ACCEPT_", inet: "tcp,{fd}", unix: "unix,{fd},{path}", many: Many::Numbered(1) }],
+        blocking: Blocking::NonBlocking, every: Every::V4, stop: "QUIT",
+        example: "nghttpx '--frontend={host},{port};no-tls' --backend=127.0.0.1,9000", ..PLAIN
+    },
+    Preset {
+        name: "nginx",
+        variables: &[Variable { key: "NGINX", inet: "{fd};", unix: "{fd};", many: Many::Joined("") }],
+        blocking: Blocking::NonBlocking, every: Every::V4, stop: "QUIT",
+        example: "nginx -c /etc/nginx/nginx.conf", note: "listen must equal the address", ..PLAIN
+    },
+    Preset { name: "node", example: "node server.js {fd}", note: "server.listen({fd: Number(process.argv[2])})", ..PLAIN },
+    Preset {
+        name: "php-fpm",
+        variables: &[Variable { key: "FPM_SOCKETS", inet: "{addr}={fd}", unix: "{path}={fd}", many: Many::Joined(",") }],
+        every: Every::V4, stop: "QUIT", example: "php-fpm8.2 -F", note: "the pool's listen must equal the address", ..PLAIN
+    },
+    Preset { name: "puma", every: Every::V4, example: "puma -b tcp://{addr} config.ru", ..PLAIN },
+    Preset { name: "starlet", variables: SERVER_STARTER, every: Every::V4, example: "plackup -s Starlet app.psgi", ..PLAIN },
+    Preset { name: "starman", variables: SERVER_STARTER, every: Every::V4, stop: "QUIT", example: "starman app.psgi", ..PLAIN },
+    Preset { name: "tornado", blocking: Blocking::NonBlocking, example: "python3 app.py {fd}", note: "server.add_sockets([socket.socket(fileno=int(sys.argv[1]))]); loses the requests it holds when stopped", ..PLAIN },
+    Preset { name: "traefik", example: "traefik --configFile=traefik.yml", note: "NAME= must be the entrypoint's", ..PLAIN },
+    Preset { name: "twisted", blocking: Blocking::NonBlocking, example: "twistd -n --pidfile= web --listen systemd:domain=INET:index=0 --path .", note: "loses the requests it holds when stopped", ..PLAIN },
+    // UNICORN_FD beside LISTEN_FDS would make it take the socket twice and fail when it stops.
+    Preset { name: "unicorn", every: Every::V4, stop: "QUIT", example: "unicorn -l {addr} config.ru", ..PLAIN },
+    Preset {
+        name: "uvicorn",
+        variables: &[Variable { key: "UVICORN_FD", inet: "{fd}", unix: "{fd}", many: Many::First }],
+        example: "uvicorn app:asgi", ..PLAIN
+    },
+    Preset {
+        name: "uwsgi",
+        // TERM would reload it, not stop it.
+        variables: &[Variable {
+            key: "UWSGI_HOOK_MASTER_START",
+            inet: "unix_signal:15 gracefully_kill_them_all", unix: "unix_signal:15 gracefully_kill_them_all",
+            many: Many::First,
+        }],
+        example: "uwsgi --master --need-app --http-socket fd://{fd} --wsgi-file app.py", ..PLAIN
+    },
+    Preset { name: "waitress", example: "python3 app.py {fd}", note: "serve(app, sockets=[socket.socket(fileno=int(sys.argv[1]))]); loses the requests it holds when stopped", ..PLAIN },
+];

@@ -1,0 +1,85 @@
+//! The second line of an error: what is known to help.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::Error;
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+use crate::kernel::descriptors::{self, SocketInode};
+use crate::kernel::sock_diag::{Family, InetSocket, States, inet_sockets, unix_sockets};
+use crate::socket::endpoint::Endpoint;
+use crate::socket::spec::{InetKind, UnixName};
+use crate::socket::unix_path;
+use crate::sys;
+
+/// What helps when a socket cannot be bound.
+pub(crate) fn for_listen(endpoint: &Endpoint, error: &Error) -> Option<String> {
+    match error.downcast_ref()? {
+        Errno::EADDRINUSE => Some(held_by(endpoint)),
+        Errno::EACCES if endpoint.port().is_ok_and(|port| port < 1024) => Some(
+            "a port this low needs 'setcap cap_net_bind_service=+ep' on handoff-run, or 'sysctl \
+             net.ipv4.ip_unprivileged_port_start=0'"
+                .to_owned(),
+        ),
+        _ => None,
+    }
+}
+
+/// What helps when PROGRAM looks like something that belongs before `--`.
+pub(crate) fn for_program(program: &str) -> Option<String> {
+    let number = !program.is_empty() && program.bytes().all(|byte| byte.is_ascii_digit());
+    (number || program.starts_with('-'))
+        .then(|| format!("{program} was taken for PROGRAM: put -- between the options and PROGRAM"))
+}
+
+/// Who has the address, as far as /proc tells.
+fn held_by(endpoint: &Endpoint) -> String {
+    let held = bound_to(endpoint);
+    let holds = |pid: &Pid| descriptors::sockets(*pid).any(|inode| held.contains(&inode));
+    let processes = sys::numbers_in("/proc").unwrap_or_default();
+    // The lowest is the oldest as a rule: a master, not one of its workers.
+    match processes.into_iter().map(Pid::from_raw).filter(holds).min() {
+        Some(pid) if pid == Pid::this() => "it is held by this very start: two --listen ask for one address".to_owned(),
+        Some(pid) => format!("it is held by pid {pid}: {}", command(pid)),
+        None => "it is held by a process that /proc does not show to this user".to_owned(),
+    }
+}
+
+/// The sockets that are in the way of `endpoint`.
+fn bound_to(endpoint: &Endpoint) -> Vec<SocketInode> {
+    match endpoint {
+        Endpoint::Inet { kind, address, .. } => bound_to_port(*kind, *address),
+        Endpoint::Unix { name: UnixName::Path(path), .. } => {
+            unix_path::bound_socket(Path::new(path)).into_iter().collect()
+        }
+        Endpoint::Unix { name: UnixName::Abstract(name), .. } => {
+            let name = [b"\0", name.as_bytes()].concat();
+            let sockets = unix_sockets(States::ALL).unwrap_or_default().into_iter();
+            sockets.filter(|socket| socket.name == name && !socket.connected).map(|socket| socket.inode).collect()
+        }
+        Endpoint::Vsock { .. } => vec![],
+    }
+}
+
+/// Those of this port with an address that collides. TCP connections have the port too, but only a listener is in the
+/// way.
+fn bound_to_port(kind: InetKind, address: SocketAddr) -> Vec<SocketInode> {
+    let states = if kind == InetKind::Tcp { States::LISTENING } else { States::ALL };
+    let sockets = |family| inet_sockets(kind, family, states, Some(address.port())).unwrap_or_default();
+    let collides = |socket: &InetSocket| {
+        let (bound, wanted) = (socket.local.ip().to_canonical(), address.ip());
+        wanted.is_unspecified() || bound.is_unspecified() || bound == wanted
+    };
+    let all = [Family::V4, Family::V6].into_iter().flat_map(sockets);
+    all.filter(collides).map(|socket| socket.inode).collect()
+}
+
+/// The command line of a process, its first 80 characters.
+fn command(pid: Pid) -> String {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = String::from_utf8_lossy(&line).replace('\0', " ");
+    words.trim_end().chars().take(80).collect()
+}

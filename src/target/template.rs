@@ -1,0 +1,224 @@
+//! Placeholders such as `{fd}` and `{addr:NAME}` in arguments and in values of `--env`. Pure.
+
+use std::str::FromStr;
+
+use anyhow::{Context, Error, Result, bail, ensure};
+
+use crate::socket::endpoint::Endpoint;
+use crate::socket::spec::FdName;
+
+/// Text with placeholders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Template(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Literal(Vec<u8>),
+    Placeholder { what: What, name: Option<String> },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Fd,
+    Addr,
+    Host,
+    Port,
+    Path,
+    Generation,
+    Pid,
+}
+
+/// The words that placeholders are made of.
+const WORDS: [(&str, What); 7] = [
+    ("fd", What::Fd),
+    ("addr", What::Addr),
+    ("host", What::Host),
+    ("port", What::Port),
+    ("path", What::Path),
+    ("gen", What::Generation),
+    ("pid", What::Pid),
+];
+
+/// A listener as a template sees it.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// Its name in LISTEN_FDNAMES.
+    pub(crate) name: FdName,
+    /// Its descriptor in the target.
+    pub(crate) fd: i32,
+    /// Where it listens.
+    pub(crate) endpoint: Endpoint,
+}
+
+/// What the placeholders stand for.
+#[derive(Debug)]
+pub(crate) struct Values {
+    pub(crate) places: Vec<Place>,
+    /// Counted by a supervisor; 1 without one.
+    pub(crate) generation: u64,
+    /// The target's.
+    pub(crate) pid: u32,
+}
+
+/// Every brace means something: `{{` is a literal one, and an unknown placeholder an error.
+impl FromStr for Template {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Template> {
+        Template::parse(text.as_bytes(), |word| {
+            bail!("{{{}}} is no placeholder; a literal brace is written {{{{", String::from_utf8_lossy(word))
+        })
+    }
+}
+
+impl Template {
+    /// An argument of PROGRAM, left to the letter if it has no placeholder: braces are common in arguments.
+    pub(crate) fn argument(text: &[u8]) -> Template {
+        let literal = || Template(vec![Part::Literal(text.to_vec())]);
+        let template = Template::parse(text, |_| Ok(())).unwrap_or_else(|_| literal());
+        if template.is_literal() { literal() } else { template }
+    }
+
+    /// Has it no placeholder?
+    pub(crate) fn is_literal(&self) -> bool {
+        self.0.iter().all(|part| matches!(part, Part::Literal(_)))
+    }
+
+    /// `unknown` says whether a brace that begins no placeholder may stay as it is.
+    fn parse(text: &[u8], unknown: impl Fn(&[u8]) -> Result<()>) -> Result<Template> {
+        let mut parts = Vec::new();
+        let mut literal = Vec::new();
+        let mut rest = text;
+        while let Some((&byte, behind)) = rest.split_first() {
+            // `${port}` is the shell's.
+            let shells = literal.last() == Some(&b'$');
+            if byte == b'{' && behind.first() == Some(&b'{') {
+                literal.push(b'{');
+                rest = &behind[1..];
+            } else if byte == b'{' {
+                let end = behind.iter().position(|byte| *byte == b'}');
+                let word = &behind[..end.unwrap_or(behind.len())];
+                if let (Some(end), Some(placeholder), false) = (end, placeholder(word), shells) {
+                    parts.push(Part::Literal(std::mem::take(&mut literal)));
+                    parts.push(placeholder);
+                    rest = &behind[end + 1..];
+                } else {
+                    if !shells {
+                        unknown(word)?;
+                    }
+                    literal.push(byte);
+                    rest = behind;
+                }
+            } else {
+                literal.push(byte);
+                rest = behind;
+            }
+        }
+        parts.push(Part::Literal(literal));
+        Ok(Template(parts))
+    }
+
+    /// The text with what the placeholders stand for. One without a name means the first listener.
+    pub(crate) fn expand(&self, values: &Values) -> Result<Vec<u8>> {
+        let mut text = Vec::new();
+        for part in &self.0 {
+            match part {
+                Part::Literal(literal) => text.extend(literal),
+                Part::Placeholder { what, name } => {
+                    let place = || find(&values.places, name.as_deref());
+                    text.extend(stands_for(*what, place, values)?.bytes());
+                }
+            }
+        }
+        Ok(text)
+    }
+}
+
+/// `WORD` or `WORD:NAME`, without the braces.
+fn placeholder(text: &[u8]) -> Option<Part> {
+    let text = str::from_utf8(text).ok()?;
+    let (word, name) = text.split_once(':').map_or((text, None), |(word, name)| (word, Some(name)));
+    let (_, what) = WORDS.iter().find(|(known, _)| *known == word)?;
+    let named = !matches!(what, What::Generation | What::Pid);
+    (named || name.is_none()).then(|| Part::Placeholder { what: *what, name: name.map(str::to_owned) })
+}
+
+fn find<'a>(places: &'a [Place], name: Option<&str>) -> Result<&'a Place> {
+    match name {
+        None => places.first().context("there is no listener for a placeholder"),
+        Some(name) => {
+            let mut named = places.iter().filter(|place| place.name.as_str() == name);
+            let first = named.next().with_context(|| format!("no listener is named {name}"))?;
+            ensure!(named.next().is_none(), "two listeners are named {name}");
+            Ok(first)
+        }
+    }
+}
+
+fn stands_for<'a>(what: What, place: impl Fn() -> Result<&'a Place>, values: &Values) -> Result<String> {
+    Ok(match what {
+        What::Fd => place()?.fd.to_string(),
+        What::Addr => place()?.endpoint.to_string(),
+        What::Host => place()?.endpoint.host()?,
+        What::Port => place()?.endpoint.port()?.to_string(),
+        What::Path => place()?.endpoint.path()?.to_owned(),
+        What::Generation => values.generation.to_string(),
+        What::Pid => values.pid.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::socket::spec::{UnixKind, UnixName};
+
+    fn values() -> Values {
+        let web = Endpoint::Inet {
+            kind: crate::socket::spec::InetKind::Tcp,
+            address: "[::1]:80".parse().unwrap(),
+            v6only: false,
+        };
+        let app = Endpoint::Unix { kind: UnixKind::Stream, name: UnixName::Path("/run/app".into()) };
+        let place = |name, fd, endpoint| Place { name: FdName::announced(name).unwrap(), fd, endpoint };
+        Values { places: vec![place("web", 3, web), place("app", 4, app)], generation: 2, pid: 77 }
+    }
+
+    fn argument(text: &str) -> String {
+        String::from_utf8(Template::argument(text.as_bytes()).expand(&values()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_placeholder_without_a_name_means_the_first_listener() {
+        assert_eq!(argument("{fd} {addr} {host} {port} {gen} {pid}"), "3 [::1]:80 ::1 80 2 77");
+        assert_eq!(argument("{fd:app}={path:app}={addr:app}"), "4=/run/app=/run/app");
+    }
+
+    #[test]
+    fn an_argument_without_a_placeholder_is_left_to_the_letter() {
+        for text in
+            ["{{.Name}}", "{\"a\": 1}", "{", "}", "{{", "{fd", "{FD}", "{gen:web}", "a{}b", "${port}", "${fd:-none}"]
+        {
+            assert_eq!(argument(text), text);
+        }
+    }
+
+    #[test]
+    fn a_doubled_brace_is_a_literal_one_where_there_is_a_placeholder() {
+        assert_eq!(argument("{{fd} is {fd}"), "{fd} is 3");
+    }
+
+    #[test]
+    fn a_value_of_env_must_mean_something_with_each_brace() {
+        assert_eq!("{{fd}".parse::<Template>().unwrap().expand(&values()).unwrap(), b"{fd}");
+        let error = "{fdd}".parse::<Template>().unwrap_err().to_string();
+        assert_eq!(error, "{fdd} is no placeholder; a literal brace is written {{");
+    }
+
+    #[test]
+    fn what_a_listener_does_not_have_is_an_error() {
+        let error = |text: &str| Template::argument(text.as_bytes()).expand(&values()).unwrap_err().to_string();
+        assert_eq!(error("{path}"), "[::1]:80 has no path");
+        assert_eq!(error("{port:app}"), "a Unix socket has no port");
+        assert_eq!(error("{fd:nobody}"), "no listener is named nobody");
+    }
+}
