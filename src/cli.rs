@@ -1,9 +1,9 @@
 //! The command line's definition, from which help, manual and completions are made.
 
+mod command;
 #[cfg(test)]
 mod current;
-mod plan;
-pub(crate) mod values;
+mod values;
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -15,10 +15,11 @@ use clap::{ArgAction, Parser, ValueHint};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 
+use crate::config::Ready;
 use crate::socket::spec::Spec;
 use crate::target::preset::{self, Preset};
-pub(crate) use plan::{Announce, Exec, Form, Plan, Request, Start, Supervise, Until};
-use values::{Ready, Setting, duration, signal};
+use crate::target::template::Setting;
+use values::{duration, ready, signal};
 
 /// Give a listening socket to a program, and to its successor
 ///
@@ -109,7 +110,7 @@ pub(crate) struct Cli {
     /// fd:N: it writes a byte to descriptor N.
     /// check:COMMAND: the command, run by sh, ends with status 0.
     /// after:DURATION: that time is over.
-    #[arg(long, value_name = "HOW", requires = "supervise")]
+    #[arg(long, value_name = "HOW", requires = "supervise", value_parser = ready)]
     ready: Option<Ready>,
 
     /// How long a generation may take to get ready [default: 60s]

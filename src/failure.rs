@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 /// The exit statuses of our own; every other one is the target's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
+pub(crate) enum ExitStatus {
     /// handoff-run itself failed, usage included.
     Ours = 125,
     /// PROGRAM was found and cannot be executed.
@@ -22,7 +22,7 @@ pub(crate) enum Status {
 /// A failure on its way to the one place that prints it.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    status: Status,
+    status: ExitStatus,
     error: Error,
     remedy: Option<String>,
 }
@@ -32,7 +32,7 @@ pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 impl Failure {
     /// A failure with a status other than 125.
-    pub(crate) fn with_status(status: Status, error: Error) -> Failure {
+    pub(crate) fn with_status(status: ExitStatus, error: Error) -> Failure {
         Failure { status, error, remedy: None }
     }
 
@@ -63,7 +63,7 @@ impl Failure {
 
 impl<E: Into<Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
-        Failure::with_status(Status::Ours, error.into())
+        Failure::with_status(ExitStatus::Ours, error.into())
     }
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn usage(error: clap::Error) -> u8 {
         Some(tip) => say(tip),
         None => say("see handoff-run --help"),
     }
-    Status::Ours as u8
+    ExitStatus::Ours as u8
 }
 
 /// The text of `error`, in which only clap's own line ends are left, none of the user's.

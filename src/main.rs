@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), no_main)]
 
 mod cli;
+mod config;
 mod failure;
 mod kernel;
 mod logging;
@@ -18,14 +19,15 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use log::warn;
 
-use cli::{Cli, Exec, Plan, Supervise};
+use cli::Cli;
+use config::{Command, Exec, Supervise};
 use failure::Result;
 use socket::acquire::{self, Acquired};
-use socket::candidate::Inherited;
+use socket::announced::Announced;
+use socket::candidate::Candidates;
 use socket::listener::{self, Listener};
 use supervise::upgrade::{self, Errand};
-use target::environ::Announced;
-use target::{exec, servers};
+use target::{exec, preset};
 
 /// C's main, so that nothing of Rust's runtime comes first: it would ignore SIGPIPE and open closed descriptors, and
 /// the target would inherit both.
@@ -52,15 +54,15 @@ fn run(claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
         Err(error) => return Ok(failure::usage(error)),
     };
     logging::start(cli.level());
-    match cli.into_plan() {
-        Plan::ShowServers => Ok(output::print(&servers::list()).map(|()| 0)?),
-        Plan::Exec(plan) => {
-            let (listeners, _others) = arrange(&plan, claimed)?;
+    match cli.into_command() {
+        Command::ShowServers => Ok(output::print(&preset::list()).map(|()| 0)?),
+        Command::Exec(config) => {
+            let (listeners, _others) = arrange(&config, claimed)?;
             // The others only have to stay open until then.
-            Err(exec::exec_in_place(&plan, &listeners))
+            Err(exec::exec_in_place(&config.program, &listeners, config.begin, config.pid_file.as_deref()))
         }
-        Plan::Supervise(plan) => supervise(plan, claimed),
-        Plan::Ask(path, request) => Ok(supervise::control::client::ask(&path, request)?),
+        Command::Supervise(config) => supervise(config, claimed),
+        Command::Request(path, request) => Ok(supervise::control::client::ask(&path, request)?),
     }
 }
 
@@ -68,39 +70,39 @@ fn run(claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
 const CANNOT_TAKE_OVER: &str = "cannot take over from another supervisor, as HANDOFF_STATE demands";
 
 /// Supervise, from the beginning or in the place of a predecessor.
-fn supervise(plan: Supervise, claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
+fn supervise(config: Supervise, claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
     match Errand::read().context(CANNOT_TAKE_OVER)? {
         Some(errand) => {
             let mut claimed = claimed?;
             let state = errand.state(&mut claimed).context(CANNOT_TAKE_OVER);
             Ok(match errand {
                 Errand::Check(_) => upgrade::checked(state)?,
-                Errand::TakeOver(_) => supervise::take_over(plan, state?, claimed)?,
+                Errand::TakeOver(_) => supervise::take_over(config, state?, claimed)?,
             })
         }
         None => {
-            let (listeners, others) = arrange(&plan.exec, claimed)?;
-            Ok(supervise::supervise(plan, listeners, others)?)
+            let (listeners, others) = arrange(&config.exec, claimed)?;
+            Ok(supervise::supervise(config, listeners, others)?)
         }
     }
 }
 
 /// The listeners at their numbers, and what stays open beside them.
-fn arrange(plan: &Exec, claimed: nix::Result<Vec<OwnedFd>>) -> Result<(Vec<Listener>, Vec<OwnedFd>)> {
+fn arrange(config: &Exec, claimed: nix::Result<Vec<OwnedFd>>) -> Result<(Vec<Listener>, Vec<OwnedFd>)> {
     let claimed = claimed.map_err(|errno| Error::new(errno).context("cannot see the open descriptors"))?;
-    let acquired = acquire(plan, claimed)?;
-    Ok(listener::arrange(acquired.listeners, acquired.others, plan.first_fd)?)
+    let acquired = acquire(config, claimed)?;
+    Ok(listener::arrange(acquired.listeners, acquired.others, config.program.first_fd)?)
 }
 
-fn acquire(plan: &Exec, claimed: Vec<OwnedFd>) -> Result<Acquired> {
-    let inherited = Inherited::sort(claimed)?;
+fn acquire(config: &Exec, claimed: Vec<OwnedFd>) -> Result<Acquired> {
+    let candidates = Candidates::sort(claimed)?;
     let announced = Announced::read(&sys::environment());
-    if plan.specs.is_empty() {
-        return Ok(acquire::adopt_all(inherited, &announced?)?);
+    if config.specs.is_empty() {
+        return Ok(acquire::adopt_all(candidates, &announced?)?);
     }
     let announced = announced.unwrap_or_else(|error| {
         warn!("{error}: ignored");
         Announced::default()
     });
-    acquire::acquire(&plan.specs, inherited, &announced, plan.backlog)
+    acquire::acquire(&config.specs, candidates, &announced, config.backlog)
 }

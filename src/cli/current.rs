@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use clap_complete::{Shell, generate};
 
 use crate::cli::Cli;
-use crate::failure::Status;
+use crate::failure::ExitStatus;
 use crate::socket::options::{self, Takes};
 use crate::target::environ;
 use crate::target::preset::{self, Preset};
@@ -78,7 +78,7 @@ fn the_completions_are_current() {
 
 #[test]
 fn the_manual_being_current_includes_every_status_and_variable() {
-    for status in [Status::Ours, Status::CannotExecute, Status::NotFound] {
+    for status in [ExitStatus::Ours, ExitStatus::CannotExecute, ExitStatus::NotFound] {
         assert!(SOURCE.contains(&format!("\n.B {}\n", status as u8)), "{status:?} is not in the manual");
     }
     for variable in environ::VARIABLES {

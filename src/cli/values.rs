@@ -1,65 +1,26 @@
-//! Values of options that are more than a word: durations, signals, readiness, settings.
+//! Values of options that are more than a word: durations, signals, readiness.
 
-use std::os::fd::RawFd;
-use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use crate::target::template::Template;
+use crate::config::Ready;
 
-/// A variable to be set, from `KEY=TEMPLATE`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Setting {
-    pub(crate) key: String,
-    pub(crate) value: Template,
-}
-
-impl FromStr for Setting {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Setting> {
-        let (key, value) = text.split_once('=').context("write KEY=VALUE")?;
-        ensure!(!key.is_empty(), "the variable's name is empty");
-        Ok(Setting { key: key.to_owned(), value: value.parse()? })
-    }
-}
-
-/// When a generation counts as ready.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ready {
-    /// It is seen accepting, or where that cannot be seen, says READY=1.
-    Auto,
-    /// It says READY=1 and, where that can be seen, accepts.
-    Notify,
-    /// It is seen accepting.
-    Accepting,
-    /// It writes to this descriptor.
-    Descriptor(RawFd),
-    /// This command, run by the shell, ends with status 0.
-    Check(String),
-    /// This time is over.
-    After(Duration),
-}
-
-impl FromStr for Ready {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Ready> {
-        Ok(match text.split_once(':').unwrap_or((text, "")) {
-            ("auto", "") => Ready::Auto,
-            ("notify", "") => Ready::Notify,
-            ("accepting", "") => Ready::Accepting,
-            ("fd", number) => match number.parse() {
-                Ok(fd) if fd >= 0 => Ready::Descriptor(fd),
-                _ => bail!("{number:?} is not the number of a descriptor"),
-            },
-            ("check", command) if !command.is_empty() => Ready::Check(command.to_owned()),
-            ("after", time) => Ready::After(duration(time)?),
-            _ => bail!("it is one of auto, notify, accepting, fd:N, check:COMMAND, after:DURATION"),
-        })
-    }
+/// A way to be ready, as `--ready` names it.
+pub(crate) fn ready(text: &str) -> Result<Ready> {
+    Ok(match text.split_once(':').unwrap_or((text, "")) {
+        ("auto", "") => Ready::Auto,
+        ("notify", "") => Ready::Notify,
+        ("accepting", "") => Ready::Accepting,
+        ("fd", number) => match number.parse() {
+            Ok(fd) if fd >= 0 => Ready::Descriptor(fd),
+            _ => bail!("{number:?} is not the number of a descriptor"),
+        },
+        ("check", command) if !command.is_empty() => Ready::Check(command.to_owned()),
+        ("after", time) => Ready::After(duration(time)?),
+        _ => bail!("it is one of auto, notify, accepting, fd:N, check:COMMAND, after:DURATION"),
+    })
 }
 
 /// A length of time: a number with `ms`, `s`, `m` or `h`, or without a unit, in seconds.
@@ -117,11 +78,11 @@ mod tests {
 
     #[test]
     fn readiness_is_one_of_six() {
-        assert_eq!("check:test -e x:y".parse::<Ready>().unwrap(), Ready::Check("test -e x:y".into()));
-        assert_eq!("after:2s".parse::<Ready>().unwrap(), Ready::After(Duration::from_secs(2)));
-        assert_eq!("fd:9".parse::<Ready>().unwrap(), Ready::Descriptor(9));
+        assert_eq!(ready("check:test -e x:y").unwrap(), Ready::Check("test -e x:y".into()));
+        assert_eq!(ready("after:2s").unwrap(), Ready::After(Duration::from_secs(2)));
+        assert_eq!(ready("fd:9").unwrap(), Ready::Descriptor(9));
         for text in ["", "autos", "auto:1", "fd:", "fd:-1", "check:", "after:", "after:x"] {
-            text.parse::<Ready>().expect_err(text);
+            ready(text).expect_err(text);
         }
     }
 }

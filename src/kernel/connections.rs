@@ -7,14 +7,14 @@ use nix::sys::socket::{SockaddrLike, SockaddrStorage, getpeername, getsockname, 
 use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{Kind, SocketInode, descriptors, sockets};
-use crate::kernel::sock_diag::{Family, States, inet_sockets, unix_sockets};
-use crate::socket::spec::InetKind;
+use crate::kernel::sock_diag::{IpVersion, States, inet_sockets, unix_sockets};
 use crate::sys;
+use crate::sys::Transport;
 
 /// What the connections to a listener have in common with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Local {
-    Tcp(Family, u16),
+    Tcp(IpVersion, u16),
     Unix(Vec<u8>),
     /// Nothing that the kernel would list.
     Other,
@@ -29,7 +29,7 @@ pub(crate) fn open_connections<L: AsFd>(listeners: &[L]) -> nix::Result<Vec<Sock
     for listener in listeners {
         match Local::of(listener)? {
             Local::Tcp(family, port) => {
-                let connected = inet_sockets(InetKind::Tcp, family, States::CONNECTED, Some(port))?;
+                let connected = inet_sockets(Transport::Tcp, family, States::CONNECTED, Some(port))?;
                 open.extend(connected.into_iter().map(|socket| socket.inode));
             }
             Local::Unix(name) => names.push(name),
@@ -99,10 +99,10 @@ impl Local {
     fn of(listener: impl AsFd) -> nix::Result<Local> {
         let address: SockaddrStorage = getsockname(listener.as_fd().as_raw_fd())?;
         if let Some(address) = address.as_sockaddr_in() {
-            return Ok(Local::Tcp(Family::V4, address.port()));
+            return Ok(Local::Tcp(IpVersion::V4, address.port()));
         }
         if let Some(address) = address.as_sockaddr_in6() {
-            return Ok(Local::Tcp(Family::V6, address.port()));
+            return Ok(Local::Tcp(IpVersion::V6, address.port()));
         }
         let Some(address) = address.as_unix_addr().filter(|address| address.len() > 0) else {
             return Ok(Local::Other);

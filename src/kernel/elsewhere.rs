@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{SocketInode, sockets};
-use crate::kernel::sock_diag::{Family, States, inet_sockets, unix_sockets};
-use crate::socket::spec::InetKind;
+use crate::kernel::sock_diag::{IpVersion, States, inet_sockets, unix_sockets};
+use crate::sys::Transport;
 
 /// A listening socket of a generation that did not come from us.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,8 +52,8 @@ pub(crate) fn listening_elsewhere(members: &[Pid], ours: &[SocketInode]) -> nix:
         Some(Elsewhere { pid: *pid, inode, address })
     };
     let mut found = Vec::new();
-    for family in [Family::V4, Family::V6] {
-        let listening = inet_sockets(InetKind::Tcp, family, States::LISTENING, None)?;
+    for family in [IpVersion::V4, IpVersion::V6] {
+        let listening = inet_sockets(Transport::Tcp, family, States::LISTENING, None)?;
         found.extend(listening.into_iter().filter_map(|socket| holds(socket.inode, Address::Tcp(socket.local))));
     }
     let listening = unix_sockets(States::LISTENING)?;

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use crate::kernel::descriptors::SocketInode;
-use crate::socket::spec::InetKind;
+use crate::sys::Transport;
 
 /// A set of states of tcp(7), which unix(7) shares.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ impl States {
 
 /// Which IP a socket is of: `[::]` and all connections to it are of V6, whatever their peers are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
+pub(crate) enum IpVersion {
     V4,
     V6,
 }
@@ -74,8 +74,8 @@ const ATTRIBUTE: usize = 4;
 
 /// The sockets in these states that some process holds; with a port, only those with this local one.
 pub(crate) fn inet_sockets(
-    kind: InetKind,
-    family: Family,
+    kind: Transport,
+    family: IpVersion,
     states: States,
     port: Option<u16>,
 ) -> nix::Result<Vec<InetSocket>> {
@@ -129,9 +129,9 @@ fn read_messages(mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> nix::Result<
 }
 
 /// struct nlmsghdr and struct inet_diag_req_v2.
-fn inet_request(kind: InetKind, family: Family, states: States, port: Option<u16>) -> Vec<u8> {
-    let protocol = if kind == InetKind::Tcp { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP };
-    let family = if family == Family::V4 { libc::AF_INET } else { libc::AF_INET6 };
+fn inet_request(kind: Transport, family: IpVersion, states: States, port: Option<u16>) -> Vec<u8> {
+    let protocol = if kind == Transport::Tcp { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP };
+    let family = if family == IpVersion::V4 { libc::AF_INET } else { libc::AF_INET6 };
     let mut bytes = header(56);
     bytes.extend([family as u8, protocol as u8, 0, 0]);
     bytes.extend(states.0.to_ne_bytes());
@@ -224,9 +224,9 @@ mod tests {
         let (listener, _) = listener();
         let local = listener.local_addr().unwrap();
         let _client = TcpStream::connect(local).unwrap();
-        let listed = inet_sockets(InetKind::Tcp, Family::V4, States::LISTENING, Some(local.port())).unwrap();
+        let listed = inet_sockets(Transport::Tcp, IpVersion::V4, States::LISTENING, Some(local.port())).unwrap();
         assert_eq!(listed, [InetSocket { inode: SocketInode::of(&listener).unwrap(), local }]);
-        let any_port = inet_sockets(InetKind::Tcp, Family::V4, States::LISTENING, None).unwrap();
+        let any_port = inet_sockets(Transport::Tcp, IpVersion::V4, States::LISTENING, None).unwrap();
         assert!(any_port.contains(&listed[0]));
     }
 
@@ -234,7 +234,7 @@ mod tests {
     fn a_connection_is_listed_from_when_it_is_accepted() {
         let (listener, _) = listener();
         let local = listener.local_addr().unwrap();
-        let list = || inet_sockets(InetKind::Tcp, Family::V4, States::CONNECTED, Some(local.port())).unwrap();
+        let list = || inet_sockets(Transport::Tcp, IpVersion::V4, States::CONNECTED, Some(local.port())).unwrap();
         let _client = TcpStream::connect(local).unwrap();
         assert_eq!(list(), []);
         let (accepted, _) = listener.accept().unwrap();

@@ -1,16 +1,17 @@
-//! Where the sockets come from: inherited, or else bound. The variables are hints; what the kernel says decides.
+//! Where the sockets come from: candidates, or else bound. The variables are hints; what the kernel says decides.
 
 use anyhow::{Context, ensure};
 use libc::c_int;
 use log::debug;
 
 use crate::failure::Result;
-use crate::socket::candidate::{Inherited, Socket};
+use crate::socket::address::Address;
+use crate::socket::announced::Announced;
+use crate::socket::candidate::{Candidate, Candidates};
 use crate::socket::endpoint::{Endpoint, resolve};
 use crate::socket::listener::{Listener, bind_first};
-use crate::socket::spec::{Address, FdName, Spec};
+use crate::socket::spec::{FdName, Spec};
 use crate::sys::FIRST_FD;
-use crate::target::environ::Announced;
 
 /// What is to be handed on, and what stays open beside it.
 pub(crate) struct Acquired {
@@ -22,55 +23,55 @@ pub(crate) struct Acquired {
 struct Wanted<'a> {
     spec: &'a Spec,
     endpoints: Vec<Endpoint>,
-    found: Option<Socket>,
+    found: Option<Candidate>,
 }
 
-/// A listener for each of `specs`, adopted where the kernel shows that it was inherited, else bound.
+/// A listener for each of `specs`, adopted where the kernel shows that it was candidates, else bound.
 pub(crate) fn acquire(
     specs: &[Spec],
-    mut inherited: Inherited,
+    mut candidates: Candidates,
     announced: &Announced,
     backlog: c_int,
 ) -> Result<Acquired> {
     let mut wanted = specs.iter().map(Wanted::new).collect::<Result<Vec<_>>>()?;
-    if !inherited.sockets.is_empty() {
-        match_descriptors(&mut wanted, &mut inherited);
-        match_addresses(&mut wanted, &mut inherited)?;
-        match_names(&mut wanted, &mut inherited, announced);
-        match_order(&mut wanted, &mut inherited);
+    if !candidates.sockets.is_empty() {
+        match_descriptors(&mut wanted, &mut candidates);
+        match_addresses(&mut wanted, &mut candidates)?;
+        match_names(&mut wanted, &mut candidates, announced);
+        match_order(&mut wanted, &mut candidates);
     }
     match_stdin(&mut wanted);
     let taken: Vec<u64> = wanted.iter().filter_map(|wanted| Some(wanted.found.as_ref()?.inode)).collect();
-    let others = inherited.let_go(&taken, announced.count)?;
+    let others = candidates.let_go(&taken, announced.count)?;
     let listeners = wanted.into_iter().map(|wanted| wanted.into_listener(backlog)).collect::<Result<_>>()?;
     Ok(Acquired { listeners, others })
 }
 
 /// Without a SPEC: what LISTEN_FDS announces, or else every socket that serves, or else descriptor 0.
-pub(crate) fn adopt_all(mut inherited: Inherited, announced: &Announced) -> anyhow::Result<Acquired> {
+pub(crate) fn adopt_all(mut candidates: Candidates, announced: &Announced) -> anyhow::Result<Acquired> {
     let mut listeners: Vec<Listener> = Vec::new();
     let mut taken: Vec<u64> = Vec::new();
     for (number, name) in (FIRST_FD..).zip(announced.names()) {
-        let socket = inherited.take(number).with_context(|| {
+        let socket = candidates.take(number).with_context(|| {
             format!("LISTEN_FDS={} announces descriptor {number}, which is no socket", announced.count)
         })?;
         adopt(&mut listeners, &mut taken, socket, name);
     }
     if announced.count == 0 {
-        let numbers: Vec<_> = inherited.sockets.iter().filter(|s| s.serves).map(|s| s.number).collect();
-        let found = numbers.into_iter().filter_map(|number| inherited.take(number));
+        let numbers: Vec<_> = candidates.sockets.iter().filter(|s| s.serves).map(|s| s.number).collect();
+        let found = numbers.into_iter().filter_map(|number| candidates.take(number));
         found.for_each(|socket| adopt(&mut listeners, &mut taken, socket, FdName::default()));
         if listeners.is_empty() {
-            listeners.extend(Socket::from_stdin().map(|socket| Listener::adopted(FdName::default(), socket.fd)));
+            listeners.extend(Candidate::from_stdin().map(|socket| Listener::adopted(FdName::default(), socket.fd)));
         }
     }
-    ensure!(!listeners.is_empty(), "no listening socket was inherited, and no --listen says what to bind");
-    let others = inherited.let_go(&taken, announced.count)?;
+    ensure!(!listeners.is_empty(), "no listening socket was candidates, and no --listen says what to bind");
+    let others = candidates.let_go(&taken, announced.count)?;
     Ok(Acquired { listeners, others })
 }
 
 /// One more listener, unless it is one we have.
-fn adopt(listeners: &mut Vec<Listener>, taken: &mut Vec<u64>, socket: Socket, name: FdName) {
+fn adopt(listeners: &mut Vec<Listener>, taken: &mut Vec<u64>, socket: Candidate, name: FdName) {
     if !taken.contains(&socket.inode) {
         taken.push(socket.inode);
         listeners.push(Listener::adopted(name, socket.fd));
@@ -92,7 +93,7 @@ impl<'a> Wanted<'a> {
         matches!(self.spec.address, Address::Descriptor(_))
     }
 
-    fn accepts(&self, socket: &Socket) -> bool {
+    fn accepts(&self, socket: &Candidate) -> bool {
         self.is_descriptor() && socket.serves || self.endpoints.iter().any(|endpoint| socket.is_at(endpoint))
     }
 
@@ -111,30 +112,30 @@ impl<'a> Wanted<'a> {
 }
 
 /// `fd:N` means the socket at N.
-fn match_descriptors(wanted: &mut [Wanted], inherited: &mut Inherited) {
+fn match_descriptors(wanted: &mut [Wanted], candidates: &mut Candidates) {
     for wanted in wanted {
         if let Address::Descriptor(number) = wanted.spec.address {
-            wanted.found = inherited.take(number);
+            wanted.found = candidates.take(number);
         }
     }
 }
 
 /// An address means the socket bound there; as many SPECs of one address as there are sockets take them in order.
-fn match_addresses(wanted: &mut [Wanted], inherited: &mut Inherited) -> anyhow::Result<()> {
+fn match_addresses(wanted: &mut [Wanted], candidates: &mut Candidates) -> anyhow::Result<()> {
     for at in 0..wanted.len() {
         if wanted[at].found.is_some() || wanted[at].is_open() {
             continue;
         }
         let same = wanted[at..].iter().filter(|other| other.endpoints == wanted[at].endpoints).count();
-        wanted[at].found = take_bound(&wanted[at], same, inherited)?;
+        wanted[at].found = take_bound(&wanted[at], same, candidates)?;
     }
     Ok(())
 }
 
 /// The socket at the first endpoint that has one, if no more than `most` different ones are there.
-fn take_bound(wanted: &Wanted, most: usize, inherited: &mut Inherited) -> anyhow::Result<Option<Socket>> {
+fn take_bound(wanted: &Wanted, most: usize, candidates: &mut Candidates) -> anyhow::Result<Option<Candidate>> {
     for endpoint in &wanted.endpoints {
-        let fits: Vec<&Socket> = inherited.sockets.iter().filter(|socket| socket.is_at(endpoint)).collect();
+        let fits: Vec<&Candidate> = candidates.sockets.iter().filter(|socket| socket.is_at(endpoint)).collect();
         let mut inodes: Vec<u64> = Vec::new();
         for socket in &fits {
             if !inodes.contains(&socket.inode) {
@@ -149,40 +150,40 @@ fn take_bound(wanted: &Wanted, most: usize, inherited: &mut Inherited) -> anyhow
             numbers.join(" and ")
         );
         if let Some(number) = fits.first().map(|socket| socket.number) {
-            return Ok(take_whole(inherited, number));
+            return Ok(take_whole(candidates, number));
         }
     }
     Ok(None)
 }
 
 /// The socket at `number`, its other descriptors closed: they count once.
-fn take_whole(inherited: &mut Inherited, number: i32) -> Option<Socket> {
-    let socket = inherited.take(number)?;
-    inherited.sockets.retain(|other| other.inode != socket.inode);
+fn take_whole(candidates: &mut Candidates, number: i32) -> Option<Candidate> {
+    let socket = candidates.take(number)?;
+    candidates.sockets.retain(|other| other.inode != socket.inode);
     Some(socket)
 }
 
 /// Port 0 means the socket that was announced by the same name …
-fn match_names(wanted: &mut [Wanted], inherited: &mut Inherited, announced: &Announced) {
+fn match_names(wanted: &mut [Wanted], candidates: &mut Candidates, announced: &Announced) {
     for wanted in wanted.iter_mut().filter(|wanted| wanted.is_open()) {
         let Some(name) = &wanted.spec.name else { continue };
         // Asked socket by socket, for the count in LISTEN_FDS may be any lie.
-        let is_named = |socket: &&Socket| announced_name(announced, socket).as_ref() == Some(name);
-        let socket = inherited.sockets.iter().filter(is_named).find(|socket| wanted.accepts(socket));
+        let is_named = |socket: &&Candidate| announced_name(announced, socket).as_ref() == Some(name);
+        let socket = candidates.sockets.iter().filter(is_named).find(|socket| wanted.accepts(socket));
         let number = socket.map(|socket| socket.number);
-        wanted.found = number.and_then(|number| take_whole(inherited, number));
+        wanted.found = number.and_then(|number| take_whole(candidates, number));
     }
 }
 
-fn announced_name(announced: &Announced, socket: &Socket) -> Option<FdName> {
+fn announced_name(announced: &Announced, socket: &Candidate) -> Option<FdName> {
     announced.name(usize::try_from(socket.number - FIRST_FD).ok()?)
 }
 
 /// … or else the next one that fits.
-fn match_order(wanted: &mut [Wanted], inherited: &mut Inherited) {
+fn match_order(wanted: &mut [Wanted], candidates: &mut Candidates) {
     for wanted in wanted.iter_mut().filter(|wanted| wanted.is_open()) {
-        let number = inherited.sockets.iter().find(|socket| wanted.accepts(socket)).map(|socket| socket.number);
-        wanted.found = number.and_then(|number| take_whole(inherited, number));
+        let number = candidates.sockets.iter().find(|socket| wanted.accepts(socket)).map(|socket| socket.number);
+        wanted.found = number.and_then(|number| take_whole(candidates, number));
     }
 }
 
@@ -191,7 +192,7 @@ fn match_stdin(wanted: &mut [Wanted]) {
     if wanted.iter().all(|wanted| wanted.found.is_some()) {
         return;
     }
-    let Some(socket) = Socket::from_stdin() else { return };
+    let Some(socket) = Candidate::from_stdin() else { return };
     let known = wanted.iter().filter_map(|wanted| wanted.found.as_ref()).any(|found| found.inode == socket.inode);
     let first = wanted.iter_mut().find(|wanted| !known && wanted.found.is_none() && wanted.accepts(&socket));
     if let Some(wanted) = first {

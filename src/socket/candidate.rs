@@ -6,23 +6,23 @@ use log::{debug, info, warn};
 use nix::fcntl::FdFlag;
 use nix::sys::stat::fstat;
 
+use crate::socket::address::UnixName;
 use crate::socket::endpoint::Endpoint;
-use crate::socket::spec::UnixName;
 use crate::socket::unix_path;
 use crate::sys;
 
-/// Every descriptor from 3 on.
+/// Every descriptor from 3 on that somebody left us.
 #[derive(Debug)]
-pub(crate) struct Inherited {
+pub(crate) struct Candidates {
     /// In the order of their numbers; a socket that is taken leaves.
-    pub(crate) sockets: Vec<Socket>,
+    pub(crate) sockets: Vec<Candidate>,
     /// Not sockets, or none of our business; neither closed nor changed.
     pub(crate) others: Vec<OwnedFd>,
 }
 
-/// An inherited socket.
+/// A socket that somebody left us.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub(crate) struct Candidate {
     pub(crate) fd: OwnedFd,
     /// The number it was inherited at.
     pub(crate) number: RawFd,
@@ -34,21 +34,21 @@ pub(crate) struct Socket {
     pub(crate) serves: bool,
 }
 
-impl Inherited {
+impl Candidates {
     /// Sort what was claimed into sockets, which become close-on-exec, and others.
-    pub(crate) fn sort(claimed: Vec<OwnedFd>) -> nix::Result<Inherited> {
-        let mut inherited = Inherited { sockets: Vec::new(), others: Vec::new() };
+    pub(crate) fn sort(claimed: Vec<OwnedFd>) -> nix::Result<Candidates> {
+        let mut candidates = Candidates { sockets: Vec::new(), others: Vec::new() };
         for fd in claimed {
             match sys::option(&fd, libc::SOL_SOCKET, libc::SO_TYPE) {
-                Ok(kind) => inherited.sockets.push(Socket::inspect(fd, kind)?),
-                Err(_) => inherited.others.push(fd),
+                Ok(kind) => candidates.sockets.push(Candidate::inspect(fd, kind)?),
+                Err(_) => candidates.others.push(fd),
             }
         }
-        Ok(inherited)
+        Ok(candidates)
     }
 
     /// Take the socket that was inherited at `number`.
-    pub(crate) fn take(&mut self, number: RawFd) -> Option<Socket> {
+    pub(crate) fn take(&mut self, number: RawFd) -> Option<Candidate> {
         let at = self.sockets.iter().position(|socket| socket.number == number)?;
         Some(self.sockets.remove(at))
     }
@@ -81,24 +81,24 @@ pub(crate) fn is_announced(number: RawFd, count: usize) -> bool {
     usize::try_from(number - sys::FIRST_FD).is_ok_and(|at| at < count)
 }
 
-impl Socket {
-    fn inspect(fd: OwnedFd, kind: i32) -> nix::Result<Socket> {
+impl Candidate {
+    fn inspect(fd: OwnedFd, kind: i32) -> nix::Result<Candidate> {
         sys::set_close_on_exec(&fd, FdFlag::FD_CLOEXEC)?;
         let endpoint = Endpoint::of(&fd).ok();
         let serves = match kind {
             libc::SOCK_DGRAM => endpoint.is_some() && !is_connected(&fd),
             _ => sys::option(&fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1),
         };
-        Ok(Socket { number: fd.as_raw_fd(), inode: fstat(&fd)?.st_ino, fd, endpoint, serves })
+        Ok(Candidate { number: fd.as_raw_fd(), inode: fstat(&fd)?.st_ino, fd, endpoint, serves })
     }
 
     /// Descriptor 0, copied, if it leads to a listening socket.
-    pub(crate) fn from_stdin() -> Option<Socket> {
+    pub(crate) fn from_stdin() -> Option<Candidate> {
         if !sys::stdin_listens() {
             return None;
         }
-        let socket = Socket::inspect(sys::duplicate_stdin().ok()?, libc::SOCK_STREAM).ok()?;
-        Some(Socket { number: 0, ..socket })
+        let socket = Candidate::inspect(sys::duplicate_stdin().ok()?, libc::SOCK_STREAM).ok()?;
+        Some(Candidate { number: 0, ..socket })
     }
 
     /// Is this what bind(2) to `wanted` would have made?

@@ -8,16 +8,17 @@ use anyhow::{Context, Result, bail};
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, SockaddrStorage, UnixAddr, VsockAddr, getsockname};
 
+use crate::socket::address::{Address, Family, Host, Inet, Port, UnixKind, UnixName};
 use crate::socket::lookup;
-use crate::socket::spec::{Address, Family, Host, Inet, InetKind, Port, Spec, UnixKind, UnixName};
-use crate::sys;
+use crate::socket::spec::Spec;
+use crate::sys::{self, Transport};
 
 /// Where a socket is bound or shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     /// `v6only` counts for `[::]` alone, which without it takes IPv4 too.
     Inet {
-        kind: InetKind,
+        kind: Transport,
         address: SocketAddr,
         v6only: bool,
     },
@@ -64,7 +65,7 @@ fn resolve_inet(inet: &Inet, v6only: bool) -> Result<Vec<SocketAddr>> {
 fn resolve_port(inet: &Inet) -> Result<u16> {
     match &inet.port {
         Port::Number(number) => Ok(*number),
-        Port::Service(name) => lookup::service(name, if inet.kind == InetKind::Tcp { "tcp" } else { "udp" }),
+        Port::Service(name) => lookup::service(name, if inet.kind == Transport::Tcp { "tcp" } else { "udp" }),
     }
 }
 
@@ -93,7 +94,7 @@ impl Endpoint {
         let address: SockaddrStorage = getsockname(socket.as_fd().as_raw_fd())?;
         let kind = sys::option(&socket, libc::SOL_SOCKET, libc::SO_TYPE)?;
         if let Some(address) = inet_address(&address) {
-            let kind = if kind == libc::SOCK_STREAM { InetKind::Tcp } else { InetKind::Udp };
+            let kind = if kind == libc::SOCK_STREAM { Transport::Tcp } else { Transport::Udp };
             let v6only = address.is_ipv6()
                 && sys::option(&socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY).is_ok_and(|on| on == 1);
             return Ok(Endpoint::Inet { kind, address, v6only });
@@ -150,7 +151,7 @@ impl Endpoint {
     /// The type for socket(2).
     pub(crate) fn socket_type(&self) -> SockType {
         match self {
-            Endpoint::Inet { kind: InetKind::Udp, .. } | Endpoint::Unix { kind: UnixKind::Datagram, .. } => {
+            Endpoint::Inet { kind: Transport::Udp, .. } | Endpoint::Unix { kind: UnixKind::Datagram, .. } => {
                 SockType::Datagram
             }
             Endpoint::Unix { kind: UnixKind::SeqPacket, .. } => SockType::SeqPacket,

@@ -13,10 +13,10 @@ use nix::sys::socket::{SockFlag, SockType, bind, socket};
 use crate::failure;
 use crate::socket::endpoint::Endpoint;
 use crate::socket::options::Options;
+use crate::socket::remedy;
 use crate::socket::spec::{FdName, Spec};
 use crate::socket::unix_path::{self, Created};
 use crate::sys::{self, FIRST_FD};
-use crate::target::remedy;
 
 /// A socket that the target is given.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ fn open(endpoint: &Endpoint, options: &Options, backlog: c_int) -> Result<(Owned
     let listens = endpoint.socket_type() != SockType::Datagram;
     // A number that an int cannot hold was refused by the parser.
     let backlog = options.number("backlog").map_or(backlog, |backlog| backlog as c_int);
-    prepare(&fd, endpoint, options)?;
+    set_before_bind(&fd, endpoint, options)?;
     let start = || if listens { sys::listen(&fd, backlog) } else { Ok(()) };
     if let Endpoint::Unix { .. } = endpoint
         && let Ok(path) = endpoint.path()
@@ -141,7 +141,7 @@ fn open(endpoint: &Endpoint, options: &Options, backlog: c_int) -> Result<(Owned
 }
 
 /// What must be set before bind(2).
-fn prepare(fd: &OwnedFd, endpoint: &Endpoint, options: &Options) -> Result<()> {
+fn set_before_bind(fd: &OwnedFd, endpoint: &Endpoint, options: &Options) -> Result<()> {
     if let Endpoint::Inet { address, v6only, .. } = endpoint {
         // On UDP it would let a second process take the datagrams of the first.
         if endpoint.socket_type() == SockType::Stream {

@@ -1,10 +1,13 @@
 //! From a SPEC to a socket: the grammar, the address, and where the socket comes from.
 
 pub(crate) mod acquire;
+pub(crate) mod address;
+pub(crate) mod announced;
 pub(crate) mod candidate;
 pub(crate) mod endpoint;
 pub(crate) mod listener;
 pub(crate) mod lookup;
 pub(crate) mod options;
+mod remedy;
 pub(crate) mod spec;
 pub(crate) mod unix_path;

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use libc::c_int;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::socket::spec::{Address, InetKind, UnixKind, UnixName};
-use crate::sys;
+use crate::socket::address::{Address, UnixKind, UnixName};
+use crate::sys::{self, Transport};
 
 /// What a value looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +208,7 @@ fn number(text: &str, radix: u32, most: u32) -> Result<Value> {
 
 fn class(address: &Address) -> u8 {
     match address {
-        Address::Inet(inet) if inet.kind == InetKind::Tcp => TCP,
+        Address::Inet(inet) if inet.kind == Transport::Tcp => TCP,
         Address::Inet(_) => UDP,
         Address::Unix { kind: UnixKind::Datagram, name: UnixName::Path(_) } => PATH_DATAGRAM,
         Address::Unix { kind: UnixKind::Datagram, name: UnixName::Abstract(_) } => ABSTRACT_DATAGRAM,
@@ -228,19 +228,5 @@ impl fmt::Display for Takes {
             Takes::Octal => "0660",
             Takes::Word => "WORD",
         })
-    }
-}
-
-impl fmt::Display for Options {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (row, value) in &self.0 {
-            match value {
-                Value::On => write!(f, ",{}", row.name),
-                Value::Number(number) if row.takes == Takes::Octal => write!(f, ",{}={number:04o}", row.name),
-                Value::Number(number) => write!(f, ",{}={number}", row.name),
-                Value::Word(word) => write!(f, ",{}={}", row.name, crate::socket::spec::escaped(word)),
-            }?;
-        }
-        Ok(())
     }
 }

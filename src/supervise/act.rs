@@ -6,7 +6,7 @@ use anyhow::Result;
 use log::{debug, warn};
 use nix::unistd::{Pid, geteuid};
 
-use crate::failure::Status;
+use crate::failure::ExitStatus;
 use crate::supervise::generation::child::Start;
 use crate::supervise::generation::notify_socket::Message;
 use crate::supervise::generation::ready::Watch;
@@ -14,6 +14,7 @@ use crate::supervise::generation::{Generation, has_member, survey};
 use crate::supervise::plan::{Event, Id, Moment, Order};
 use crate::supervise::{Supervisor, report};
 use crate::sys;
+use crate::target::handout::Handout;
 
 /// So many messages of one generation are read before the others have their turn.
 const MESSAGES_AT_ONCE: usize = 64;
@@ -45,15 +46,15 @@ impl Supervisor {
             }
             Err(error) => {
                 self.complain(id, &format!("cannot be started: {error:#}"), None);
-                self.events.push_back(Event::Ended(id, Status::Ours as u8));
+                self.events.push_back(Event::Ended(id, ExitStatus::Ours as u8));
             }
         }
     }
 
     pub(super) fn try_start(&mut self, id: Id, now: Moment) -> Result<Generation> {
         let start = Start {
-            exec: &self.config.exec,
-            listeners: &self.listeners,
+            program: &self.config.exec.program,
+            handout: Handout::of(&self.listeners, &self.config.exec.program),
             signals: self.signals.inherited(),
             directory: self.directory.as_ref(),
             generation: id,

@@ -23,8 +23,8 @@ use log::{debug, warn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::cli::Supervise;
-use crate::cli::values::Ready;
+use crate::config::Ready;
+use crate::config::Supervise;
 use crate::kernel::descriptors::SocketInode;
 use crate::kernel::processes;
 use crate::socket::listener::Listener;

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use crate::config::Limits;
+
 #[cfg(test)]
 mod tests;
 
@@ -21,15 +23,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A generation that served this long is no part of a crash loop: the pauses begin anew.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
-
-/// How long things may take.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    /// Until a generation is ready.
-    pub(crate) ready: Duration,
-    /// Until a generation that was told to stop is gone.
-    pub(crate) drain: Duration,
-}
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use log::{error, info};
 
-use crate::cli::{Form, Until};
+use crate::config::{Form, Until};
 use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::elsewhere::listening_elsewhere;
 use crate::kernel::processes::are_visible;

@@ -4,7 +4,7 @@ use log::debug;
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 
-use crate::cli::Until;
+use crate::config::Until;
 use crate::supervise::Supervisor;
 use crate::supervise::control::{Asked, Client, Control, Live, Wants};
 use crate::supervise::generation::{Generation, has_member};

@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, pipe2};
 
-use crate::failure::Status;
+use crate::failure::ExitStatus;
 use crate::sys;
 
 /// Start `arguments[0]`, looked for in PATH, with `environment`, and with nothing to read; `prepare` is done in the
@@ -26,7 +26,7 @@ pub(crate) fn start(
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
             let _ = prepare().and_then(|()| become_program(arguments, environment));
-            sys::exit_at_once(Status::NotFound as u8)
+            sys::exit_at_once(ExitStatus::NotFound as u8)
         }
     }
 }

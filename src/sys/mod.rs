@@ -18,7 +18,7 @@ pub(crate) use fd::{
 };
 pub(crate) use process::{
     become_subreaper, environment, execve, execvpe, exit_at_once, fork, pidfd_getfd, pidfd_of, pidfd_of_child, see_end,
-    send_signal,
+    send_signal, variable,
 };
 pub(crate) use signal::{is_ignored, numbers_of, real_time_signals, set_action, set_of};
-pub(crate) use socket::{accept, listen, option, receive, set_option};
+pub(crate) use socket::{Transport, accept, listen, option, receive, set_option};

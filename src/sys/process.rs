@@ -34,6 +34,11 @@ pub(crate) fn environment() -> Vec<&'static CStr> {
     }
 }
 
+/// The value of the first entry for `name`, which is the one that getenv(3) finds.
+pub(crate) fn variable<'a>(environment: &[&'a CStr], name: &str) -> Option<&'a [u8]> {
+    environment.iter().find_map(|entry| entry.to_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
 /// Become `arguments[0]`, looked for in the PATH of `environment`, as env(1) does and execvpe(3) does not: that one
 /// asks the caller's. Returns only when that failed.
 pub(crate) fn execvpe(arguments: &[CString], environment: &[impl AsRef<CStr>]) -> Errno {

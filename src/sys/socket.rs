@@ -7,6 +7,13 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 
+/// What an internet socket carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    Udp,
+}
+
 /// setsockopt(2) with an integer.
 pub(crate) fn set_option(socket: impl AsFd, level: c_int, option: c_int, value: c_int) -> nix::Result<()> {
     let length = size_of::<c_int>() as libc::socklen_t;

@@ -1,32 +1,28 @@
 //! Become the target: the only place that clears close-on-exec, and the only one that says 126 and 127.
 
 use std::ffi::CString;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::process;
 
 use anyhow::{Context, Error, Result};
 use nix::errno::Errno;
-use nix::fcntl::FdFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::Pid;
 
-use crate::cli::{Announce, Exec, Start};
-use crate::failure::{Failure, Status};
+use crate::failure::{ExitStatus, Failure};
 use crate::socket::listener::Listener;
 use crate::sys;
 use crate::target::environ::{Announcement, Variable, announce};
+use crate::target::handout::Handout;
 use crate::target::pid_file::PidFile;
-use crate::target::preset::Stdin;
-use crate::target::remedy;
-use crate::target::template::{Place, Template, Values};
+use crate::target::template::{Template, Values};
+use crate::target::{Announce, Begin, Program};
 
 /// PIDFS_MAGIC of linux/magic.h: where a pidfd has an inode of its own (Linux 6.9).
 const PIDFS_MAGIC: FsType = FsType(0x5049_4446);
 
-/// Everything the target is given, ready to go.
+/// The command line and the environment of the target, ready to go.
 struct Target<'a> {
     arguments: Vec<CString>,
     environment: Vec<Variable<'a>>,
@@ -42,16 +38,22 @@ pub(crate) struct Instance {
 }
 
 /// Wait for a client if so asked, leave a pid file if so asked, and become the program. Returns only when that failed.
-pub(crate) fn exec_in_place(plan: &Exec, listeners: &[Listener]) -> Failure {
-    // Before the wait, so that a mistake in a template is told at once and not to the first client.
-    let target = match describe(plan, listeners, Instance { generation: 1, variables: vec![] }) {
+pub(crate) fn exec_in_place(
+    program: &Program,
+    listeners: &[Listener],
+    begin: Begin,
+    pid_file: Option<&Path>,
+) -> Failure {
+    let handout = Handout::of(listeners, program);
+    // Before the wait, so that a mistake in a template is reported at once and not to the first client.
+    let target = match describe(program, &handout, Instance { generation: 1, variables: vec![] }) {
         Ok(target) => target,
         Err(error) => return error.into(),
     };
-    match prepare(plan, listeners) {
+    match wait_and_announce(&handout, begin, pid_file) {
         Err(error) => error.into(),
         Ok(pid_file) => {
-            let failure = launch(&target, listeners, plan.stdin);
+            let failure = launch(&target, &handout);
             if let Some(pid_file) = pid_file {
                 pid_file.restore();
             }
@@ -60,94 +62,63 @@ pub(crate) fn exec_in_place(plan: &Exec, listeners: &[Listener]) -> Failure {
     }
 }
 
-fn prepare(plan: &Exec, listeners: &[Listener]) -> Result<Option<PidFile>> {
-    if plan.start == Start::FirstClient {
-        wait_for_client(listeners).context("cannot wait for the first client")?;
+fn wait_and_announce(handout: &Handout, begin: Begin, pid_file: Option<&Path>) -> Result<Option<PidFile>> {
+    if begin == Begin::FirstClient {
+        handout.wait_for_client().context("cannot wait for the first client")?;
     }
-    plan.pid_file.as_deref().map(|path| PidFile::write(path, process::id())).transpose()
+    pid_file.map(|path| PidFile::write(path, process::id())).transpose()
 }
 
-/// Become the program of `plan` with `listeners`, which are at their numbers. Returns only when that failed.
-pub(crate) fn become_target(plan: &Exec, listeners: &[Listener], instance: Instance) -> Failure {
-    match describe(plan, listeners, instance) {
+/// Become `program` with what `handout` gives it. Returns only when that failed.
+pub(crate) fn become_target(program: &Program, handout: &Handout, instance: Instance) -> Failure {
+    match describe(program, handout, instance) {
         Err(error) => error.into(),
-        Ok(target) => launch(&target, listeners, plan.stdin),
+        Ok(target) => launch(&target, handout),
     }
 }
 
-fn launch(target: &Target, listeners: &[Listener], stdin: Stdin) -> Failure {
-    if let Err(error) = hand_on(listeners, stdin).context("cannot hand the sockets on") {
+fn launch(target: &Target, handout: &Handout) -> Failure {
+    if let Err(error) = handout.hand_on().context("cannot hand the sockets on") {
         return error.into();
     }
     let errno = sys::execvpe(&target.arguments, &target.environment);
     cannot_run(&target.arguments[0], errno)
 }
 
-/// Wait until a connection or a datagram can be received; it is left where it is.
-fn wait_for_client(listeners: &[Listener]) -> nix::Result<()> {
-    let mut waiting: Vec<PollFd> = listeners.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)).collect();
-    loop {
-        match poll(&mut waiting, PollTimeout::NONE) {
-            // Stopped and continued, as by job control.
-            Err(Errno::EINTR) => (),
-            Err(errno) => return Err(errno),
-            Ok(_) => return Ok(()),
-        }
-    }
-}
-
-/// The last step before exec: from here on the sockets are inherited.
-fn hand_on(listeners: &[Listener], stdin: Stdin) -> nix::Result<()> {
-    for listener in listeners {
-        sys::set_close_on_exec(listener, FdFlag::empty())?;
-    }
-    match (stdin, listeners.first()) {
-        (Stdin::FirstSocket, Some(first)) => sys::copy_to_stdin(first),
-        _ => Ok(()),
-    }
-}
-
-/// Arguments and environment, with what stands for the placeholders.
-fn describe<'a>(plan: &Exec, listeners: &[Listener], instance: Instance) -> Result<Target<'a>> {
-    let arguments: Vec<Template> = plan.program.iter().map(|word| Template::argument(word.as_bytes())).collect();
-    let literal = arguments.iter().chain(plan.settings.iter().map(|s| &s.value)).all(Template::is_literal);
-    let tells = plan.preset.is_some_and(|preset| !preset.variables.is_empty());
+/// Arguments and environment, placeholders replaced.
+fn describe<'a>(program: &Program, handout: &Handout, instance: Instance) -> Result<Target<'a>> {
+    let arguments: Vec<Template> = program.words.iter().map(|word| Template::argument(word.as_bytes())).collect();
+    let literal = arguments.iter().chain(program.settings.iter().map(|s| &s.value)).all(Template::is_literal);
+    let preset_asks = program.preset.is_some_and(|preset| !preset.variables.is_empty());
     // The kernel is asked for the addresses only if something speaks of them.
-    let places = if literal && !tells { vec![] } else { places(plan, listeners)? };
+    let places = if literal && !preset_asks { vec![] } else { handout.places()? };
     let mut values = Values { places, generation: instance.generation, pid: process::id() };
-    let environment = environment(plan, listeners, &mut values, instance.variables)?;
+    let environment = environment(program, handout, &mut values, instance.variables)?;
     let arguments = arguments.iter().map(|template| Ok(CString::new(template.expand(&values)?)?));
     Ok(Target { arguments: arguments.collect::<Result<_>>()?, environment })
 }
 
-fn places(plan: &Exec, listeners: &[Listener]) -> Result<Vec<Place>> {
-    let place = |(fd, listener): (i32, &Listener)| {
-        Ok(Place { name: listener.name.clone(), fd, endpoint: listener.endpoint()? })
-    };
-    (plan.first_fd..).zip(listeners).map(place).collect()
-}
-
 fn environment<'a>(
-    plan: &Exec,
-    listeners: &[Listener],
+    program: &Program,
+    handout: &Handout,
     values: &mut Values,
     mut set: Vec<CString>,
 ) -> Result<Vec<Variable<'a>>> {
-    if let Some(preset) = plan.preset {
+    if let Some(preset) = program.preset {
         for variable in preset.environment(values)? {
             set.push(CString::new(variable)?);
         }
     }
-    for setting in &plan.settings {
+    for setting in &program.settings {
         let value = setting.value.expand(values).with_context(|| format!("cannot set {}", setting.key))?;
         set.push(CString::new([setting.key.as_bytes(), b"=", &value].concat())?);
     }
     let announcement = Announcement {
-        names: listeners.iter().map(|listener| &listener.name).collect(),
-        pid: (plan.announce == Announce::All).then_some(values.pid),
-        pidfd_id: (plan.announce == Announce::All).then(|| pidfd_id(values.pid)).flatten(),
+        names: handout.names().collect(),
+        pid: (program.announce == Announce::All).then_some(values.pid),
+        pidfd_id: (program.announce == Announce::All).then(|| pidfd_id(values.pid)).flatten(),
     };
-    let announcement = (plan.announce != Announce::Nothing).then_some(&announcement);
+    let announcement = (program.announce != Announce::Nothing).then_some(&announcement);
     Ok(announce(&sys::environment(), announcement, set))
 }
 
@@ -161,11 +132,18 @@ fn pidfd_id(pid: u32) -> Option<u64> {
 fn cannot_run(program: &CString, errno: Errno) -> Failure {
     let name = program.to_string_lossy();
     let exists = name.contains('/') && Path::new(name.as_ref()).exists();
-    let status = if errno == Errno::ENOENT && !exists { Status::NotFound } else { Status::CannotExecute };
+    let status = if errno == Errno::ENOENT && !exists { ExitStatus::NotFound } else { ExitStatus::CannotExecute };
     let error = match (errno, exists) {
         (Errno::ENOENT, true) => Error::new(errno).context("its interpreter was not found"),
         _ => Error::new(errno),
     };
     let failure = Failure::with_status(status, error.context(format!("cannot run {name}")));
-    failure.remedy(remedy::for_program(&name).filter(|_| status == Status::NotFound))
+    failure.remedy(remedy_for(&name).filter(|_| status == ExitStatus::NotFound))
+}
+
+/// What helps when PROGRAM looks like something that belongs before `--`.
+fn remedy_for(program: &str) -> Option<String> {
+    let number = !program.is_empty() && program.bytes().all(|byte| byte.is_ascii_digit());
+    (number || program.starts_with('-'))
+        .then(|| format!("{program} was taken for PROGRAM: put -- between the options and PROGRAM"))
 }

@@ -1,5 +1,7 @@
 //! The servers that `--as` knows: the only place that knows a server by name. Pure data, one row a server.
 
+use std::fmt::Write;
+
 use anyhow::Result;
 
 use crate::target::template::{Template, Values};
@@ -107,6 +109,24 @@ impl Variable {
             }
         }
     }
+}
+
+/// A line for each preset: what `--as` calls it, what to run, and what to know.
+pub(crate) fn list() -> String {
+    TABLE.iter().fold(String::new(), |mut list, preset| {
+        // Writing into a String cannot fail.
+        let _ = writeln!(list, "{}", line(preset));
+        list
+    })
+}
+
+/// An example line, with what to know about it.
+fn line(preset: &Preset) -> String {
+    let line = format!("handoff-run --listen 127.0.0.1:8000 --as {} -- {}", preset.name, preset.example);
+    // TERM goes without saying.
+    let stop = if preset.stop == "TERM" { String::new() } else { format!("stop with {}", preset.stop) };
+    let remarks: Vec<&str> = [stop.as_str(), preset.note].into_iter().filter(|remark| !remark.is_empty()).collect();
+    if remarks.is_empty() { line } else { format!("{line}   # {}", remarks.join("; ")) }
 }
 
 /// What most rows have in common: LISTEN_FDS or an argument tells the socket, and TERM drains.

@@ -60,6 +60,23 @@ pub(crate) struct Values {
     pub(crate) pid: u32,
 }
 
+/// A variable to be set, from `KEY=TEMPLATE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    pub(crate) key: String,
+    pub(crate) value: Template,
+}
+
+impl FromStr for Setting {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Setting> {
+        let (key, value) = text.split_once('=').context("write KEY=VALUE")?;
+        ensure!(!key.is_empty(), "the variable's name is empty");
+        Ok(Setting { key: key.to_owned(), value: value.parse()? })
+    }
+}
+
 /// Every brace means something: `{{` is a literal one, and an unknown placeholder an error.
 impl FromStr for Template {
     type Err = Error;
@@ -170,14 +187,11 @@ fn stands_for<'a>(what: What, place: impl Fn() -> Result<&'a Place>, values: &Va
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::socket::spec::{UnixKind, UnixName};
+    use crate::socket::address::{UnixKind, UnixName};
 
     fn values() -> Values {
-        let web = Endpoint::Inet {
-            kind: crate::socket::spec::InetKind::Tcp,
-            address: "[::1]:80".parse().unwrap(),
-            v6only: false,
-        };
+        let web =
+            Endpoint::Inet { kind: crate::sys::Transport::Tcp, address: "[::1]:80".parse().unwrap(), v6only: false };
         let app = Endpoint::Unix { kind: UnixKind::Stream, name: UnixName::Path("/run/app".into()) };
         let place = |name, fd, endpoint| Place { name: FdName::announced(name).unwrap(), fd, endpoint };
         Values { places: vec![place("web", 3, web), place("app", 4, app)], generation: 2, pid: 77 }

@@ -1,19 +1,23 @@
 //! The grammar by examples and by refusals.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use proptest::prelude::*;
 
 use super::*;
+use crate::socket::address::{Family, Host, Inet, Port, UnixKind, UnixName};
+use crate::sys::Transport;
 
 fn parsed(text: &str) -> Spec {
     text.parse().unwrap_or_else(|error| panic!("{text}: {error:#}"))
 }
 
 fn tcp(family: Family, host: Host, port: u16) -> Address {
-    Address::Inet(Inet { kind: InetKind::Tcp, family, host, port: Port::Number(port) })
+    Address::Inet(Inet { kind: Transport::Tcp, family, host, port: Port::Number(port) })
 }
 
 fn udp(family: Family, host: Host, port: u16) -> Address {
-    Address::Inet(Inet { kind: InetKind::Udp, family, host, port: Port::Number(port) })
+    Address::Inet(Inet { kind: Transport::Udp, family, host, port: Port::Number(port) })
 }
 
 fn host(name: &str) -> Host {
@@ -54,8 +58,8 @@ fn every_kind_of_internet_address_means_what_the_manual_says() {
         ("localhost:8000", tcp(Either, host("localhost"), 8000)),
         // No number of four parts, so a name: getaddrinfo(3) decides.
         ("127.1:8000", tcp(Either, host("127.1"), 8000)),
-        (":http", http(InetKind::Tcp)),
-        ("udp::http", http(InetKind::Udp)),
+        (":http", http(Transport::Tcp)),
+        ("udp::http", http(Transport::Udp)),
         ("tcp::8000", tcp(Either, Host::Every, 8000)),
         ("tcp4::8000", tcp(V4, Host::Every, 8000)),
         ("tcp6::8000", tcp(V6, Host::Every, 8000)),
@@ -129,7 +133,8 @@ fn a_name_stands_before_the_first_equals_sign_of_what_is_no_path_and_has_no_type
     for (text, name, address) in table {
         let spec = parsed(text);
         assert_eq!(spec.name.as_ref().map(FdName::as_str), name, "{text}");
-        assert_eq!(spec.address.to_string(), address, "{text}");
+        assert_eq!(spec.address, parsed(address).address, "{text}");
+        assert_eq!(spec.to_string(), text, "the user's own words are kept");
     }
     assert_eq!(parsed(":80").fd_name().as_str(), "unknown");
     assert_eq!(parsed(&format!("{}=:80", "n".repeat(255))).fd_name().as_str(), "n".repeat(255));
@@ -264,5 +269,19 @@ fn refusal(text: &str) -> String {
     match text.parse::<Spec>() {
         Ok(spec) => panic!("{text:?} is {spec:?}"),
         Err(error) => format!("{error:#}"),
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_at_all_makes_the_parser_panic(text in any::<String>()) {
+        let _ = text.parse::<Spec>();
+    }
+
+    #[test]
+    fn no_text_that_looks_like_a_spec_makes_the_parser_panic(text in r"((unix|unix-dgram|tcp6?|udp|vsock|fd):)?(//)?[a-c0-9:/.,=\\@%\[\]+-]{0,20}(,(mode|user|backlog|nodelay|v6only)(=[0-9a\\,]{1,3})?)?") {
+        if let Ok(spec) = text.parse::<Spec>() {
+            prop_assert_eq!(spec.to_string(), text);
+        }
     }
 }

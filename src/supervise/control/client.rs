@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use log::LevelFilter;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 
-use crate::cli::{Form, Request, Until};
+use crate::config::{Form, Request, Until};
 use crate::failure::{OneLine, plain};
 use crate::output::print;
 use crate::sys;

@@ -10,7 +10,7 @@ use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, send, sockopt};
 use nix::unistd::geteuid;
 
-use crate::cli::{Form, Until};
+use crate::config::{Form, Until};
 use crate::supervise::plan::{Id, Moment};
 use crate::supervise::upgrade::state::SavedClient;
 

@@ -10,12 +10,12 @@ use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 use nix::unistd::{ForkResult, Pid, chdir, pipe2, setpgid};
 
-use crate::cli::Exec;
 use crate::failure::Failure;
-use crate::socket::listener::Listener;
 use crate::supervise::signals::Inherited;
 use crate::sys;
+use crate::target::Program;
 use crate::target::exec::{Instance, become_target};
+use crate::target::handout::Handout;
 
 /// A started process, not yet waited for.
 #[derive(Debug)]
@@ -29,8 +29,8 @@ pub(crate) struct Child {
 
 /// What a generation is started with.
 pub(crate) struct Start<'a> {
-    pub(crate) exec: &'a Exec,
-    pub(crate) listeners: &'a [Listener],
+    pub(crate) program: &'a Program,
+    pub(crate) handout: Handout<'a>,
     pub(crate) signals: Inherited,
     /// The directory by the name that the caller knew it by, which may lead to another one by now.
     pub(crate) directory: Option<&'a PathBuf>,
@@ -73,7 +73,7 @@ impl Start<'_> {
     fn become_generation(self, ready: Option<(&OwnedFd, RawFd)>) -> Failure {
         match self.prepare(ready) {
             Err(error) => error.into(),
-            Ok(instance) => become_target(self.exec, self.listeners, instance),
+            Ok(instance) => become_target(self.program, &self.handout, instance),
         }
     }
 

@@ -14,7 +14,6 @@ use nix::sys::socket::{
 use crate::supervise::generation::child::Watchdog;
 use crate::supervise::plan::Moment;
 use crate::sys;
-use crate::target::environ;
 
 /// So many messages wait for room in the service manager's queue; it takes no more than the last few to know all.
 const MOST_UNSENT: usize = 16;
@@ -100,13 +99,13 @@ pub(crate) struct Manager {
 impl Manager {
     /// Read NOTIFY_SOCKET and WATCHDOG_USEC.
     pub(crate) fn of(environment: &[&std::ffi::CStr]) -> Manager {
-        let path = environ::value(environment, "NOTIFY_SOCKET").unwrap_or_default();
+        let path = sys::variable(environment, "NOTIFY_SOCKET").unwrap_or_default();
         let address = match path {
             [b'@', name @ ..] => UnixAddr::new_abstract(name).ok(),
             [b'/', ..] => UnixAddr::new(path).ok(),
             _ => None,
         };
-        let watched = environ::value(environment, "WATCHDOG_USEC").and_then(|value| str::from_utf8(value).ok());
+        let watched = sys::variable(environment, "WATCHDOG_USEC").and_then(|value| str::from_utf8(value).ok());
         let patience = watched.and_then(|value| value.parse().ok()).map(Duration::from_micros);
         let patience = patience.filter(|patience| !patience.is_zero());
         Manager { address, patience, next_sign: None, unsent: VecDeque::new(), retry: None }

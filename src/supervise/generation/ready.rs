@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2, read, setpgid};
 
-use crate::cli::values::Ready;
+use crate::config::Ready;
 use crate::kernel::accepting::observe;
 use crate::kernel::connections::serve;
 use crate::kernel::descriptors::SocketInode;

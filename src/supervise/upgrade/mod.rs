@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{Id as WaitId, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{ForkResult, Pid};
 
-use crate::failure::Status;
+use crate::failure::ExitStatus;
 use crate::supervise::Supervisor;
 use crate::supervise::plan::Moment;
 use crate::supervise::upgrade::state::State;
@@ -72,7 +72,7 @@ impl Errand {
     /// What the environment says, if it says anything.
     pub(crate) fn read() -> Result<Option<Errand>> {
         let environment = sys::environment();
-        let Some(value) = environ::value(&environment, environ::STATE) else { return Ok(None) };
+        let Some(value) = sys::variable(&environment, environ::STATE) else { return Ok(None) };
         let (word, number) = str::from_utf8(value).ok().and_then(|text| text.split_once(':')).context("no errand")?;
         let fd = number.parse().context("no descriptor")?;
         match word {
@@ -173,7 +173,7 @@ impl Supervisor {
                 if ready.is_ok() {
                     sys::execve(&program, &arguments, &environment);
                 }
-                sys::exit_at_once(Status::CannotExecute as u8)
+                sys::exit_at_once(ExitStatus::CannotExecute as u8)
             }
             ForkResult::Parent { child } => {
                 let pidfd = sys::pidfd_of_child(child).context("cannot open a pidfd")?;

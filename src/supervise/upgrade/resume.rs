@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::FdFlag;
 use nix::unistd::Pid;
 
-use crate::cli::Supervise;
+use crate::config::Supervise;
 use crate::kernel::descriptors::SocketInode;
 use crate::socket::listener::Listener;
 use crate::socket::spec::FdName;

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 
 use super::words::{Line, Words};
 use super::{SavedFile, SavedGeneration, SavedWatch};
-use crate::cli::Until;
+use crate::config::Until;
 use crate::supervise::control::{Live, Wants};
 use crate::supervise::generation::Ending;
 use crate::supervise::plan::{Cause, Draining, Plan, Serving, Starting};

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
 use super::*;
-use crate::cli::Until;
+use crate::config::Until;
 use crate::supervise::control::Live;
 use crate::supervise::plan::{Cause, Draining, Serving, Starting};
 

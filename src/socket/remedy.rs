@@ -1,4 +1,4 @@
-//! The second line of an error: what is known to help.
+//! What helps when an address cannot be bound, and which process has it: the second line of that error.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,11 +9,11 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{self, SocketInode};
-use crate::kernel::sock_diag::{Family, InetSocket, States, inet_sockets, unix_sockets};
+use crate::kernel::sock_diag::{InetSocket, IpVersion, States, inet_sockets, unix_sockets};
+use crate::socket::address::UnixName;
 use crate::socket::endpoint::Endpoint;
-use crate::socket::spec::{InetKind, UnixName};
 use crate::socket::unix_path;
-use crate::sys;
+use crate::sys::{self, Transport};
 
 /// What helps when a socket cannot be bound.
 pub(crate) fn for_listen(endpoint: &Endpoint, error: &Error) -> Option<String> {
@@ -26,13 +26,6 @@ pub(crate) fn for_listen(endpoint: &Endpoint, error: &Error) -> Option<String> {
         ),
         _ => None,
     }
-}
-
-/// What helps when PROGRAM looks like something that belongs before `--`.
-pub(crate) fn for_program(program: &str) -> Option<String> {
-    let number = !program.is_empty() && program.bytes().all(|byte| byte.is_ascii_digit());
-    (number || program.starts_with('-'))
-        .then(|| format!("{program} was taken for PROGRAM: put -- between the options and PROGRAM"))
 }
 
 /// Who has the address, as far as /proc tells.
@@ -66,14 +59,14 @@ fn bound_to(endpoint: &Endpoint) -> Vec<SocketInode> {
 
 /// Those of this port with an address that collides. TCP connections have the port too, but only a listener is in the
 /// way.
-fn bound_to_port(kind: InetKind, address: SocketAddr) -> Vec<SocketInode> {
-    let states = if kind == InetKind::Tcp { States::LISTENING } else { States::ALL };
+fn bound_to_port(kind: Transport, address: SocketAddr) -> Vec<SocketInode> {
+    let states = if kind == Transport::Tcp { States::LISTENING } else { States::ALL };
     let sockets = |family| inet_sockets(kind, family, states, Some(address.port())).unwrap_or_default();
     let collides = |socket: &InetSocket| {
         let (bound, wanted) = (socket.local.ip().to_canonical(), address.ip());
         wanted.is_unspecified() || bound.is_unspecified() || bound == wanted
     };
-    let all = [Family::V4, Family::V6].into_iter().flat_map(sockets);
+    let all = [IpVersion::V4, IpVersion::V6].into_iter().flat_map(sockets);
     all.filter(collides).map(|socket| socket.inode).collect()
 }
 

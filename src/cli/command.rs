@@ -1,0 +1,97 @@
+//! From the words of a command line to what they mean: presets and defaults applied.
+
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use libc::c_int;
+use nix::sys::signal::Signal;
+
+use super::Cli;
+use super::values::signal;
+use crate::config::{Command, Exec, Form, Limits, Ready, Request, Supervise, Until};
+use crate::socket::address::{Address, Family, Host, Inet};
+use crate::socket::spec::Spec;
+use crate::sys::FIRST_FD;
+use crate::target::preset::{Blocking, Every, Preset, Stdin};
+use crate::target::{Announce, Begin, Program};
+
+impl Cli {
+    /// What it all means.
+    pub(crate) fn into_command(self) -> Command {
+        if self.help_servers {
+            return Command::ShowServers;
+        }
+        if let Some((path, request)) = self.request() {
+            return Command::Request(path, request);
+        }
+        let by_preset = self.preset.and_then(|preset| signal(preset.stop).ok());
+        let supervise = self.supervise.then(|| {
+            let limits = Limits {
+                ready: self.ready_timeout.unwrap_or(Duration::from_secs(60)),
+                drain: self.drain_timeout.unwrap_or(Duration::from_secs(30)),
+            };
+            let stop_signal = self.stop_signal.or(by_preset).unwrap_or(Signal::SIGTERM);
+            (self.control.clone(), self.ready.clone().unwrap_or(Ready::Auto), limits, stop_signal)
+        });
+        let exec = self.into_exec();
+        match supervise {
+            None => Command::Exec(exec),
+            Some((control, ready, limits, stop_signal)) => {
+                Command::Supervise(Supervise { exec, control, ready, limits, stop_signal })
+            }
+        }
+    }
+
+    /// What a supervisor is asked, if it is.
+    fn request(&self) -> Option<(PathBuf, Request)> {
+        let until = if self.wait { Until::OldGone } else { Until::Serving };
+        let form = if self.json { Form::Json } else { Form::Table };
+        let reload = self.reload.clone().map(|path| (path, Request::Reload(until)));
+        let status = || self.status.clone().map(|path| (path, Request::Status(form)));
+        let stop = || self.stop.clone().map(|path| (path, Request::Stop));
+        reload.or_else(status).or_else(stop)
+    }
+
+    fn into_exec(self) -> Exec {
+        let stdin = if self.stdin { Stdin::FirstSocket } else { self.preset.map_or(Stdin::Untouched, |p| p.stdin) };
+        let announce = match (self.first_fd, self.no_pid) {
+            (Some(_), _) => Announce::Nothing,
+            (None, true) => Announce::WithoutPid,
+            (None, false) => Announce::All,
+        };
+        let argument = |argument: OsString| CString::new(argument.into_vec()).expect("exec gave no argument with NUL");
+        let program = Program {
+            words: self.program.into_iter().map(argument).collect(),
+            first_fd: self.first_fd.unwrap_or(FIRST_FD),
+            announce,
+            stdin,
+            preset: self.preset,
+            settings: self.env,
+        };
+        Exec {
+            specs: self.listen.into_iter().map(|spec| fit_preset(spec, self.preset)).collect(),
+            // listen(2) lowers any larger number to what the kernel allows.
+            backlog: self.backlog.unwrap_or(c_int::MAX),
+            begin: if self.lazy { Begin::FirstClient } else { Begin::Now },
+            pid_file: self.pid_file,
+            program,
+        }
+    }
+}
+
+/// A preset says what `:PORT` means and whether the socket must not block, unless the user did.
+fn fit_preset(mut spec: Spec, preset: Option<&Preset>) -> Spec {
+    let Some(preset) = preset else { return spec };
+    if let Address::Inet(Inet { host: Host::Every, family, .. }) = &mut spec.address
+        && (*family, preset.every) == (Family::Either, Every::V4)
+        && !spec.options.has("v6only")
+    {
+        *family = Family::V4;
+    }
+    if preset.blocking == Blocking::NonBlocking && spec.options.allows_nonblock(&spec.address) {
+        spec.options.set_nonblock();
+    }
+    spec
+}

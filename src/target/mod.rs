@@ -1,0 +1,48 @@
+//! What a process is given and becomes: its descriptors, its arguments and its environment, up to exec.
+
+pub(crate) mod environ;
+pub(crate) mod exec;
+pub(crate) mod handout;
+pub(crate) mod pid_file;
+pub(crate) mod preset;
+pub(crate) mod template;
+
+use std::ffi::CString;
+use std::os::fd::RawFd;
+
+use preset::{Preset, Stdin};
+use template::Setting;
+
+/// What to become, and how it is told its sockets: the same for each generation.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// PROGRAM and its arguments; never empty, and without a NUL, since they were arguments before.
+    pub(crate) words: Vec<CString>,
+    /// Where the sockets are numbered from.
+    pub(crate) first_fd: RawFd,
+    /// Which variables announce them.
+    pub(crate) announce: Announce,
+    /// Whether the first socket is descriptor 0 too.
+    pub(crate) stdin: Stdin,
+    /// What this server needs beyond that.
+    pub(crate) preset: Option<&'static Preset>,
+    /// Variables that the user sets.
+    pub(crate) settings: Vec<Setting>,
+}
+
+/// Which of the LISTEN_ variables are set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Announce {
+    All,
+    WithoutPid,
+    Nothing,
+}
+
+/// When to become the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// As soon as the sockets are there.
+    Now,
+    /// When the first connection or datagram waits.
+    FirstClient,
+}
