@@ -5,7 +5,8 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::process::Command;
 
-use crate::harness::{Folder, PROGRAM, Report, handoff_run, handoff_run_with, link, tcp};
+use crate::harness::socket::{link, tcp};
+use crate::harness::{Folder, PROGRAM, Report, handoff_run, handoff_run_with};
 
 /// The probe behind two runs of handoff-run for `address`, and between the two a shell's `script`, whose words `"$@"`
 /// are the second.

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 
-use crate::harness::{handoff_run_with, link, tcp};
+use crate::harness::handoff_run_with;
+use crate::harness::socket::{link, tcp};
 
 // handoff-run(1), --listen: "Without this option the inherited sockets are handed on as they are."
 #[test]

@@ -139,7 +139,7 @@ fn a_failure_leaves_the_inherited_sockets_to_the_caller() {
     let folder = Folder::new();
     let path = folder.text("s");
     let listener = UnixListener::bind(&path).unwrap();
-    let (tcp, address) = crate::harness::tcp();
+    let (tcp, address) = crate::harness::socket::tcp();
     let run = handoff_run_with(&["-l", &path, "-l", &address, "--", "/nonexistent/program"]).env("LISTEN_FDS", "2");
     assert_eq!(run.inherit(&listener, 3).inherit(&tcp, 4).output().code(), 127);
     assert_eq!(folder.names(), ["s"]);

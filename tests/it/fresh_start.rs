@@ -1,21 +1,13 @@
 //! What a generation is given: directory, program, variables, descriptors.
 
 use std::fs::{self, File};
-use std::os::fd::RawFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
-use crate::harness::skip;
-use crate::supervisor::{Supervisor, python, supervise, supervise_python};
-
-/// A variable of a process.
-fn variable(pid: Pid, key: &str) -> Option<String> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
-    let environment = String::from_utf8(environment).unwrap();
-    environment.split('\0').find_map(|entry| Some(entry.strip_prefix(key)?.strip_prefix('=')?.to_owned()))
-}
+use crate::harness::process::{descriptors, variable};
+use crate::harness::{Server, Supervisor, supervise};
 
 fn release(folder: &Path, number: u32) {
     let release = folder.join(format!("releases/{number}"));
@@ -32,37 +24,37 @@ fn switch_to(folder: &Path, number: u32) {
 // handoff-run(1), --supervise: each generation is looked for anew, through every symlink.
 #[test]
 fn a_generation_runs_in_the_release_that_the_directory_s_name_leads_to() {
-    let setup = supervise(&[]).target(&["./server", "script"]);
-    let folder = setup.folder().as_ref().to_owned();
+    let setup = supervise(Server::Hello, &[]).target(&["./server", "script"]);
+    let folder = setup.folder.path("");
     (1..=2).for_each(|number| release(&folder, number));
     switch_to(&folder, 1);
     let current = folder.join("current");
-    let mut supervisor = setup.run(|run| run.current_dir(&current).env("PWD", &current)).serving();
-    let ran_in = |supervisor: &mut Supervisor, id: u64| {
+    let supervisor = setup.run(|run| run.current_dir(&current).env("PWD", &current)).serving();
+    let ran_in = |supervisor: &Supervisor, id: u64| {
         let pid = supervisor.generation(id);
-        (supervisor.read("ran"), fs::read_link(format!("/proc/{pid}/cwd")).unwrap())
+        (supervisor.folder.read("ran"), fs::read_link(format!("/proc/{pid}/cwd")).unwrap())
     };
-    assert_eq!(ran_in(&mut supervisor, 1), ("1\n".into(), folder.join("releases/1")));
+    assert_eq!(ran_in(&supervisor, 1), ("1\n".into(), folder.join("releases/1")));
     assert_eq!(supervisor.reload_and_wait().code(), 0);
-    assert_eq!(ran_in(&mut supervisor, 2), ("1\n".into(), folder.join("releases/1")));
+    assert_eq!(ran_in(&supervisor, 2), ("1\n".into(), folder.join("releases/1")));
     switch_to(&folder, 2);
     assert_eq!(supervisor.reload_and_wait().code(), 0);
-    assert_eq!(ran_in(&mut supervisor, 3), ("2\n".into(), folder.join("releases/2")));
+    assert_eq!(ran_in(&supervisor, 3), ("2\n".into(), folder.join("releases/2")));
     supervisor.stopped();
 }
 
 #[test]
 fn a_pwd_that_is_not_the_working_directory_is_not_believed() {
-    let setup = supervise(&[]).run(|run| run.env("PWD", "/usr"));
-    let folder = setup.folder().as_ref().to_owned();
-    let mut supervisor = setup.serving();
+    let setup = supervise(Server::Hello, &[]).run(|run| run.env("PWD", "/usr"));
+    let folder = setup.folder.path("");
+    let supervisor = setup.serving();
     assert_eq!(fs::read_link(format!("/proc/{}/cwd", supervisor.generation(1))).unwrap(), folder);
     supervisor.stopped();
 }
 
 #[test]
 fn listen_pid_is_each_generation_s_own_and_gen_counts() {
-    let mut supervisor = supervise(&["--env", "COUNT={gen}", "--env", "OWN={pid}"]).serving();
+    let supervisor = supervise(Server::Hello, &["--env", "COUNT={gen}", "--env", "OWN={pid}"]).serving();
     for id in 1..=3 {
         let pid = supervisor.generation(id);
         assert_eq!(variable(pid, "LISTEN_PID"), Some(pid.to_string()));
@@ -74,23 +66,14 @@ fn listen_pid_is_each_generation_s_own_and_gen_counts() {
     supervisor.stopped();
 }
 
-/// The descriptors of a process and where they lead.
-fn descriptors(pid: Pid) -> Vec<(RawFd, String)> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap());
-    let link = |path: &Path| fs::read_link(path).unwrap().to_str().unwrap().to_owned();
-    let mut all: Vec<_> =
-        entries.map(|entry| (entry.file_name().to_str().unwrap().parse().unwrap(), link(&entry.path()))).collect();
-    all.sort_unstable();
-    all
-}
-
 // handoff-run(1), ADOPTING: "Every other descriptor stays as it is."
 #[test]
 fn what_the_supervisor_inherited_reaches_every_generation_and_nothing_else_does() {
-    let setup = supervise(&["--ready", "check:grep -qx sleep /proc/$MAINPID/comm"]).target(&["sleep", "1000"]);
-    let kept = setup.folder().path("kept");
+    let setup =
+        supervise(Server::Hello, &["--ready", "check:grep -qx sleep /proc/$MAINPID/comm"]).target(&["sleep", "1000"]);
+    let kept = setup.folder.path("kept");
     let file = File::create(&kept).unwrap();
-    let mut supervisor = setup.run(|run| run.inherit(&file, 9).inherit(&file, 3)).serving();
+    let supervisor = setup.run(|run| run.inherit(&file, 9).inherit(&file, 3)).serving();
     let first = descriptors(supervisor.generation(1));
     // The one at 3 had to make room.
     let moved = first[4].0;
@@ -104,21 +87,19 @@ fn what_the_supervisor_inherited_reaches_every_generation_and_nothing_else_does(
 
 #[test]
 fn a_queue_that_a_server_made_shorter_is_restored_once_it_serves() {
-    let Some(python) = python() else { return skip("there is no python3") };
     // tcpi_sacked of a listener is the length of its queue.
     let code = "
-s = ours()
 def tell(*_):
     info = s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-    write('queue', '%d' % int.from_bytes(info[28:32], sys.byteorder))
+    mark('queue', '%d' % int.from_bytes(info[28:32], sys.byteorder))
 signal.signal(signal.SIGUSR1, tell)
 s.listen(5)
 tell()
 os.rename('queue', 'shortened')
-serve(s)";
-    let supervisor = supervise_python(&python, &["--backlog", "77"], code).serving();
-    assert_eq!(supervisor.read("shortened"), "5");
-    supervisor.signal(nix::sys::signal::Signal::SIGUSR1);
-    assert_eq!(supervisor.read("queue"), "77");
+serve()";
+    let supervisor = supervise(Server::Python(code), &["--backlog", "77"]).serving();
+    assert_eq!(supervisor.folder.read("shortened"), "5");
+    supervisor.signal(Signal::SIGUSR1);
+    assert_eq!(supervisor.folder.read("queue"), "77");
     supervisor.stopped();
 }

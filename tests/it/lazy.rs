@@ -7,7 +7,8 @@ use std::{fs, path::Path};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Folder, PROGRAM, Running, handoff_run_with, tcp, wait_for};
+use crate::harness::socket::tcp;
+use crate::harness::{Folder, PROGRAM, Running, handoff_run_with, wait_for};
 
 /// A run with --lazy that waits for its first client at `fd`, which is `spec`'s.
 fn waiting(spec: &str, fd: &impl AsRawFd) -> Running {

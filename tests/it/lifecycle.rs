@@ -2,23 +2,26 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::thread;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Folder, handoff_run_with, skip, wait_for};
-use crate::supervisor::{Clients, Supervisor, plain, python, supervise, supervise_python, supervise_script};
+use crate::harness::client::Clients;
+use crate::harness::log::{gone, plain, ready};
+use crate::harness::process::exists;
+use crate::harness::{Folder, Server, Supervisor, handoff_run_with, supervise};
 
 /// The second line for a server that did not take our socket.
 const TAKE_IT: &str = "its socket is open at descriptor 3 and announced in LISTEN_FDS; \
                        see 'handoff-run --help-servers' for how servers take it";
 
 /// Reload, which fails, while clients see the old generation and nothing else; gives the status and the whole stderr.
-fn failing_reload(supervisor: &mut Supervisor) -> (i32, String) {
+fn failing_reload(supervisor: &Supervisor) -> (i32, String) {
     let clients = Clients::of(supervisor);
     let output = supervisor.reload();
     assert_eq!(supervisor.served_by(), supervisor.generation(1));
     assert_eq!(clients.all_served_by(), BTreeSet::from([supervisor.generation(1)]));
-    (output.code(), plain(&output.stderr, supervisor.address()))
+    (output.code(), plain(&output.stderr, &supervisor.address()))
 }
 
 fn bound_itself(reason: &str) -> String {
@@ -31,17 +34,16 @@ fn bound_itself(reason: &str) -> String {
 // handoff-run(1), --supervise: "The one that serves is asked to stop only when the new one is ready".
 #[test]
 fn the_old_generation_serves_until_the_new_one_is_ready() {
-    let Some(python) = python() else { return skip("there is no python3") };
-    let mut supervisor = supervise_python(&python, &[], "serve(ours())").serving();
-    supervisor.rewrite_python("while not os.path.exists('go'): time.sleep(0.005)\nserve(ours())");
+    let supervisor = supervise(Server::Python("serve()"), &[]).serving();
+    supervisor.rewrite(Server::Python("wait_for('go')\nserve()"));
     let clients = Clients::of(&supervisor);
     supervisor.signal(Signal::SIGHUP);
     let (old, new) = (supervisor.generation(1), supervisor.generation(2));
     for _ in 0..20 {
         assert_eq!(supervisor.served_by(), old);
     }
-    std::fs::write(supervisor.folder().path("go"), "").unwrap();
-    supervisor.wait_log("generation 1: gone\n");
+    supervisor.folder.open("go");
+    supervisor.wait_gone(1);
     assert_eq!(supervisor.served_by(), new);
     assert_eq!(clients.all_served_by(), BTreeSet::from([old, new]));
     let address = supervisor.address();
@@ -50,41 +52,41 @@ fn the_old_generation_serves_until_the_new_one_is_ready() {
                     handoff-run: generation 1: ready after TIME s\n\
                     handoff-run: generation 2: started (pid PID)\n\
                     handoff-run: generation 2: ready after TIME s\n";
-    assert!(plain(&supervisor.stopped(), address).starts_with(expected));
+    assert!(plain(&supervisor.stopped(), &address).starts_with(expected));
 }
 
 // handoff-run(1), --reload: "Ends when the new generation serves, with status 0".
 #[test]
 fn a_reload_tells_what_happens_and_ends_with_0_when_the_new_generation_serves() {
-    let mut supervisor = supervise(&[]).serving();
+    let supervisor = supervise(Server::Hello, &[]).serving();
     let output = supervisor.reload();
     let expected = "generation 2: started (pid PID)\ngeneration 2: ready after TIME s\n";
     assert_eq!(output.failure(), (0, ""));
-    assert_eq!(plain(&output.stdout, supervisor.address()), expected);
-    supervisor.wait_log("generation 1: gone\n");
+    assert_eq!(plain(&output.stdout, &supervisor.address()), expected);
+    supervisor.wait_gone(1);
     supervisor.stopped();
 }
 
 // handoff-run(1), --wait: "end when the old generation is gone".
 #[test]
 fn a_reload_that_waits_ends_when_the_old_generation_is_gone() {
-    let mut supervisor = supervise(&[]).serving();
+    let supervisor = supervise(Server::Hello, &[]).serving();
     let old = supervisor.generation(1);
     let output = supervisor.reload_and_wait();
     assert_eq!(output.failure(), (0, ""));
-    assert!(output.stdout.ends_with("generation 1: gone\n"), "{}", output.stdout);
-    assert!(!crate::supervisor::exists(old));
+    assert!(output.stdout.ends_with(&gone(1)), "{}", output.stdout);
+    assert!(!exists(old));
     supervisor.stopped();
 }
 
 // handoff-run(1), --stop: "Drain and stop the supervisor … Ends when it has."
 #[test]
 fn a_stop_drains_and_ends_with_0_and_nobody_is_left_to_talk_to() {
-    let mut supervisor = supervise(&[]).serving();
-    let control = supervisor.folder().text("control");
+    let mut supervisor = supervise(Server::Hello, &[]).serving();
+    let control = supervisor.folder.text("control");
     let output = supervisor.stop();
     assert_eq!(output.failure(), (0, ""));
-    assert!(output.stdout.ends_with("generation 1: gone\n"), "{}", output.stdout);
+    assert!(output.stdout.ends_with(&gone(1)), "{}", output.stdout);
     assert_eq!(supervisor.end().0, 0);
     let output = supervisor.reload();
     let message = format!("handoff-run: cannot reach a supervisor at {control}: ENOENT: No such file or directory\n");
@@ -94,32 +96,32 @@ fn a_stop_drains_and_ends_with_0_and_nobody_is_left_to_talk_to() {
 // handoff-run(1), --reload: "or when it failed: 1 … then the old one still serves".
 #[test]
 fn a_new_generation_that_ends_at_once_is_a_failed_reload() {
-    let mut supervisor = supervise_script(&[], "exec ./server").serving();
-    supervisor.rewrite("exit 3");
-    assert_eq!(failing_reload(&mut supervisor), (1, bound_itself("ended with status 3")));
-    supervisor.wait_log("generation 2: gone\n");
-    assert!(supervisor.status().contains("last failure: generation 2: ended with status 3 before it was ready\n"));
+    let supervisor = supervise(Server::Script("exec ./server"), &[]).serving();
+    supervisor.rewrite(Server::Script("exit 3"));
+    assert_eq!(failing_reload(&supervisor), (1, bound_itself("ended with status 3")));
+    supervisor.wait_gone(2);
+    assert!(supervisor.status(&[]).contains("last failure: generation 2: ended with status 3 before it was ready\n"));
     supervisor.stopped();
 }
 
 #[test]
 fn a_new_generation_that_is_killed_is_a_failed_reload() {
-    let mut supervisor = supervise_script(&[], "exec ./server").serving();
-    supervisor.rewrite("kill -KILL $$");
-    assert_eq!(failing_reload(&mut supervisor), (1, bound_itself("was ended by SIGKILL")));
+    let supervisor = supervise(Server::Script("exec ./server"), &[]).serving();
+    supervisor.rewrite(Server::Script("kill -KILL $$"));
+    assert_eq!(failing_reload(&supervisor), (1, bound_itself("was ended by SIGKILL")));
     supervisor.stopped();
 }
 
 #[test]
 fn a_new_generation_that_is_missing_or_cannot_be_executed_is_a_failed_reload() {
-    let mut supervisor = supervise(&[]).serving();
-    let program = supervisor.folder().text("server");
+    let supervisor = supervise(Server::Hello, &[]).serving();
+    let program = supervisor.folder.text("server");
     for (id, (target, cause)) in
         [(2, ("/nonexistent/server", "ENOENT: No such file or directory")), (3, ("log", "EACCES: Permission denied"))]
     {
-        supervisor.replace(target);
+        supervisor.point(target);
         let message = format!("handoff-run: generation {id}: cannot run {program}: {cause}\n");
-        assert_eq!(failing_reload(&mut supervisor), (1, message));
+        assert_eq!(failing_reload(&supervisor), (1, message));
     }
     supervisor.stopped();
 }
@@ -127,38 +129,36 @@ fn a_new_generation_that_is_missing_or_cannot_be_executed_is_a_failed_reload() {
 // handoff-run(1), --reload: "or was not ready in time: 124; then the old one still serves".
 #[test]
 fn a_new_generation_that_hangs_is_killed_in_time_and_124() {
-    let mut supervisor = supervise_script(&["--ready-timeout", "2s"], "exec ./server").serving();
-    supervisor.rewrite("exec sleep 1000");
-    let text = "handoff-run: generation 2: was not ready after 2.00 s and is killed\n";
-    assert_eq!(failing_reload(&mut supervisor), (124, format!("{text}handoff-run: {TAKE_IT}\n")));
-    supervisor.wait_log("generation 2: gone\n");
+    let supervisor = supervise(Server::Script("exec ./server"), &["--ready-timeout", "1s"]).serving();
+    supervisor.rewrite(Server::Script("exec sleep 1000"));
+    let text = "handoff-run: generation 2: was not ready after 1.00 s and is killed\n";
+    assert_eq!(failing_reload(&supervisor), (124, format!("{text}handoff-run: {TAKE_IT}\n")));
+    supervisor.wait_gone(2);
     supervisor.stopped();
 }
 
 #[test]
 fn a_new_generation_that_binds_the_port_itself_is_told_that_it_need_not() {
-    let Some(python) = python() else { return skip("there is no python3") };
-    let mut supervisor = supervise_python(&python, &[], "serve(ours())").serving();
-    supervisor.rewrite_python(&format!(
+    let supervisor = supervise(Server::Python("serve()"), &[]).serving();
+    supervisor.rewrite(Server::Python(&format!(
         "try: socket.create_server(('127.0.0.1', {}))\n\
          except OSError as error: sys.exit(error.errno)",
-        supervisor.address().port()
-    ));
-    assert_eq!(failing_reload(&mut supervisor), (1, bound_itself("ended with status 98")));
+        supervisor.address().rsplit_once(':').unwrap().1
+    )));
+    assert_eq!(failing_reload(&supervisor), (1, bound_itself("ended with status 98")));
     supervisor.stopped();
 }
 
 #[test]
 fn a_new_generation_that_listens_elsewhere_is_told_where() {
-    let Some(python) = python() else { return skip("there is no python3") };
-    let mut supervisor = supervise_python(&python, &["--ready-timeout", "2s"], "serve(ours())").serving();
-    supervisor.rewrite_python(
-        "s = socket.create_server(('127.0.0.1', 0))\nwrite('port', '%d' % s.getsockname()[1])\nserve(s)",
-    );
-    let (status, stderr) = failing_reload(&mut supervisor);
-    let port = supervisor.read("port");
+    let supervisor = supervise(Server::Python("serve()"), &["--ready-timeout", "1s"]).serving();
+    supervisor.rewrite(Server::Python(
+        "s = socket.create_server(('127.0.0.1', 0))\nmark('port', '%d' % s.getsockname()[1])\nserve()",
+    ));
+    let (status, stderr) = failing_reload(&supervisor);
+    let port = supervisor.folder.read("port");
     let text = format!(
-        "handoff-run: generation 2: was not ready after 2.00 s and is killed: it listens on 127.0.0.1:{port}, not on \
+        "handoff-run: generation 2: was not ready after 1.00 s and is killed: it listens on 127.0.0.1:{port}, not on \
          our socket\nhandoff-run: {TAKE_IT}\n"
     );
     assert_eq!((status, stderr), (124, text));
@@ -167,10 +167,9 @@ fn a_new_generation_that_listens_elsewhere_is_told_where() {
 
 #[test]
 fn a_generation_that_ends_its_parent_when_it_serves_means_that_it_is_ready() {
-    let Some(python) = python() else { return skip("there is no python3") };
-    let code = "os.kill(os.getppid(), signal.SIGTERM)\nserve(ours())";
+    let code = "os.kill(os.getppid(), signal.SIGTERM)\nserve()";
     // Nothing but the signal can make it ready.
-    let mut supervisor = supervise_python(&python, &["--ready", "check:false"], code).serving();
+    let mut supervisor = supervise(Server::Python(code), &["--ready", "check:false"]).serving();
     assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
     assert_eq!(supervisor.served_by(), supervisor.generation(2));
     supervisor.signal(Signal::SIGTERM);
@@ -186,7 +185,7 @@ fn a_first_generation_that_fails_ends_the_supervisor_with_its_status() {
         ("exit 0", 0, "ended with status 0"),
         ("kill -9 $$", 137, "was ended by SIGKILL"),
     ] {
-        let mut supervisor = supervise_script(&[], script).start();
+        let mut supervisor = supervise(Server::Script(script), &[]).start();
         let address = supervisor.address();
         let (code, log) = supervisor.end();
         let expected = format!(
@@ -195,7 +194,7 @@ fn a_first_generation_that_fails_ends_the_supervisor_with_its_status() {
              handoff-run: generation 1: gone\n",
             bound_itself(reason).replace("generation 2", "generation 1")
         );
-        assert_eq!((code, plain(&log, address)), (status, expected));
+        assert_eq!((code, plain(&log, &address)), (status, expected));
     }
 }
 
@@ -204,7 +203,7 @@ fn a_first_generation_that_cannot_be_executed_ends_the_supervisor_with_126_or_12
     for (program, status, cause) in
         [("/nonexistent/x", 127, "ENOENT: No such file or directory"), ("./log", 126, "EACCES: Permission denied")]
     {
-        let mut supervisor = supervise(&["-q"]).target(&[program]).start();
+        let mut supervisor = supervise(Server::Hello, &["-q"]).target(&[program]).start();
         let message = format!("handoff-run: generation 1: cannot run {program}: {cause}\n");
         assert_eq!(supervisor.end(), (status, message));
     }
@@ -212,7 +211,7 @@ fn a_first_generation_that_cannot_be_executed_ends_the_supervisor_with_126_or_12
 
 #[test]
 fn a_first_generation_that_hangs_ends_the_supervisor_with_137() {
-    let mut supervisor = supervise_script(&["-q", "--ready-timeout", "100ms"], "exec sleep 1000").start();
+    let mut supervisor = supervise(Server::Script("exec sleep 1000"), &["-q", "--ready-timeout", "100ms"]).start();
     let text = "handoff-run: generation 1: was not ready after 0.10 s and is killed\n";
     assert_eq!(supervisor.end(), (137, format!("{text}handoff-run: {TAKE_IT}\n")));
 }
@@ -229,52 +228,42 @@ fn a_supervisor_that_cannot_listen_is_125_and_starts_nothing() {
 
 #[test]
 fn reloads_during_a_reload_are_one_and_each_client_is_told() {
-    let Some(python) = python() else { return skip("there is no python3") };
-    let mut supervisor = supervise_python(&python, &[], "serve(ours())").serving();
-    supervisor.rewrite_python("while not os.path.exists('go'): time.sleep(0.005)\nserve(ours())");
+    let supervisor = supervise(Server::Python("serve()"), &[]).serving();
+    supervisor.rewrite(Server::Python("wait_for('go')\nserve()"));
     supervisor.signal(Signal::SIGHUP);
     supervisor.generation(2);
-    let outputs: Vec<_> = std::thread::scope(|scope| {
+    let outputs: Vec<_> = thread::scope(|scope| {
         let clients: Vec<_> = (0..3).map(|_| scope.spawn(|| supervisor.reload())).collect();
-        let connected = || connections(&supervisor) == 3;
-        wait_for("three clients", || connected().then_some(()));
-        std::fs::write(supervisor.folder().path("go"), "").unwrap();
+        supervisor.wait_clients(3);
+        supervisor.folder.open("go");
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
     for output in outputs {
         assert_eq!(output.failure(), (0, ""));
-        assert!(output.stdout.contains("generation 3: ready after "), "{}", output.stdout);
+        assert!(output.stdout.contains(&ready(3)), "{}", output.stdout);
     }
     assert!(!supervisor.log().contains("generation 4"));
     supervisor.stopped();
 }
 
-/// How many clients of the control socket the supervisor has heard: each has a descriptor of a connected socket.
-fn connections(supervisor: &Supervisor) -> usize {
-    let path = supervisor.folder().text("control");
-    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
-    // Connected (03), and of the server's side, which has the name.
-    table.lines().filter(|line| line.ends_with(&path) && line.contains(" 0001 03 ")).count()
-}
-
 // It once said 125 of a deploy that had taken effect: what cannot be shown does not change what comes of it.
 #[test]
 fn a_reload_whose_progress_nobody_can_see_still_tells_the_truth() {
-    let supervisor = supervise(&[]).serving();
-    let reload = || handoff_run_with(&["--reload", &supervisor.folder().text("control")]);
+    let supervisor = supervise(Server::Hello, &[]).serving();
+    let reload = || supervisor.command("--reload", &[]);
     let full = || File::create("/dev/full").unwrap();
     assert_eq!(reload().stdout(full()).output().failure(), (0, ""));
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     assert_eq!(reload().stdout(writer).output().failure(), (0, ""));
-    supervisor.replace("/nonexistent/program");
+    supervisor.point("/nonexistent/program");
     assert_eq!(reload().stdout(full()).output().code(), 1);
 }
 
 // handoff-run(1), --quiet: "Say less".
 #[test]
 fn a_quiet_reload_says_nothing_on_success() {
-    let supervisor = supervise(&[]).serving();
-    let output = handoff_run_with(&["-q", "--reload", &supervisor.folder().text("control")]).output();
+    let supervisor = supervise(Server::Hello, &[]).serving();
+    let output = supervisor.command("--reload", &["-q"]).output();
     assert_eq!((output.code(), output.stdout.as_str(), output.stderr.as_str()), (0, "", ""));
 }

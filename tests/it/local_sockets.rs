@@ -10,8 +10,8 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, VsockAddr, connect, getsockname, getsockopt, socket, sockopt,
 };
 
+use crate::harness::socket::{address, listening};
 use crate::harness::{Folder, handoff_run, handoff_run_with, skip, wait_for};
-use crate::sockets::{address, listening};
 
 /// Where the kernel has a Unix socket.
 fn unix_address(socket: &OwnedFd) -> UnixAddr {

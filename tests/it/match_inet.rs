@@ -7,7 +7,8 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen, setsockopt, socket, sockopt,
 };
 
-use crate::harness::{PROGRAM, Report, handoff_run_with, link, tcp};
+use crate::harness::socket::{link, tcp};
+use crate::harness::{PROGRAM, Report, handoff_run_with};
 
 /// A TCP socket that is bound to 127.0.0.1 and does not listen yet, with SO_REUSEPORT.
 fn bound(port: u16) -> OwnedFd {

@@ -6,7 +6,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use crate::harness::{Folder, handoff_run_with, link};
+use crate::harness::socket::link;
+use crate::harness::{Folder, handoff_run_with};
 
 /// Connections to `listener` at `path`: the client's and the server's end of each.
 fn connections(listener: &UnixListener, path: &str, count: usize) -> Vec<(UnixStream, UnixStream)> {

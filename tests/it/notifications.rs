@@ -1,21 +1,22 @@
 //! What a generation says by sd_notify(3), and what the supervisor does with it: little is passed up, nothing is kept.
 
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use nix::unistd::geteuid;
 
-use crate::harness::{Folder, Run, skip, wait_for};
-use crate::python::{allow, marked, python};
-use crate::service_manager::{Manager, Service};
+use crate::harness::client::Client;
+use crate::harness::manager::Manager;
+use crate::harness::python::python;
+use crate::harness::supervisor::supervise_in;
+use crate::harness::{Folder, Run, Server, is_root_to, supervise, wait_for};
 
 // handoff-run(1): "only the serving generation's WATCHDOG=1 is passed up".
 #[test]
 fn of_a_generation_only_the_serving_ones_watchdog_is_passed_up() {
-    let folder = Folder::new();
+    let folder = Arc::new(Folder::new());
     let manager = Manager::at_path(&folder);
     let script = "
 def speak():
@@ -31,62 +32,61 @@ if gen == '1':
 else:
     speak()
 serve()";
-    let watched = |run: Run| run.env("NOTIFY_SOCKET", &manager.address).env("WATCHDOG_USEC", "3600000000");
-    let service = Service::start(folder, script, &[], watched);
+    let watched = |run: Run| manager.manage(run).env("WATCHDOG_USEC", "3600000000");
+    let mut service = supervise_in(&folder, Server::Python(script), &[]).run(watched).start();
     let mut heard = vec![manager.next(), manager.next(), manager.next(), manager.next()];
     // Before it serves the supervisor stands in, and once more when it does.
     assert_eq!(heard[1], "WATCHDOG=1");
     assert_eq!(heard[3], "WATCHDOG=1");
-    allow(&service.folder, "served");
-    marked(&service.folder, "spoken");
-    assert_eq!(manager.heard(), ["WATCHDOG=1"]);
-    service.running.signal(Signal::SIGHUP);
-    marked(&service.folder, "drained");
-    heard = manager.heard();
+    service.folder.open("served");
+    service.folder.read("spoken");
+    assert_eq!(manager.received(), ["WATCHDOG=1"]);
+    service.signal(Signal::SIGHUP);
+    service.folder.read("drained");
+    heard = manager.received();
     assert!(heard[0].starts_with("RELOADING=1\n"), "{heard:?}");
     assert_eq!(heard[1..], ["READY=1\nSTATUS=generation 2 serves", "WATCHDOG=1"]);
-    service.stop();
+    service.end_by(Signal::SIGTERM);
 }
 
 // handoff-run(1): "While none serves, the supervisor says WATCHDOG=1 itself". It once said nothing, so that systemd ended
 // it in the pauses of a crash loop.
 #[test]
 fn while_no_generation_serves_the_supervisor_itself_is_the_watchdogs_sign_of_life() {
-    let folder = Folder::new();
+    let folder = Arc::new(Folder::new());
     let manager = Manager::at_path(&folder);
     let script = "if gen == '1': s.accept(); sys.exit(4)\nmark('second'); wait_for('go'); serve()";
-    let watched = |run: Run| run.env("NOTIFY_SOCKET", &manager.address).env("WATCHDOG_USEC", "100000");
-    let service = Service::start(folder, script, &[], watched);
+    let watched = |run: Run| manager.manage(run).env("WATCHDOG_USEC", "100000");
+    let mut service = supervise_in(&folder, Server::Python(script), &[]).run(watched).start();
     wait_for("generation 1", || manager.next().ends_with("generation 1 serves").then_some(()));
-    let _client = UnixStream::connect(service.folder.path("s")).unwrap();
-    marked(&service.folder, "second");
-    manager.heard();
+    let _client = Client::connect(&service.address()).unwrap();
+    service.folder.read("second");
+    manager.received();
     for _ in 0..4 {
         assert_eq!(manager.next(), "WATCHDOG=1");
     }
-    allow(&service.folder, "go");
+    service.folder.open("go");
     wait_for("generation 2", || manager.next().ends_with("generation 2 serves").then_some(()));
     assert_eq!(manager.next(), "WATCHDOG=1");
     // It serves, so it has to say itself that it is alive; this one never does.
     assert_eq!(manager.within(Duration::from_millis(400)), None);
-    service.stop();
+    service.end_by(Signal::SIGTERM);
 }
 
 // sd_watchdog_enabled(3): WATCHDOG_PID is the process that shall send it.
 #[test]
 fn a_generation_is_named_by_watchdog_pid_and_reports_to_the_supervisor() {
-    let folder = Folder::new();
+    let folder = Arc::new(Folder::new());
     let manager = Manager::at_path(&folder);
     let script = "mark('said', '%s %s %s' % tuple(os.environ.get(k) for k in ('WATCHDOG_PID', 'WATCHDOG_USEC', 'NOTIFY_SOCKET')))
 serve()";
-    let watched =
-        |run: Run| run.env("NOTIFY_SOCKET", &manager.address).env("WATCHDOG_USEC", "60000000").env("WATCHDOG_PID", "1");
-    let service = Service::start(folder, script, &[], watched);
-    let (_, pid) = service.ask();
-    let said = marked(&service.folder, "said");
+    let watched = |run: Run| manager.manage(run).env("WATCHDOG_USEC", "60000000").env("WATCHDOG_PID", "1");
+    let mut service = supervise_in(&folder, Server::Python(script), &[]).run(watched).start();
+    let pid = service.served_by();
+    let said = service.folder.read("said");
     assert!(said.starts_with(&format!("{pid} 60000000 @")), "{said}");
     assert!(!said.contains("manager"), "{said}");
-    service.stop();
+    service.end_by(Signal::SIGTERM);
 }
 
 // sd_notify_barrier(3): the descriptor is closed when everything sent before has been read.
@@ -103,52 +103,44 @@ for count in (1, 4, 5, 60, 253):
 say('READY=1', *([0] * 5))
 barrier()
 mark('sent'); serve()";
-    let service = Service::start(Folder::new(), script, &["--ready", "notify"], |run| run);
-    marked(&service.folder, "first");
-    let before = service.descriptors();
-    allow(&service.folder, "count");
-    marked(&service.folder, "sent");
+    let mut service = supervise(Server::Python(script), &["--ready", "notify", "-v"]).start();
+    service.folder.read("first");
+    let before = service.descriptors(0);
+    service.folder.open("count");
+    service.folder.read("sent");
     // READY=1 counts whatever came with it.
-    service.wait_for_log("generation 1: ready");
-    assert_eq!(service.descriptors(), before);
-    service.stop();
-}
-
-/// Whoever is not root cannot be somebody else.
-fn can_change_user() -> bool {
-    if !geteuid().is_root() {
-        skip("another user's messages need root");
-    }
-    geteuid().is_root()
+    service.wait_ready(1);
+    assert_eq!(service.descriptors(0), before);
+    service.end_by(Signal::SIGTERM);
 }
 
 #[test]
 fn a_message_of_a_stranger_is_ignored() {
-    if !can_change_user() {
+    if !is_root_to("become another user") {
         return;
     }
     let script = "mark('address', os.environ['NOTIFY_SOCKET']); wait_for('go'); say('READY=1'); serve()";
-    let service = Service::start(Folder::new(), script, &["--ready", "notify"], |run| run);
-    let address = marked(&service.folder, "address");
+    let mut service = supervise(Server::Python(script), &["--ready", "notify", "-v"]).start();
+    let address = service.folder.read("address");
     let lie = "import socket, sys
 n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 for _ in range(100): n.sendto(b'READY=1', '\\0' + sys.argv[1][1:])";
     let told = Command::new(python()).args(["-IS", "-c", lie, &address]).uid(65534).gid(65534).status().unwrap();
     assert!(told.success());
-    service.wait_for_log("which is not of it, is ignored");
-    allow(&service.folder, "go");
-    service.wait_for_log("generation 1: ready");
+    service.wait_log("which is not of it, is ignored");
+    service.folder.open("go");
+    service.wait_ready(1);
     let log = service.log();
     assert_eq!(log.matches("is ignored").count(), 1, "{log}");
     // Had the lie counted, it would have been looked at again and again since.
     assert!(!log[..log.find("is ignored").unwrap()].contains("ready after"), "{log}");
-    service.stop();
+    service.end_by(Signal::SIGTERM);
 }
 
 // Of a worker that had another user and was born since the last look, READY=1 was once ignored.
 #[test]
 fn a_worker_that_became_another_user_a_moment_ago_is_heard() {
-    if !can_change_user() {
+    if !is_root_to("become another user") {
         return;
     }
     let script = "
@@ -157,8 +149,8 @@ time.sleep(0.5)
 if os.fork() == 0:
     os.setgid(65534); os.setuid(65534); say('READY=1'); barrier(); serve()
 os.wait()";
-    let service = Service::start(Folder::new(), script, &["--ready", "notify"], |run| run);
-    service.wait_for_log("generation 1: ready");
+    let mut service = supervise(Server::Python(script), &["--ready", "notify", "-v"]).start();
+    service.wait_ready(1);
     assert!(!service.log().contains("is ignored"), "{}", service.log());
-    service.stop();
+    service.end_by(Signal::SIGTERM);
 }

@@ -3,7 +3,8 @@
 use std::fs::{File, TryLockError};
 use std::net::TcpListener;
 
-use crate::harness::{Folder, Report, handoff_run_with, link, tcp};
+use crate::harness::socket::{link, tcp};
+use crate::harness::{Folder, Report, handoff_run_with};
 
 /// Each open descriptor from 3 on, with text of its own.
 fn descriptors(report: &Report) -> Vec<(i32, String)> {

@@ -10,8 +10,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt};
 use nix::unistd::{Group, User, geteuid};
 
+use crate::harness::socket::{address, ipv6_is_missing, listening, option};
 use crate::harness::{Folder, handoff_run_with, skip};
-use crate::sockets::{address, ipv6_is_missing, listening, option};
 
 /// The backlog of a listening TCP socket: TCP_INFO has it where a connection has its SACKs.
 fn backlog(listener: &OwnedFd) -> u32 {

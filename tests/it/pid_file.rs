@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use crate::harness::{Folder, handoff_run_with, tcp};
+use crate::harness::socket::tcp;
+use crate::harness::{Folder, handoff_run_with};
 
 // handoff-run(1), --pid-file: "Write the process id to this file before becoming PROGRAM".
 #[test]

@@ -3,7 +3,8 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use crate::harness::{Folder, handoff_run_with, tcp};
+use crate::harness::socket::tcp;
+use crate::harness::{Folder, handoff_run_with};
 
 /// What `echo` makes of the words with a TCP socket `web` at 3 and a Unix socket `app` at 4; the port is cut out.
 #[track_caller]

@@ -5,7 +5,8 @@ use std::os::fd::AsRawFd;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockaddrStorage, getsockname};
 
-use crate::harness::{Folder, Report, handoff_run_with, link};
+use crate::harness::socket::link;
+use crate::harness::{Folder, Report, handoff_run_with};
 
 /// The target of `--as server` with these sockets.
 fn run_as(server: &str, specs: &[&str]) -> Report {
@@ -95,7 +96,7 @@ fn env_wins_over_the_preset() {
 // O_NONBLOCK is set once, at bind: the generations share it.
 #[test]
 fn an_adopted_socket_keeps_its_blocking_mode() {
-    let (listener, spec) = crate::harness::tcp();
+    let (listener, spec) = crate::harness::socket::tcp();
     let report = handoff_run_with(&["--as", "nginx", "-l", &spec, "--"]).inherit(&listener, 3).report();
     assert_eq!(&report["NGINX"], "3;");
     assert!(!is_nonblocking(&report));

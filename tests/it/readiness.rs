@@ -2,12 +2,10 @@
 
 use std::net::TcpStream;
 
-use nix::unistd::geteuid;
-
-use crate::generations::Supervised;
-use crate::harness::skip;
+use crate::harness::case::{CASE, Case, is_installed};
+use crate::harness::is_root_to;
+use crate::harness::trial::Trial;
 use crate::servers::CASES;
-use crate::servers::trial::{CASE, Case, is_installed};
 
 /// A test for each server by the name of its preset; a static Go program needs none.
 macro_rules! rolls {
@@ -41,11 +39,11 @@ fn case(name: &str) -> &'static Case {
 /// Started and rolled with these options, it answers whenever it is said to be ready.
 fn rolls_with(case: &Case, options: &str) {
     if is_installed(case) {
-        let server = Supervised::start(case, options);
+        let server = Trial::start(case, options);
         server.ready(1);
         server.answer();
         server.settle();
-        server.roll();
+        server.roll(2);
         server.settle();
         server.stop();
     }
@@ -61,7 +59,7 @@ const SLOW_GUNICORN: Case = Case { line: "gunicorn --no-control-socket slowimpor
 /// gunicorn says READY=1 before it has imported the application, and is not believed, however it is asked to tell.
 fn gunicorn_is_not_believed(options: &str) {
     if is_installed(&SLOW_GUNICORN) {
-        let server = Supervised::start(&SLOW_GUNICORN, &format!("-v {options}"));
+        let server = Trial::start(&SLOW_GUNICORN, &format!("-v {options}"));
         let ready = server.ready(1);
         assert!(ready >= 3.0, "ready after {ready} s: {}", server.log());
         let log = server.log();
@@ -87,7 +85,7 @@ fn gunicorn_is_not_believed_either_where_its_word_is_asked_for() {
 fn uvicorn_is_ready_when_a_slow_import_has_ended() {
     let case = Case { line: "uvicorn --fd {fd} slowimport:asgi", ..UVICORN };
     if is_installed(&case) {
-        let server = Supervised::start(&case, "");
+        let server = Trial::start(&case, "");
         let ready = server.ready(1);
         assert!(ready >= 3.0, "ready after {ready} s: {}", server.log());
         server.answer();
@@ -98,10 +96,10 @@ fn uvicorn_is_ready_when_a_slow_import_has_ended() {
 /// The new generation's application cannot be imported: the reload says so, and the old one still serves.
 fn a_failing_import_is_a_failed_deploy(case: &Case, status: u8) {
     if is_installed(case) {
-        let server = Supervised::start(case, "");
+        let server = Trial::start(case, "");
         server.ready(1);
         let first = server.answer();
-        server.write("app.py", "raise SystemError('a broken release')\n");
+        server.process.folder.write("app.py", "raise SystemError('a broken release')\n");
         let output = server.reload(&["--wait"]);
         let told = format!(
             "handoff-run: generation 2: ended with status {status} before it was ready\n\
@@ -145,8 +143,7 @@ fn a_check_passes_when_the_server_answers() {
     let case = Case { line, needs: &["uvicorn", "curl"], ..UVICORN };
     if is_installed(&case) {
         // Each asks for half a second and is one connection that is queued.
-        let server =
-            Supervised::start(&case, "--ready 'check:curl --silent --max-time 0.5 http://@ADDR@/ | grep -q hello'");
+        let server = Trial::start(&case, "--ready 'check:curl --silent --max-time 0.5 http://@ADDR@/ | grep -q hello'");
         let ready = server.ready(1);
         assert!(ready >= 3.0, "ready after {ready} s: {}", server.log());
         server.answer();
@@ -160,11 +157,11 @@ fn a_server_that_listens_elsewhere_is_a_failed_deploy_which_says_where() {
     let line = "sh -c 'exec puma -b tcp://$(cat bind) config.ru'";
     let case = Case { line, needs: &["puma"], files: "ruby", build: "echo @ADDR@ >bind", ..CASE };
     if is_installed(&case) {
-        let server = Supervised::start(&case, "--ready-timeout 6s");
-        server.write("bind", &server.address().to_string());
+        let server = Trial::start(&case, "--ready-timeout 6s");
+        server.process.folder.write("bind", &server.address().to_string());
         server.ready(1);
         let first = server.answer();
-        server.write("bind", "127.0.0.1:0");
+        server.process.folder.write("bind", "127.0.0.1:0");
         let output = server.reload(&["--wait"]);
         assert_eq!(output.code(), 124, "{output:?}");
         let (_, told) =
@@ -181,7 +178,7 @@ fn a_server_that_listens_elsewhere_is_a_failed_deploy_which_says_where() {
 fn a_server_that_is_too_busy_to_wait_is_ready_when_it_holds_a_client() {
     let case = Case { line: "python3 busy.py", needs: &["python3"], files: "python", ..CASE };
     if is_installed(&case) {
-        let server = Supervised::start(&case, "");
+        let server = Trial::start(&case, "");
         server.listener();
         let client = TcpStream::connect(server.address()).unwrap();
         server.ready(1);
@@ -200,33 +197,29 @@ const HIDDEN: Case = Case { needs: &["python3", "setpriv", "unshare"], files: "p
 /// It cannot be seen, but says READY=1.
 fn is_believed(wrapper: &str, line: &'static str) {
     let case = Case { line, ..HIDDEN };
-    if is_root() && is_installed(&case) {
-        let server = Supervised::start_by(wrapper, &case, "");
+    if is_root_to("hide a process from itself") && is_installed(&case) {
+        let server = Trial::start_by(wrapper, &case, "");
         server.ready(1);
         server.answer();
-        server.roll();
+        server.roll(2);
         server.stop();
     }
 }
+
+/// What is logged of a process that cannot be looked into.
+const HIDES: &str = "/proc does not let us look into process ";
 
 /// It cannot be seen, and says nothing: so much is told long before the time is over.
 fn is_complained_of(wrapper: &str, line: &'static str) {
     let case = Case { line, ..HIDDEN };
-    if is_root() && is_installed(&case) {
-        let server = Supervised::start_by(wrapper, &case, "--ready-timeout 10m");
-        let line = server.logged("/proc does not let us look into process ");
+    if is_root_to("hide a process from itself") && is_installed(&case) {
+        let server = Trial::start_by(wrapper, &case, "--ready-timeout 10m");
+        let hidden = |log: &str| log.lines().find(|line| line.contains(HIDES)).map(str::to_owned);
+        let line = server.process.wait_line(hidden, HIDES);
         let (_, advice) = line.split_once(", so ").unwrap();
         assert_eq!(advice, "whether it accepts cannot be seen; unless it says READY=1, tell by --ready");
         server.stop();
     }
-}
-
-fn is_root() -> bool {
-    let is_root = geteuid().is_root();
-    if !is_root {
-        skip("only root can hide a process from itself");
-    }
-    is_root
 }
 
 // handoff-run(1), --ready: "or where that cannot be seen, says READY=1 (sd_notify)".

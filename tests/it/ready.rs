@@ -1,21 +1,15 @@
 //! --ready: each way to tell that a generation serves, and that nothing else tells it.
 
-use std::fs;
-
 use nix::unistd::Pid;
 
-use crate::harness::{handoff_run_with, skip, wait_for};
-use crate::supervisor::{exists, python, supervise, supervise_python, supervise_script};
+use crate::harness::process::exists;
+use crate::harness::{Server, handoff_run_with, supervise, wait_for};
 
 /// Python that waits until the test wants it to get ready.
 const WAIT: &str = "
-def tell():
-    s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    s.connect('\\0' + os.environ['NOTIFY_SOCKET'][1:])
-    s.send(b'READY=1')
-def wait():
-    write('begun', '')
-    while not os.path.exists('go'): time.sleep(0.005)
+import threading
+def tell(): say('READY=1')
+def wait(): mark('begun'); wait_for('go')
 def later(act):
     def run():
         wait()
@@ -26,94 +20,84 @@ def later(act):
 /// The generation is looked at for long enough, and is ready only after `go`.
 #[track_caller]
 fn is_ready_only_when_told(how: &str, code: &str) {
-    let Some(python) = python() else { return skip("there is no python3") };
-    let mut supervisor = supervise_python(&python, &["--ready", how, "-vv"], &format!("{WAIT}{code}")).start();
-    supervisor.read("begun");
-    // Until the supervisor has had many occasions to be wrong: it answers, and has waited for its looks in between.
-    for _ in 0..20 {
-        assert!(supervisor.status().contains(" starting "), "{how}: {}", supervisor.log());
-    }
-    fs::write(supervisor.folder().path("go"), "").unwrap();
-    supervisor.wait_log("generation 1: ready after ");
+    let supervisor = supervise(Server::Python(&format!("{WAIT}{code}")), &["--ready", how, "-vv"]).start();
+    supervisor.folder.read("begun");
+    supervisor.assert_keeps_starting(1);
+    supervisor.folder.open("go");
+    supervisor.wait_ready(1);
     supervisor.stopped();
 }
 
 // handoff-run(1), --ready: "auto: it is seen waiting on every socket".
 #[test]
 fn auto_means_that_it_waits_on_the_socket() {
-    is_ready_only_when_told("auto", "wait()\nserve(ours())");
+    is_ready_only_when_told("auto", "wait()\nserve()");
 }
 
 #[test]
 fn auto_does_not_believe_ready_1_where_it_can_see() {
-    is_ready_only_when_told("auto", "tell()\nwait()\nserve(ours())");
+    is_ready_only_when_told("auto", "tell()\nwait()\nserve()");
 }
 
 #[test]
 fn accepting_means_that_it_waits_on_the_socket() {
-    is_ready_only_when_told("accepting", "tell()\nwait()\nserve(ours())");
+    is_ready_only_when_told("accepting", "tell()\nwait()\nserve()");
 }
 
 // "notify: it says READY=1 and, where that can be seen, waits on every socket."
 #[test]
 fn notify_needs_ready_1() {
-    is_ready_only_when_told("notify", "later(tell)\nserve(ours())");
+    is_ready_only_when_told("notify", "later(tell)\nserve()");
 }
 
 #[test]
 fn notify_needs_the_wait_on_the_socket_too() {
-    is_ready_only_when_told("notify", "tell()\nwait()\nserve(ours())");
+    is_ready_only_when_told("notify", "tell()\nwait()\nserve()");
 }
 
 // "fd:N: it writes a byte to descriptor N."
 #[test]
 fn a_byte_on_a_descriptor_tells() {
-    is_ready_only_when_told("fd:9", "later(lambda: os.write(9, b'\\n'))\nserve(ours())");
+    is_ready_only_when_told("fd:9", "later(lambda: os.write(9, b'\\n'))\nserve()");
 }
 
 // "check:COMMAND: the command, run by sh, ends with status 0."
 #[test]
 fn a_check_tells() {
-    is_ready_only_when_told("check:test -e go && kill -0 $MAINPID", "write('begun', '')\nserve(ours())");
+    is_ready_only_when_told("check:test -e go && kill -0 $MAINPID", "mark('begun')\nserve()");
 }
 
 // "after:DURATION: that time is over."
 #[test]
 fn time_tells() {
-    let mut supervisor = supervise(&["--ready", "after:150ms"]).target(&["sleep", "1000"]).start();
-    supervisor.wait_log("generation 1: ready after ");
-    let log = supervisor.log();
-    let (_, rest) = log.split_once("ready after ").unwrap();
-    let after: f64 = rest.split(' ').next().unwrap().parse().unwrap();
-    assert!((0.15..5.0).contains(&after), "{log}");
+    let supervisor = supervise(Server::Hello, &["--ready", "after:150ms"]).target(&["sleep", "1000"]).start();
+    let after = supervisor.seconds_to_ready(1);
+    assert!((0.15..5.0).contains(&after), "{after}");
     supervisor.stopped();
 }
 
 #[test]
 fn a_descriptor_that_is_closed_without_a_byte_tells_nothing() {
-    let Some(python) = python() else { return skip("there is no python3") };
-    let options = ["--ready", "fd:9", "--ready-timeout", "1s"];
-    let mut supervisor = supervise_python(&python, &options, "os.close(9)\nserve(ours())").start();
+    let options = ["--ready", "fd:9", "--ready-timeout", "500ms"];
+    let mut supervisor = supervise(Server::Python("os.close(9)\nserve()"), &options).start();
     let (status, log) = supervisor.end();
     assert_eq!(status, 137, "{log}");
-    assert!(log.contains("generation 1: was not ready after 1.00 s and is killed\n"), "{log}");
+    assert!(log.contains("generation 1: was not ready after 0.50 s and is killed\n"), "{log}");
 }
 
 #[test]
 fn all_sockets_have_to_be_waited_on() {
-    let Some(python) = python() else { return skip("there is no python3") };
     let code = "
+import threading
 threading.Thread(target=lambda: select.select([3], [], [])).start()
-write('begun', '')
-while not os.path.exists('go'): time.sleep(0.005)
+mark('begun')
+wait_for('go')
 select.select([4], [], [])";
-    let mut supervisor = supervise_python(&python, &["-l", "127.0.0.1:0"], code).start();
-    supervisor.read("begun");
-    for _ in 0..10 {
-        assert!(supervisor.status().contains(" starting "));
-    }
-    fs::write(supervisor.folder().path("go"), "").unwrap();
-    supervisor.wait_log("generation 1: ready after ");
+    let supervisor = supervise(Server::Python(code), &["-l", "127.0.0.1:0"]).start();
+    supervisor.folder.read("begun");
+    supervisor.assert_keeps_starting(1);
+    supervisor.folder.open("go");
+    supervisor.wait_ready(1);
     supervisor.stopped();
 }
 
@@ -123,8 +107,9 @@ select.select([4], [], [])";
 fn the_readiness_descriptor_is_open_at_every_number() {
     for number in 4..=9 {
         let how = format!("fd:{number}");
-        let mut supervisor = supervise_script(&["--ready", &how], &format!("echo >&{number}; exec sleep 100")).start();
-        supervisor.wait_log("generation 1: ready after ");
+        let supervisor =
+            supervise(Server::Script(&format!("echo >&{number}; exec sleep 100")), &["--ready", &how]).start();
+        supervisor.wait_ready(1);
         supervisor.stopped();
     }
 }
@@ -141,8 +126,8 @@ fn a_readiness_descriptor_must_not_take_the_place_of_a_socket() {
 #[test]
 fn whatever_a_hanging_check_started_ends_with_it() {
     let options = ["--ready", "check:sleep 100 & echo $! > c; mv c check; wait", "--ready-timeout", "300ms"];
-    let mut supervisor = supervise_script(&options, "exec sleep 100").start();
-    let sleep: i32 = supervisor.read("check").trim().parse().unwrap();
+    let mut supervisor = supervise(Server::Script("exec sleep 100"), &options).start();
+    let sleep: i32 = supervisor.folder.read("check").trim().parse().unwrap();
     supervisor.end();
     wait_for("the check's child to end", || (!exists(Pid::from_raw(sleep))).then_some(()));
 }

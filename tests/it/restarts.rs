@@ -1,24 +1,27 @@
 //! A serving generation that ends unasked, and clients that notice nothing but the wait.
 
+use std::thread;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::harness::wait_for;
-use crate::supervisor::{ask, supervise, supervise_script};
+use crate::harness::client::ask;
+use crate::harness::process::exists;
+use crate::harness::{Server, supervise, wait_for};
 
 #[test]
 fn a_generation_that_crashes_is_started_again_after_growing_pauses() {
-    let mut supervisor = supervise(&[]).serving();
+    let supervisor = supervise(Server::Hello, &[]).serving();
     for (id, pause) in [(1, "0.10 s"), (2, "0.20 s"), (3, "0.40 s")] {
-        supervisor.wait_log(&format!("generation {id}: ready after "));
+        supervisor.wait_ready(id);
         kill(supervisor.generation(id), Signal::SIGKILL).unwrap();
         supervisor.wait_log(&format!("generation {id}: was ended by SIGKILL\n"));
         supervisor.wait_log(&format!("generation {id}: is started again in {pause}\n"));
     }
-    supervisor.wait_log("generation 4: ready after ");
+    supervisor.wait_ready(4);
     assert_eq!(supervisor.served_by(), supervisor.generation(4));
-    let status = supervisor.status();
+    let status = supervisor.status(&[]);
     assert!(status.contains("restarts after a crash: 3\n"), "{status}");
     assert!(status.contains("last failure: generation 3: was ended by SIGKILL\n"), "{status}");
     supervisor.stopped();
@@ -26,26 +29,33 @@ fn a_generation_that_crashes_is_started_again_after_growing_pauses() {
 
 #[test]
 fn a_generation_that_ends_with_0_unasked_is_started_again_too() {
-    let mut supervisor = supervise(&[]).serving();
+    let supervisor = supervise(Server::Hello, &[]).serving();
     kill(supervisor.generation(1), Signal::SIGTERM).unwrap();
     supervisor.wait_log("generation 1: ended with status 0\n");
-    supervisor.wait_log("generation 2: ready after ");
+    supervisor.wait_ready(2);
     supervisor.stopped();
 }
 
 #[test]
 fn clients_of_an_outage_wait_and_all_are_answered() {
-    let mut supervisor = supervise_script(&[], "exec ./server").serving();
-    supervisor.rewrite("test -e fixed || exit 1\nexec ./server");
+    let supervisor = supervise(Server::Script("exec ./server"), &[]).serving();
+    supervisor.rewrite(Server::Script("test -e fixed || exit 1\nexec ./server"));
     kill(supervisor.generation(1), Signal::SIGKILL).unwrap();
     supervisor.wait_log("generation 1: was ended by SIGKILL\n");
     let address = supervisor.address();
     let start = Instant::now();
-    let clients: Vec<_> = (0..100).map(|_| std::thread::spawn(move || ask(address))).collect();
+    let clients: Vec<_> = (0..100)
+        .map(|_| {
+            thread::spawn({
+                let address = address.clone();
+                move || ask(&address)
+            })
+        })
+        .collect();
     // 0.1, 0.2, 0.4 and 0.8 seconds after each other; the next one comes after 1.6.
     supervisor.wait_log("generation 5: ended with status 1 before it was ready\n");
-    std::fs::write(supervisor.folder().path("fixed"), "").unwrap();
-    let servers: Vec<_> = clients.into_iter().map(|client| client.join().unwrap().unwrap()).collect();
+    supervisor.folder.open("fixed");
+    let servers: Vec<_> = clients.into_iter().map(|client| client.join().unwrap().unwrap().pid).collect();
     assert!(start.elapsed().as_secs() >= 2);
     assert_eq!(servers, vec![supervisor.generation(6); 100]);
     supervisor.stopped();
@@ -53,21 +63,21 @@ fn clients_of_an_outage_wait_and_all_are_answered() {
 
 #[test]
 fn a_reload_heals_at_once_what_would_be_started_again_later() {
-    let mut supervisor = supervise_script(&[], "exec ./server").serving();
-    supervisor.rewrite("exit 1");
+    let supervisor = supervise(Server::Script("exec ./server"), &[]).serving();
+    supervisor.rewrite(Server::Script("exit 1"));
     kill(supervisor.generation(1), Signal::SIGKILL).unwrap();
     supervisor.wait_log("generation 4: ended with status 1 before it was ready\n");
-    supervisor.rewrite("exec ./server");
+    supervisor.rewrite(Server::Script("exec ./server"));
     assert_eq!(supervisor.reload().failure(), (0, ""));
     supervisor.stopped();
 }
 
 #[test]
 fn what_is_left_of_a_generation_that_crashed_is_swept() {
-    let mut supervisor = supervise_script(&[], "sleep 1000 & echo $! > sleeper; exec ./server").serving();
-    let sleeper = nix::unistd::Pid::from_raw(supervisor.read("sleeper").trim().parse().unwrap());
+    let supervisor = supervise(Server::Script("sleep 1000 & echo $! > sleeper; exec ./server"), &[]).serving();
+    let sleeper = Pid::from_raw(supervisor.folder.read("sleeper").trim().parse().unwrap());
     kill(supervisor.generation(1), Signal::SIGKILL).unwrap();
-    wait_for("the sleeper to go", || (!crate::supervisor::exists(sleeper)).then_some(()));
-    supervisor.wait_log("generation 2: ready after ");
+    wait_for("the sleeper to go", || (!exists(sleeper)).then_some(()));
+    supervisor.wait_ready(2);
     supervisor.stopped();
 }

@@ -2,27 +2,26 @@
 //!
 //! HANDOFF_RELOADS says how often real servers are reloaded, 20 times unless told.
 
-use std::io::{Write, stderr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{env, thread};
 
-use crate::generations::Supervised;
+use crate::harness::case::{CASE, Case, is_installed};
+use crate::harness::remark;
+use crate::harness::server;
+use crate::harness::socket::accepted;
+use crate::harness::trial::Trial;
 use crate::load::{Load, Report};
 use crate::servers::CASES;
-use crate::servers::kernel::accepted;
-use crate::servers::trial::{CASE, Case, is_installed};
 
-/// The server of examples/hello.rs, which cargo builds beside the tests.
+/// The server of examples/hello.rs.
 fn hello() -> Case {
-    let path = env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/hello");
-    assert!(path.exists(), "{} is built by cargo test, or cargo build --examples", path.display());
-    Case { line: path.to_str().unwrap().to_owned().leak(), ..CASE }
+    Case { line: server::hello().to_str().unwrap().to_owned().leak(), ..CASE }
 }
 
 /// Reload so many times while clients come all the time, and stop; what became of them.
 fn reload_under_load(case: &Case, options: &str, reloads: u32) -> Report {
-    let server = Supervised::start(case, options);
+    let server = Trial::start(case, options);
     server.ready(1);
     let load = Load { connections: 2, requests: u64::MAX, duration: Duration::MAX, ..Load::on(server.address()) };
     let stop = AtomicBool::new(false);
@@ -67,11 +66,9 @@ fn nobody_is_refused(name: &str) {
         let report = reload_under_load(case, "", reloads);
         // Some servers lose a few of those whom they had just accepted when they are told to stop.
         let Report { ok, refused, reset, timeout, short, other, .. } = report;
-        let told = format!(
-            "{name}: {ok} ok, {refused} refused, {reset} reset, {timeout} late, {short} short, {other} other\n"
-        );
-        // Not by a macro, whose words are shown only when the test fails.
-        stderr().write_all(told.as_bytes()).unwrap();
+        remark(&format!(
+            "{name}: {ok} ok, {refused} refused, {reset} reset, {timeout} late, {short} short, {other} other"
+        ));
         assert_eq!((refused, timeout), (0, 0), "{report:?}");
         assert!(ok > u64::from(reloads), "{report:?}");
     }
@@ -96,7 +93,7 @@ fn reloads_of_nginx_refuse_nobody() {
 #[test]
 fn a_request_that_outlasts_reloads_is_answered_by_the_generation_that_accepted_it() {
     let case = hello();
-    let server = Supervised::start(&case, "--env HELLO_VERSION={gen}");
+    let server = Trial::start(&case, "--env HELLO_VERSION={gen}");
     server.ready(1);
     let mut under_way = Vec::new();
     for _ in 0..5 {
@@ -105,7 +102,7 @@ fn a_request_that_outlasts_reloads_is_answered_by_the_generation_that_accepted_i
     }
     assert!(under_way.last().is_some_and(|(client, _)| accepted(client).is_some()), "a reload took too long to tell");
     for (client, pid) in under_way {
-        let answer = server.answer_to(client);
+        let answer = server.check_answer(client);
         assert!(answer.ends_with(&format!(", pid {pid}\n")), "{pid} accepted, {answer:?}");
     }
     server.stop();

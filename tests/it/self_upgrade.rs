@@ -11,24 +11,14 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Folder, PROGRAM, Run, handoff_run, handoff_run_with, skip, wait_for};
+use crate::harness::json::flat;
+use crate::harness::process::{descriptors, exists, status_field, variable};
+use crate::harness::{Folder, PROGRAM, Run, Server, Supervisor, handoff_run_with, supervise, wait_for};
 use crate::load::Load;
-use crate::stage::{Stage, descriptors, flat_json, hello, server};
-
-/// Replace the supervisor and wait until its successor answers.
-#[track_caller]
-fn upgrade(stage: &Stage) {
-    let before = stage.log().matches("becoming ").count();
-    stage.signal(Signal::SIGUSR2);
-    stage.await_log_times(before + 1, "becoming ");
-    stage.table();
-}
 
 /// What `--status --json` says, but for what changes by itself.
-fn status(stage: &Stage) -> Vec<String> {
-    let output = stage.ask("--status", &["--json"]).output();
-    assert_eq!(output.failure(), (0, ""));
-    let flat = flat_json(&output.stdout).into_iter().filter(|(key, _)| !key.ends_with(".age"));
+fn status(supervisor: &Supervisor) -> Vec<String> {
+    let flat = flat(&supervisor.status(&["--json"])).into_iter().filter(|(key, _)| !key.ends_with(".age"));
     flat.map(|(key, value)| format!("{key}={value}")).collect()
 }
 
@@ -38,9 +28,7 @@ fn running(pid: Pid) -> u64 {
 }
 
 fn resident(pid: Pid) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
+    status_field(pid, "VmRSS").trim_end_matches(" kB").parse().unwrap()
 }
 
 /// Put a program at a path in one step, as an installer does.
@@ -55,111 +43,106 @@ fn install(path: &Path, content: &[u8]) {
 }
 
 /// A supervisor that runs from a copy of the program in its folder.
-fn installed() -> Stage {
-    let folder = Folder::new();
-    let program = folder.path("program");
+fn installed() -> Supervisor {
+    let setup = supervise(Server::Directed, &[]);
+    let program = setup.folder.path("program");
     install(&program, &fs::read(PROGRAM).unwrap());
-    let stage = Stage::on(folder, Run::of(program), &[], &server());
-    stage.await_log("generation 1: ready");
-    stage
+    setup.by(Run::of(program)).serving()
 }
 
 #[test]
 fn an_upgrade_keeps_pid_children_sockets_and_state() {
-    let folder = Folder::new();
-    let unix = folder.text("unix");
-    let stage = Stage::on(folder, handoff_run(), &["-l", &unix, "--drain-timeout", "20s"], &server());
-    stage.await_log("generation 1: ready");
-    kill(stage.pid_of(1), Signal::SIGKILL).unwrap();
-    stage.await_log("generation 2: ready");
-    let held = stage.hold();
-    assert_eq!(stage.ask("--reload", &[]).output().failure(), (0, ""));
-    stage.put("fail-4");
-    assert_eq!(stage.ask("--reload", &[]).output().code(), 1);
-    stage.await_log("generation 4: gone");
+    let supervisor = supervise(Server::Directed, &["-l", "./unix", "--drain-timeout", "20s"]).serving();
+    kill(supervisor.generation(1), Signal::SIGKILL).unwrap();
+    supervisor.wait_ready(2);
+    let held = supervisor.hold();
+    assert_eq!(supervisor.reload().failure(), (0, ""));
+    supervisor.folder.let_fail(4);
+    assert_eq!(supervisor.reload().code(), 1);
+    supervisor.wait_gone(4);
 
-    let (before, open) = (status(&stage), stage.descriptors(0));
+    let (before, open) = (status(&supervisor), supervisor.descriptors(0));
     assert!(before.contains(&"restarts=1".to_owned()), "{before:?}");
     assert!(before.contains(&"generations.0.state='draining'".to_owned()), "{before:?}");
-    upgrade(&stage);
-    assert_eq!(status(&stage), before);
-    assert_eq!(stage.descriptors(0), open);
-    let parent = fs::read_to_string(format!("/proc/{}/status", stage.pid_of(3))).unwrap();
-    assert!(parent.contains(&format!("\nPPid:\t{}\n", stage.pid)), "{parent}");
+    supervisor.upgrade();
+    assert_eq!(status(&supervisor), before);
+    assert_eq!(supervisor.descriptors(0), open);
+    assert_eq!(status_field(supervisor.generation(3), "PPid"), supervisor.pid.to_string());
 
-    stage.await_no_accept(2, 3);
-    let (_, generation) = stage.hold();
+    supervisor.wait_no_accept(2, 3);
+    let (_, generation) = supervisor.hold();
     assert_eq!(generation, 3);
     drop(held);
-    stage.await_log("generation 2: gone");
-    assert_eq!(stage.ask("--reload", &["--wait"]).output().failure(), (0, ""));
-    assert_eq!(stage.states(), [(5, "serving".into())]);
-    assert_eq!(stage.ask("--stop", &[]).output().failure(), (0, ""));
-    assert!(!Path::new(&unix).exists());
+    supervisor.wait_gone(2);
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    assert_eq!(supervisor.states(), [(5, "serving".into())]);
+    assert_eq!(supervisor.stop().failure(), (0, ""));
+    assert!(!supervisor.folder.path("unix").exists());
 }
 
 #[test]
 fn a_deadline_holds_across_an_upgrade() {
-    let stage = Stage::new(&["--drain-timeout", "1s"]);
-    let mut held = stage.hold();
-    let reload = stage.ask("--reload", &["--wait"]).start();
-    stage.await_log("generation 1: draining, 1 connection");
-    upgrade(&stage);
+    let supervisor = supervise(Server::Directed, &["--drain-timeout", "1s"]).serving();
+    let mut held = supervisor.hold();
+    let reload = supervisor.command("--reload", &["--wait"]).start();
+    supervisor.wait_log("generation 1: draining, 1 connection");
+    supervisor.upgrade();
     // It is killed with the connection open.
-    assert_eq!(held.0.read(&mut [0]).unwrap_or(0), 0);
-    stage.await_log("generation 1: has not drained in time and is killed");
+    assert_eq!(held.0.rest().unwrap_or_default(), b"");
+    supervisor.wait_log("generation 1: has not drained in time and is killed");
     assert_eq!(reload.output().failure(), (0, ""));
 }
 
 #[test]
 fn a_generation_gets_ready_across_upgrades_and_its_client_is_told() {
-    for options in [vec![], vec!["--ready", "fd:9", "--env", "TELLS=9"], vec!["--ready", "check:test ! -e $STAGE/gate"]]
+    for options in
+        [vec![], vec!["--ready", "fd:9", "--env", "TELLS=9"], vec!["--ready", "check:test ! -e $FOLDER/gate"]]
     {
-        let stage = Stage::new(&options);
-        let held = stage.hold();
-        stage.close_gate();
-        let reload = stage.ask("--reload", &["--wait"]).start();
-        stage.await_log("generation 2: started");
-        upgrade(&stage);
-        assert_eq!(stage.states()[1], (2, "starting".into()), "{options:?}");
-        upgrade(&stage);
-        stage.open_gate();
-        stage.await_log("generation 1: draining, 1 connection");
-        upgrade(&stage);
+        let supervisor = supervise(Server::Directed, &options).serving();
+        let held = supervisor.hold();
+        supervisor.folder.close_gate();
+        let reload = supervisor.command("--reload", &["--wait"]).start();
+        supervisor.generation(2);
+        supervisor.upgrade();
+        assert_eq!(supervisor.states()[1], (2, "starting".into()), "{options:?}");
+        supervisor.upgrade();
+        supervisor.folder.open_gate();
+        supervisor.wait_log("generation 1: draining, 1 connection");
+        supervisor.upgrade();
         drop(held);
         assert_eq!(reload.output().failure(), (0, ""), "{options:?}");
-        assert_eq!(stage.states(), [(2, "serving".into())]);
+        assert_eq!(supervisor.states(), [(2, "serving".into())]);
     }
 }
 
 #[test]
 fn a_reload_that_fails_after_an_upgrade_fails_for_its_client() {
-    let stage = Stage::new(&[]);
-    stage.close_gate();
-    let (reload, queued) = (stage.ask("--reload", &[]).start(), stage.request("reload\n"));
-    stage.await_log("generation 2: started");
-    upgrade(&stage);
-    stage.put("fail-2");
-    stage.open_gate();
+    let supervisor = supervise(Server::Directed, &[]).serving();
+    supervisor.folder.close_gate();
+    let (reload, queued) = (supervisor.command("--reload", &[]).start(), supervisor.request("reload\n"));
+    supervisor.generation(2);
+    supervisor.upgrade();
+    supervisor.folder.let_fail(2);
+    supervisor.folder.open_gate();
     // Whichever of the two came first.
     let mut told = String::new();
     (&queued).read_to_string(&mut told).unwrap();
     let statuses = [reload.output().code().to_string(), told.lines().last().unwrap().replace("exit ", "")];
     assert!(statuses == ["1", "0"] || statuses == ["0", "1"], "{statuses:?}");
-    stage.await_log("generation 3: ready");
+    supervisor.wait_ready(3);
 }
 
 #[test]
 fn a_request_that_was_half_said_is_heard_to_its_end() {
-    let stage = Stage::new(&[]);
-    let (mut client, mut garbage) = (stage.request("stat"), stage.connect());
+    let supervisor = supervise(Server::Directed, &[]).serving();
+    let (mut client, mut garbage) = (supervisor.request("stat"), supervisor.control());
     // Half a character.
     garbage.write_all(b"\xc3").unwrap();
     // Both are accepted and read: they came before whoever asks for the table.
-    stage.table();
-    let before = stage.descriptors(2);
-    upgrade(&stage);
-    assert_eq!(stage.descriptors(2), before);
+    supervisor.table();
+    let before = supervisor.descriptors(2);
+    supervisor.upgrade();
+    assert_eq!(supervisor.descriptors(2), before);
     client.write_all(b"us\n").unwrap();
     garbage.write_all(b"\xa9\n").unwrap();
     let mut told = [String::new(), String::new()];
@@ -171,65 +154,63 @@ fn a_request_that_was_half_said_is_heard_to_its_end() {
 
 #[test]
 fn fifty_upgrades_under_load_cost_no_request_and_no_descriptor() {
-    let server = hello();
-    if !Path::new(&server[0]).exists() {
-        return skip("the example server is not built: run all of cargo test");
-    }
-    let stage = Stage::on(Folder::new(), handoff_run(), &[], &server);
-    stage.await_log("generation 1: ready");
-    upgrade(&stage);
-    let (open, memory) = (stage.descriptors(0), resident(stage.pid));
+    let supervisor = supervise(Server::Hello, &[]).serving();
+    supervisor.upgrade();
+    let (open, memory) = (supervisor.descriptors(0), resident(supervisor.pid));
     let done = AtomicBool::new(false);
-    let load = Load { duration: Duration::from_secs(60), requests: u64::MAX, ..Load::on(stage.address()) };
+    let load = Load {
+        duration: Duration::from_secs(60),
+        requests: u64::MAX,
+        ..Load::on(supervisor.address().parse().unwrap())
+    };
     let report = thread::scope(|scope| {
         let load = scope.spawn(|| load.run(&done));
         for round in 0..50 {
             if round % 10 == 5 {
-                assert_eq!(stage.ask("--reload", &[]).output().failure(), (0, ""));
+                assert_eq!(supervisor.reload().failure(), (0, ""));
             }
-            upgrade(&stage);
+            supervisor.upgrade();
         }
         done.store(true, Ordering::Relaxed);
         load.join().unwrap()
     });
     assert!(report.ok > 100 && report.failed() == 0, "{report:?}");
     assert_eq!(report.by_body.len(), 6, "{:?}", report.by_body);
-    stage.await_log("generation 5: gone");
+    supervisor.wait_gone(5);
     // The pipe and the notify socket are the new generation's own.
-    assert_eq!(stage.descriptors(0).len(), open.len());
-    let grown = resident(stage.pid).saturating_sub(memory);
+    assert_eq!(supervisor.descriptors(0).len(), open.len());
+    let grown = resident(supervisor.pid).saturating_sub(memory);
     assert!(grown < 1024, "grown by {grown} KiB");
 }
 
 #[test]
 fn the_program_at_the_path_is_what_runs_however_it_got_there() {
-    let stage = installed();
-    let program = stage.folder.path("program");
-    let first = running(stage.pid);
+    let supervisor = installed();
+    let program = supervisor.folder.path("program");
+    let first = running(supervisor.pid);
     install(&program, &fs::read(PROGRAM).unwrap());
     assert_ne!(fs::metadata(&program).unwrap().ino(), first);
-    upgrade(&stage);
-    assert_eq!(running(stage.pid), fs::metadata(&program).unwrap().ino());
+    supervisor.upgrade();
+    assert_eq!(running(supervisor.pid), fs::metadata(&program).unwrap().ino());
     // Once more, by the successor, to which the file at its start was the second.
     install(&program, &fs::read(PROGRAM).unwrap());
-    upgrade(&stage);
-    assert_eq!(running(stage.pid), fs::metadata(&program).unwrap().ino());
+    supervisor.upgrade();
+    assert_eq!(running(supervisor.pid), fs::metadata(&program).unwrap().ino());
 }
 
 #[test]
 fn a_symlink_leads_to_its_new_target() {
-    let folder = Folder::new();
+    let setup = supervise(Server::Directed, &[]);
     for release in ["one", "two"] {
-        install(&folder.path(release), &fs::read(PROGRAM).unwrap());
+        install(&setup.folder.path(release), &fs::read(PROGRAM).unwrap());
     }
-    let current = folder.path("current");
+    let current = setup.folder.path("current");
     symlink("one", &current).unwrap();
-    let stage = Stage::on(folder, Run::of(&current), &[], &server());
-    stage.await_log("generation 1: ready");
-    symlink("two", stage.folder.path("next")).unwrap();
-    fs::rename(stage.folder.path("next"), &current).unwrap();
-    upgrade(&stage);
-    assert_eq!(running(stage.pid), fs::metadata(stage.folder.path("two")).unwrap().ino());
+    let supervisor = setup.by(Run::of(&current)).serving();
+    symlink("two", supervisor.folder.path("next")).unwrap();
+    fs::rename(supervisor.folder.path("next"), &current).unwrap();
+    supervisor.upgrade();
+    assert_eq!(running(supervisor.pid), fs::metadata(supervisor.folder.path("two")).unwrap().ino());
 }
 
 /// This machine's own program, for another one.
@@ -242,9 +223,9 @@ fn foreign() -> Vec<u8> {
 
 #[test]
 fn a_program_that_cannot_take_over_changes_nothing() {
-    let stage = installed();
-    let program = stage.folder.path("program");
-    let before = (status(&stage), stage.descriptors(0));
+    let supervisor = installed();
+    let program = supervisor.folder.path("program");
+    let before = (status(&supervisor), supervisor.descriptors(0));
     let (good, cannot) = (fs::read(PROGRAM).unwrap(), "it cannot be executed");
     let bad: [(&[u8], &str); 6] = [
         (b"not a program", cannot),
@@ -257,88 +238,87 @@ fn a_program_that_cannot_take_over_changes_nothing() {
     ];
     for (count, (content, why)) in (1..).zip(bad) {
         install(&program, content);
-        stage.signal(Signal::SIGUSR2);
-        stage.await_log_times(count, "cannot take over");
+        supervisor.signal(Signal::SIGUSR2);
+        supervisor.wait_log_times(count, "cannot take over");
         let line = format!("handoff-run: {} cannot take over, this supervisor goes on: {why}", program.display());
-        assert_eq!(stage.log().lines().last().unwrap(), line);
+        assert_eq!(supervisor.log().lines().last().unwrap(), line);
     }
     fs::remove_file(&program).unwrap();
-    stage.signal(Signal::SIGUSR2);
-    stage.await_log_times(7, "cannot take over");
-    assert_eq!((status(&stage), stage.descriptors(0)), before);
-    assert_eq!(stage.log().matches("cannot take over").count(), 7);
+    supervisor.signal(Signal::SIGUSR2);
+    supervisor.wait_log_times(7, "cannot take over");
+    assert_eq!((status(&supervisor), supervisor.descriptors(0)), before);
+    assert_eq!(supervisor.log().matches("cannot take over").count(), 7);
     // And a good one is welcome again.
     install(&program, &good);
-    upgrade(&stage);
-    assert_eq!(status(&stage), before.0);
+    supervisor.upgrade();
+    assert_eq!(status(&supervisor), before.0);
 }
 
 /// Ask for an upgrade to a program that never reads the state, and give its pid.
-fn hang(stage: &Stage) -> Pid {
-    let note = stage.folder.path("sleeper");
+fn hang(supervisor: &Supervisor) -> Pid {
+    let note = supervisor.folder.path("sleeper");
     let script = format!("#!/bin/sh\necho $$ >{}\nexec sleep 100\n", note.display());
-    install(&stage.folder.path("program"), script.as_bytes());
-    stage.signal(Signal::SIGUSR2);
+    install(&supervisor.folder.path("program"), script.as_bytes());
+    supervisor.signal(Signal::SIGUSR2);
     let written = || fs::read_to_string(&note).ok()?.strip_suffix('\n')?.parse().ok();
     Pid::from_raw(wait_for("the sleeper", written))
 }
 
 #[test]
 fn a_program_that_hangs_is_given_up_and_nothing_waits_for_it() {
-    let stage = installed();
-    let sleeper = hang(&stage);
-    stage.signal(Signal::SIGUSR2);
-    stage.await_log("the new supervisor is being checked already");
-    assert_eq!(stage.ask("--reload", &["--wait"]).output().failure(), (0, ""));
-    stage.await_log("cannot take over, this supervisor goes on: it did not read the state in time");
-    assert!(kill(sleeper, None).is_err());
-    assert_eq!(stage.states(), [(2, "serving".into())]);
+    let supervisor = installed();
+    let sleeper = hang(&supervisor);
+    supervisor.signal(Signal::SIGUSR2);
+    supervisor.wait_log("the new supervisor is being checked already");
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    supervisor.wait_log("cannot take over, this supervisor goes on: it did not read the state in time");
+    assert!(!exists(sleeper));
+    assert_eq!(supervisor.states(), [(2, "serving".into())]);
 }
 
 #[test]
 fn a_supervisor_that_ends_leaves_no_program_that_hangs() {
-    let mut stage = installed();
-    let sleeper = hang(&stage);
-    assert_eq!(stage.ask("--stop", &[]).output().failure(), (0, ""));
-    assert_eq!(stage.end(), 0);
-    assert!(kill(sleeper, None).is_err());
+    let mut supervisor = installed();
+    let sleeper = hang(&supervisor);
+    assert_eq!(supervisor.stop().failure(), (0, ""));
+    assert_eq!(supervisor.end().0, 0);
+    assert!(!exists(sleeper));
 }
 
 #[test]
 fn two_upgrades_at_once_are_one_or_two_and_no_more_trouble() {
-    let stage = Stage::new(&[]);
-    stage.signal(Signal::SIGUSR2);
-    stage.signal(Signal::SIGUSR2);
-    stage.signal(Signal::SIGHUP);
-    stage.await_log("generation 2: ready");
-    upgrade(&stage);
-    assert_eq!(stage.states(), [(2, "serving".into())]);
+    let supervisor = supervise(Server::Directed, &[]).serving();
+    supervisor.signal(Signal::SIGUSR2);
+    supervisor.signal(Signal::SIGUSR2);
+    supervisor.signal(Signal::SIGHUP);
+    supervisor.wait_ready(2);
+    supervisor.upgrade();
+    assert_eq!(supervisor.states(), [(2, "serving".into())]);
 }
 
 #[test]
 fn a_stop_goes_on_after_an_upgrade_and_its_client_is_told() {
-    let mut stage = Stage::new(&[]);
-    let held = stage.hold();
-    let stop = stage.ask("--stop", &[]).start();
-    stage.await_log("generation 1: draining");
-    upgrade(&stage);
-    assert!(status(&stage).contains(&"stopping=True".to_owned()));
-    assert_eq!(stage.ask("--reload", &[]).output().code(), 125);
+    let mut supervisor = supervise(Server::Directed, &[]).serving();
+    let held = supervisor.hold();
+    let stop = supervisor.command("--stop", &[]).start();
+    supervisor.wait_draining(1);
+    supervisor.upgrade();
+    assert!(status(&supervisor).contains(&"stopping=True".to_owned()));
+    assert_eq!(supervisor.reload().code(), 125);
     drop(held);
     assert_eq!(stop.output().failure(), (0, ""));
-    assert_eq!(stage.end(), 0);
+    assert_eq!(supervisor.end().0, 0);
 }
 
 #[test]
 fn the_state_reaches_no_generation() {
-    let stage = Stage::new(&[]);
-    upgrade(&stage);
-    assert_eq!(stage.ask("--reload", &[]).output().failure(), (0, ""));
-    let environment = fs::read(format!("/proc/{}/environ", stage.pid_of(2))).unwrap();
-    assert!(!String::from_utf8_lossy(&environment).contains("HANDOFF_STATE"));
+    let supervisor = supervise(Server::Directed, &[]).serving();
+    supervisor.upgrade();
+    assert_eq!(supervisor.reload().failure(), (0, ""));
+    assert_eq!(variable(supervisor.generation(2), "HANDOFF_STATE"), None);
     // The server's own: three standard ones, the listener, and its pipe and what the test program opens.
-    let (first, second) = (descriptors(stage.pid_of(1)), descriptors(stage.pid_of(2)));
-    assert!(second.iter().all(|link| !link.contains("memfd")), "{first:?} {second:?}");
+    let (first, second) = (descriptors(supervisor.generation(1)), descriptors(supervisor.generation(2)));
+    assert!(second.iter().all(|(_, link)| !link.contains("memfd")), "{first:?} {second:?}");
 }
 
 /// A fresh start with this in HANDOFF_STATE and `text` at descriptor 3.
@@ -386,26 +366,22 @@ fn a_state_means_nothing_to_who_does_not_supervise() {
 #[test]
 fn nobody_is_told_to_stop_twice_by_an_upgrade() {
     let script = "
-import os, select, signal
-path = os.environ['STAGE']
 if os.fork() == 0:
-    def told(*_): os.write(log, b'told\\n')
-    signal.signal(signal.SIGTERM, told)
-    log = os.open(path + '/told', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    while not os.path.exists(path + '/over'): signal.sigtimedwait([], 0.01)
+    def asked(*_): os.write(log, b'asked\\n')
+    signal.signal(signal.SIGTERM, asked)
+    log = os.open(path('asked'), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    wait_for('over')
     os._exit(0)
-while not os.path.exists(path + '/told'): pass
+wait_for('asked')
 select.select([3], [], [])";
-    let server = ["python3", "-c", script].map(Into::into);
-    let mut stage = Stage::on(Folder::new(), handoff_run(), &[], &server);
-    stage.await_log("generation 1: ready");
-    let stop = stage.ask("--stop", &[]).start();
-    let told = || fs::read_to_string(stage.folder.path("told")).unwrap();
-    wait_for("the rest to be told", || (told() == "told\n").then_some(()));
-    upgrade(&stage);
-    upgrade(&stage);
-    assert_eq!(told(), "told\n");
-    stage.put("over");
+    let mut supervisor = supervise(Server::Python(script), &[]).serving();
+    let stop = supervisor.command("--stop", &[]).start();
+    let asked = || fs::read_to_string(supervisor.folder.path("asked")).unwrap();
+    wait_for("the rest to be asked", || (asked() == "asked\n").then_some(()));
+    supervisor.upgrade();
+    supervisor.upgrade();
+    assert_eq!(asked(), "asked\n");
+    supervisor.folder.open("over");
     assert_eq!(stop.output().failure(), (0, ""));
-    assert_eq!(stage.end(), 0);
+    assert_eq!(supervisor.end().0, 0);
 }

@@ -1,10 +1,8 @@
 //! Real servers, as they are installed, each started with the line that `--help-servers` shows for it. One that is not
 //! installed is passed over, unless HANDOFF_REQUIRE_SERVERS is set.
 
-pub mod kernel;
-pub mod trial;
-
-use trial::{CASE, Case, Protocol, Stop, rows, try_out};
+use crate::harness::case::{CASE, Case, Protocol, Stop, rows};
+use crate::harness::trial::try_out;
 
 /// A test each, and the list of all.
 macro_rules! servers {

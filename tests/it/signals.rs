@@ -4,38 +4,39 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
+use nix::errno::Errno;
 use nix::pty::openpty;
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
 use nix::unistd::{Pid, setsid};
 
-use crate::harness::{Run, skip, wait_for};
-use crate::supervisor::{Supervisor, python, status_field, supervise, supervise_python};
+use crate::harness::log::gone;
+use crate::harness::process::{name, status_field};
+use crate::harness::{Run, Server, Supervisor, supervise, wait_for};
 
 /// Writes a file for each signal it gets.
 const TELLS_SIGNALS: &str = "
 for number in (signal.SIGUSR1, signal.SIGWINCH, signal.SIGRTMIN, signal.SIGRTMIN + 5, signal.SIGRTMAX):
-    signal.signal(number, lambda number, _: write('signal-%d-%d' % (number, os.getpid()), ''))
-serve(ours())";
+    signal.signal(number, lambda number, _: mark('signal-%d-%d' % (number, os.getpid())))
+serve()";
 
 fn send(supervisor: &Supervisor, number: i32) {
     // SAFETY: kill takes integers.
-    assert_eq!(unsafe { libc::kill(supervisor.pid().as_raw(), number) }, 0);
+    assert_eq!(unsafe { libc::kill(supervisor.pid.as_raw(), number) }, 0);
 }
 
 /// The signals that generations said they got.
 fn got(supervisor: &Supervisor) -> Vec<String> {
-    supervisor.folder().names().into_iter().filter(|name| name.starts_with("signal-")).collect()
+    supervisor.folder.names().into_iter().filter(|name| name.starts_with("signal-")).collect()
 }
 
 #[test]
 fn usr1_winch_and_real_time_signals_of_a_process_go_to_the_serving_generation() {
-    let Some(python) = python() else { return skip("there is no python3") };
-    let mut supervisor = supervise_python(&python, &[], TELLS_SIGNALS).serving();
+    let supervisor = supervise(Server::Python(TELLS_SIGNALS), &[]).serving();
     for id in [1, 2] {
         let pid = supervisor.generation(id);
         for number in [libc::SIGUSR1, libc::SIGWINCH, libc::SIGRTMIN(), libc::SIGRTMIN() + 5, libc::SIGRTMAX()] {
             send(&supervisor, number);
-            supervisor.read(&format!("signal-{number}-{pid}"));
+            supervisor.folder.read(&format!("signal-{number}-{pid}"));
         }
         assert_eq!(supervisor.reload_and_wait().code(), 0);
     }
@@ -47,7 +48,7 @@ fn usr1_winch_and_real_time_signals_of_a_process_go_to_the_serving_generation() 
 fn a_hang_up_that_was_ignored_at_start_stays_ignored() {
     // SAFETY: signal(2) is async-signal-safe, and no handler is installed.
     let ignore = || unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) }.map(drop).map_err(io::Error::from);
-    let mut supervisor = supervise(&[]).run(|run| run.before_exec(ignore)).serving();
+    let supervisor = supervise(Server::Hello, &[]).run(|run| run.before_exec(ignore)).serving();
     supervisor.signal(Signal::SIGHUP);
     assert_eq!(supervisor.reload_and_wait().code(), 0);
     assert_eq!(supervisor.served_by(), supervisor.generation(2));
@@ -58,33 +59,32 @@ fn a_hang_up_that_was_ignored_at_start_stays_ignored() {
 
 #[test]
 fn what_the_terminal_sends_is_a_stop_or_nothing() {
-    let Some(python) = python() else { return skip("there is no python3") };
     let terminal = openpty(None, None).unwrap();
     let slave = terminal.slave.as_raw_fd();
     let lead = move || {
         setsid()?;
         // SAFETY: the request takes an integer.
-        nix::errno::Errno::result(unsafe { libc::ioctl(slave, libc::TIOCSCTTY, 0) })?;
+        Errno::result(unsafe { libc::ioctl(slave, libc::TIOCSCTTY, 0) })?;
         Ok(())
     };
-    let mut supervisor = supervise_python(&python, &[], TELLS_SIGNALS).run(|run| run.before_exec(lead)).serving();
+    let mut supervisor = supervise(Server::Python(TELLS_SIGNALS), &[]).run(|run| run.before_exec(lead)).serving();
     let size = libc::winsize { ws_row: 50, ws_col: 99, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the request reads a winsize.
     assert_eq!(unsafe { libc::ioctl(terminal.master.as_raw_fd(), libc::TIOCSWINSZ, &size) }, 0);
     send(&supervisor, libc::SIGUSR1);
     let pid = supervisor.generation(1);
-    supervisor.read(&format!("signal-{}-{pid}", libc::SIGUSR1));
+    supervisor.folder.read(&format!("signal-{}-{pid}", libc::SIGUSR1));
     assert_eq!(got(&supervisor).len(), 1, "a resize is none of the server's business");
     drop(terminal);
     let (status, log) = supervisor.end();
     assert_eq!(status, 0, "{log}");
-    assert!(log.ends_with("handoff-run: generation 1: gone\n") && !log.contains("generation 2"), "{log}");
+    assert!(log.ends_with(&gone(1)) && !log.contains("generation 2"), "{log}");
 }
 
 #[test]
 fn int_and_term_drain_and_stop() {
     for stop in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut supervisor = supervise(&[]).serving();
+        let mut supervisor = supervise(Server::Hello, &[]).serving();
         supervisor.signal(stop);
         let (status, log) = supervisor.end();
         assert_eq!(status, 0, "{log}");
@@ -114,13 +114,13 @@ fn generations_have_the_signals_that_a_target_started_directly_has() {
             Ok(())
         };
         let direct = Run::of("sleep").args(&["1000"]).before_exec(set).start();
-        let runs = || std::fs::read_to_string(format!("/proc/{}/comm", direct.pid())).unwrap() == "sleep\n";
-        wait_for("sleep", || runs().then_some(()));
-        let setup = supervise(&["--ready", "check:grep -qx sleep /proc/$MAINPID/comm"]).target(&["sleep", "1000"]);
-        let mut supervisor = setup.run(|run| run.before_exec(set)).serving();
+        wait_for("sleep", || (name(direct.pid()) == "sleep").then_some(()));
+        let setup = supervise(Server::Hello, &["--ready", "check:grep -qx sleep /proc/$MAINPID/comm"])
+            .target(&["sleep", "1000"]);
+        let supervisor = setup.run(|run| run.before_exec(set)).serving();
         assert_eq!(supervisor.reload_and_wait().code(), 0, "{}", supervisor.log());
         kill(supervisor.generation(2), Signal::SIGKILL).unwrap();
-        supervisor.wait_log("generation 3: ready after ");
+        supervisor.wait_ready(3);
         assert_eq!(signals_of(supervisor.generation(3)), signals_of(direct.pid()));
         supervisor.stopped();
     }

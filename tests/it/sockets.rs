@@ -3,56 +3,19 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process;
 
-use libc::c_int;
 use nix::errno::Errno;
-use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, sockopt};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-use crate::harness::{DEADLINE, Report, handoff_run_with, skip};
+use crate::harness::socket::{address, ipv6_is_missing, listening, option};
+use crate::harness::{DEADLINE, handoff_run_with, skip};
 
 const ANY4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const ANY6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 const HERE4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const HERE6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
-
-/// A target with the one socket that `spec` asks for.
-#[track_caller]
-pub fn listening(spec: &str) -> Report {
-    let report = handoff_run_with(&["-q", "-l", spec, "--"]).report();
-    assert_eq!(report.sockets.len(), 1, "{spec}");
-    report
-}
-
-/// getsockopt(2) of an integer.
-#[track_caller]
-pub fn option(socket: &OwnedFd, level: c_int, name: c_int) -> c_int {
-    let mut value: c_int = 0;
-    let mut length = size_of::<c_int>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes into `value`, which lives through the call.
-    let done = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) };
-    Errno::result(done).unwrap();
-    value
-}
-
-/// Where the kernel has an internet socket.
-pub fn address(socket: &OwnedFd) -> SocketAddr {
-    let address: SockaddrStorage = getsockname(socket.as_raw_fd()).unwrap();
-    match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-        (Some(v4), _) => SocketAddr::V4((*v4).into()),
-        (_, Some(v6)) => SocketAddr::V6((*v6).into()),
-        _ => panic!("{address:?} is not an internet address"),
-    }
-}
-
-pub fn ipv6_is_missing() -> bool {
-    let missing = TcpListener::bind((HERE6, 0)).is_err();
-    if missing {
-        skip("there is no IPv6");
-    }
-    missing
-}
 
 /// One byte over a new connection from here to the target's listener.
 #[track_caller]

@@ -7,7 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::Pid;
 
-use crate::harness::{PROGRAM, Report, handoff_run_with, link, tcp};
+use crate::harness::socket::{link, tcp};
+use crate::harness::{PROGRAM, Report, handoff_run_with};
 
 /// PIDFS_MAGIC of linux/magic.h.
 const PIDFS: FsType = FsType(0x5049_4446);

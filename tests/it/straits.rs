@@ -4,8 +4,8 @@ use std::{io, ptr};
 
 use nix::unistd::{Uid, User};
 
-use crate::facts::{compare_after, done, ignore, limit, skip};
-use crate::harness::{Folder, Run, handoff_run_with};
+use crate::harness::facts::{compare_after, done, ignore, limit};
+use crate::harness::{Folder, Run, handoff_run_with, is_root_to};
 
 /// In a mount namespace of its own, without /proc.
 fn leave_proc() -> io::Result<()> {
@@ -18,8 +18,8 @@ fn leave_proc() -> io::Result<()> {
 
 #[test]
 fn without_proc_all_is_the_same() {
-    if !Uid::effective().is_root() {
-        return skip("only root can unmount /proc");
+    if !is_root_to("unmount /proc") {
+        return;
     }
     let facts = compare_after(leave_proc);
     if let Some(facts) = facts {
@@ -29,8 +29,8 @@ fn without_proc_all_is_the_same() {
 
 #[test]
 fn without_proc_an_inherited_socket_is_adopted() {
-    if !Uid::effective().is_root() {
-        return skip("only root can unmount /proc");
+    if !is_root_to("unmount /proc") {
+        return;
     }
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let spec = socket.local_addr().unwrap().to_string();

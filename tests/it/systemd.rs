@@ -1,19 +1,20 @@
 //! Under a real systemd: start, reload, stop, crash, and the sockets of .socket units.
 
-use std::io::Read;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::{fs, process};
 
-use crate::booted::Systemd;
-use crate::harness::{DEADLINE, Folder, PROGRAM, wait_for};
-use crate::python::{allow, ask, marked, server};
+use crate::harness::client::Client;
+use crate::harness::server::settings;
+use crate::harness::systemd::Systemd;
+use crate::harness::{Folder, PROGRAM, Server, wait_for};
 
-/// A unit that runs handoff-run with `options` and a server, and has `lines` of its own.
+/// A unit that runs handoff-run with `options` and a server in Python, and has `lines` of its own.
 fn service(folder: &Folder, options: &str, script: &str, lines: &str) -> String {
-    let server = server(folder, script).join(" ");
+    let server = Server::Python(script).install(folder).join(" ".as_ref()).into_string().unwrap();
+    let settings = settings(folder).join(" ");
     format!(
-        "[Unit]\nDefaultDependencies=no\n[Service]\nKillMode=mixed\n{lines}\nExecStart={PROGRAM} {options} -- {server}\n"
+        "[Unit]\nDefaultDependencies=no\n[Service]\nKillMode=mixed\n{lines}\n\
+         ExecStart={PROGRAM} {options} {settings} -- {server}\n"
     )
 }
 
@@ -40,23 +41,20 @@ signal.pause()";
     let unit = supervised(&folder, "", script, "TimeoutStopSec=1");
     let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
     systemd.succeed(&["start", "--no-block", "a"]);
-    marked(&systemd.folder, "early");
+    systemd.folder.read("early");
     assert_eq!(systemd.property("a", "ActiveState"), "activating");
-    allow(&systemd.folder, "go");
+    systemd.folder.open("go");
     systemd.succeed(&["start", "a"]);
     assert_eq!(systemd.property("a", "ActiveState"), "active");
     assert_eq!(systemd.property("a", "StatusText"), "generation 1 serves");
-    let mut client = UnixStream::connect(systemd.folder.path("s")).unwrap();
-    client.set_read_timeout(Some(DEADLINE)).unwrap();
-    marked(&systemd.folder, "accepted");
+    let mut client = Client::connect(&systemd.folder.text("s")).unwrap();
+    systemd.folder.read("accepted");
     systemd.succeed(&["stop", "--no-block", "a"]);
-    marked(&systemd.folder, "draining");
+    systemd.folder.read("draining");
     assert_eq!(systemd.property("a", "ActiveState"), "deactivating");
     systemd.wait_for("a", "StatusText", "draining");
-    allow(&systemd.folder, "answer");
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).unwrap();
-    assert_eq!(answer, "late");
+    systemd.folder.open("answer");
+    assert_eq!(client.rest().unwrap(), b"late");
     systemd.wait_for("a", "ActiveState", "inactive");
     assert_eq!(systemd.property("a", "Result"), "success");
     assert_eq!(systemd.property("a", "ExecMainStatus"), "0");
@@ -66,7 +64,7 @@ signal.pause()";
 #[test]
 fn systemctl_reload_ends_with_what_became_of_the_new_generation() {
     let folder = Folder::new();
-    let script = "if gen == '1': mark('first')\nif os.path.exists(path('broken')): sys.exit(3)\nserve()";
+    let script = "if gen == '1': mark('first')\nif exists('broken'): sys.exit(3)\nserve()";
     let reload = format!("ExecReload={PROGRAM} --reload {}", folder.text("control"));
     let unit = supervised(&folder, "", script, &reload);
     let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
@@ -74,14 +72,14 @@ fn systemctl_reload_ends_with_what_became_of_the_new_generation() {
     let main = systemd.property("a", "MainPID");
     systemd.succeed(&["reload", "a"]);
     assert_eq!(systemd.property("a", "StatusText"), "generation 2 serves");
-    systemd.wait_for_generation(2);
-    allow(&systemd.folder, "broken");
+    systemd.wait_generation(2);
+    systemd.folder.open("broken");
     let failed = systemd.systemctl(&["reload", "a"]);
     assert_eq!(failed.code(), 1);
     assert_eq!(systemd.property("a", "ActiveState"), "active");
     assert_eq!(systemd.property("a", "SubState"), "running");
     assert_eq!(systemd.property("a", "StatusText"), "generation 2 serves, generation 3 failed");
-    assert_eq!(systemd.ask().0, 2);
+    assert_eq!(systemd.answer("s").generation, 2);
     assert_eq!(systemd.property("a", "MainPID"), main);
     systemd.succeed(&["stop", "a"]);
 }
@@ -95,7 +93,7 @@ fn systemctl_reload_by_signal_rolls_a_generation() {
     systemd.succeed(&["reload", "a"]);
     systemd.wait_for("a", "StatusText", "generation 2 serves");
     systemd.wait_for("a", "SubState", "running");
-    systemd.wait_for_generation(2);
+    systemd.wait_generation(2);
     systemd.succeed(&["stop", "a"]);
     assert_eq!(systemd.property("a", "Result"), "success");
 }
@@ -106,13 +104,13 @@ fn a_killed_supervisor_comes_back_and_nothing_of_the_old_one_stays() {
     let unit = supervised(&folder, "", "serve()", "Restart=on-failure\nRestartSec=0");
     let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
     systemd.succeed(&["start", "a"]);
-    let (_, old) = systemd.ask();
+    let old = systemd.answer("s").pid;
     systemd.succeed(&["kill", "--kill-who=main", "-s", "KILL", "a"]);
     systemd.wait_for("a", "NRestarts", "1");
     systemd.wait_for("a", "SubState", "running");
-    let (generation, new) = systemd.ask();
-    assert_eq!(generation, 1);
-    assert_ne!(new, old);
+    let new = systemd.answer("s");
+    assert_eq!(new.generation, 1);
+    assert_ne!(new.pid, old);
     assert!(systemd.run(&["test", "-d", &format!("/proc/{old}")]).code() == 1, "the old server still runs");
 }
 
@@ -133,7 +131,7 @@ fn a_slow_start_is_given_the_time_that_ready_timeout_gives() {
     let unit = supervised(&folder, "", "time.sleep(2); serve()", "TimeoutStartSec=1");
     let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
     systemd.succeed(&["start", "a"]);
-    assert_eq!(systemd.ask().0, 1);
+    assert_eq!(systemd.answer("s").generation, 1);
 }
 
 // handoff-run(1): "While none serves, the supervisor says WATCHDOG=1 itself".
@@ -141,26 +139,26 @@ fn a_slow_start_is_given_the_time_that_ready_timeout_gives() {
 fn systemds_watchdog_spares_a_crash_loop_and_a_slow_drain_and_ends_a_server_that_hangs() {
     let folder = Folder::new();
     let script = "
-if not os.path.exists(path('well')): s.listen(); sys.exit(4) if gen != '1' else None
+if not exists('well'): s.listen(); sys.exit(4) if gen != '1' else None
 if gen == '1': s.accept(); sys.exit(4)
 signal.signal(signal.SIGTERM, lambda *_: (mark('draining'), time.sleep(3), os._exit(0)))
 import threading
 def beat():
-    while not os.path.exists(path('hang')): say('WATCHDOG=1'); time.sleep(0.1)
+    while not exists('hang'): say('WATCHDOG=1'); time.sleep(0.1)
 threading.Thread(target=beat, daemon=True).start()
 serve()";
     let unit = supervised(&folder, "", script, "WatchdogSec=2");
     let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
     systemd.succeed(&["start", "a"]);
-    let _crash = UnixStream::connect(systemd.folder.path("s")).unwrap();
+    let _crash = Client::connect(&systemd.folder.text("s")).unwrap();
     // The pauses add up to three seconds.
     let generation = |status: String| status.split(' ').filter_map(|word| word.parse().ok()).max();
     wait_for("generation 6", || (generation(systemd.property("a", "StatusText")) >= Some(6)).then_some(()));
-    allow(&systemd.folder, "well");
+    systemd.folder.open("well");
     wait_for("one that serves", || systemd.property("a", "StatusText").ends_with("serves").then_some(()));
     assert_eq!(systemd.property("a", "Result"), "success");
     systemd.succeed(&["stop", "a"]);
-    marked(&systemd.folder, "draining");
+    systemd.folder.read("draining");
     assert_eq!(systemd.property("a", "Result"), "success");
     // A new first generation, which is not to crash.
     fs::remove_file(systemd.folder.path("draining")).unwrap();
@@ -168,7 +166,7 @@ serve()";
     let text = fs::read_to_string(&server).unwrap();
     fs::write(&server, text.replace("if gen == '1': s.accept()", "if False: s.accept()")).unwrap();
     systemd.succeed(&["start", "a"]);
-    allow(&systemd.folder, "hang");
+    systemd.folder.open("hang");
     systemd.wait_for("a", "Result", "watchdog");
 }
 
@@ -204,37 +202,35 @@ fn a_socket_unit_hands_its_very_socket_on_by_exec_and_supervised_and_with_listen
     let units: Vec<(&str, String)> = units.iter().map(|(name, text)| (name.as_str(), text.clone())).collect();
     let Some(systemd) = Systemd::boot(folder, &units) else { return };
     for name in ["a", "b", "c", "d"] {
-        let (socket, file) = (systemd.folder.path(name), format!("told-{name}"));
+        let file = format!("told-{name}");
         systemd.succeed(&["start", &format!("{name}.socket")]);
         // The client is what starts it.
-        assert_eq!(ask(&socket).0, 1, "{name}");
-        let told = marked(&systemd.folder, &file);
+        assert_eq!(systemd.answer(name).generation, 1, "{name}");
+        let told = systemd.folder.read(&file);
         let (link, rest) = told.split_once(' ').unwrap();
-        assert!(systemd.sockets().iter().any(|held| held == link), "{name}: {told}");
+        assert!(systemd.sockets().iter().any(|held| format!("socket:[{held}]") == link), "{name}: {told}");
         assert_eq!(rest, "1 web True", "{name}");
         // Stopped, it leaves the socket to systemd, which warns of that and starts it anew for the next client.
         assert_eq!(systemd.systemctl(&["stop", &format!("{name}.service")]).code(), 0);
         fs::remove_file(systemd.folder.path(&file)).unwrap();
-        assert_eq!(ask(&socket).0, 1, "{name}");
-        assert_eq!(marked(&systemd.folder, &file), told, "{name}");
+        assert_eq!(systemd.answer(name).generation, 1, "{name}");
+        assert_eq!(systemd.folder.read(&file), told, "{name}");
     }
 }
 
 #[test]
 fn who_waits_while_the_unit_is_restarted_is_served_when_a_socket_unit_holds_the_queue() {
     let folder = Folder::new();
-    let script = "if not os.path.exists(path('first')): mark('first'); time.sleep(100)\nserve()";
+    let script = "if not exists('first'): mark('first'); time.sleep(100)\nserve()";
     let unit = service(&folder, "--supervise --ready after:1ms", script, "Type=notify");
     let units = [("a.socket", socket_unit(&folder.text("s"), "a.service")), ("a.service", unit)];
     let Some(systemd) = Systemd::boot(folder, &units) else { return };
     systemd.succeed(&["start", "a.socket"]);
-    let mut client = UnixStream::connect(systemd.folder.path("s")).unwrap();
-    client.set_read_timeout(Some(DEADLINE)).unwrap();
-    marked(&systemd.folder, "first");
+    let mut client = Client::connect(&systemd.folder.text("s")).unwrap();
+    systemd.folder.read("first");
+    client.send().unwrap();
     systemd.succeed(&["restart", "a.service"]);
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("1 "), "{answer}");
+    assert_eq!(client.answer().unwrap().generation, 1);
 }
 
 // The namespaces are systemd's, and so is whatever is mounted in them.

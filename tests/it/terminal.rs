@@ -1,7 +1,7 @@
 //! At a terminal: the target is the foreground job that the user started, with no parent of ours before it.
 
 use std::cell::RefCell;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,7 +11,8 @@ use nix::fcntl::OFlag;
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::Signal;
 
-use crate::facts::{compare, done};
+use crate::harness::facts::{compare, done};
+use crate::harness::process::name;
 use crate::harness::{Run, Running, handoff_run_with, wait_for};
 
 /// A terminal: what its user has, and what a process on it has.
@@ -62,8 +63,7 @@ impl Terminal {
 /// `cat` through us, when it is `cat`.
 fn cat(terminal: &Terminal) -> Running {
     let running = terminal.control(handoff_run_with(&["-q", "-l", "127.0.0.1:0", "--", "cat"])).start();
-    let name = format!("/proc/{}/comm", running.pid());
-    wait_for("cat", || (fs::read_to_string(&name).unwrap() == "cat\n").then_some(()));
+    wait_for("cat", || (name(running.pid()) == "cat").then_some(()));
     running
 }
 

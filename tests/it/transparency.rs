@@ -6,10 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::{fs, io, ptr};
 
-use nix::unistd::Uid;
-
-use crate::facts::{ALLOWED, Facts, compare, compare_after, compare_programs, done, ignore, limit, look, skip};
-use crate::harness::{Folder, PROGRAM, Run};
+use crate::harness::facts::{ALLOWED, Facts, compare, compare_after, compare_programs, done, ignore, limit, look};
+use crate::harness::{Folder, PROGRAM, Run, is_root_to};
 
 /// Block the signals of `set`, signal 1 in bit 0, and no others.
 fn block(set: u64) -> io::Result<()> {
@@ -241,8 +239,8 @@ fn become_nobody_who_binds() -> io::Result<()> {
 #[test]
 fn users_groups_and_capabilities_are_the_same() {
     let Some(look) = look() else { return };
-    if !Uid::effective().is_root() {
-        return skip("only root can become somebody else");
+    if !is_root_to("become somebody else") {
+        return;
     }
     // In a folder that everybody may enter, whatever is so of the build's.
     let folder = Folder::new();

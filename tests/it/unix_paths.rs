@@ -14,8 +14,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, get
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
+use crate::harness::socket::listening;
 use crate::harness::{Folder, Output, PROGRAM, Run, handoff_run_with, skip, wait_for};
-use crate::sockets::listening;
 
 const IN_USE: &str = "EADDRINUSE: Address already in use";
 const HIDDEN: &str = "it is held by a process that /proc does not show to this user";

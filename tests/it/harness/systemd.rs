@@ -7,8 +7,9 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
-use crate::harness::{Folder, Output, Run, Running, skip, wait_for};
-use crate::python::ask;
+use super::client::{self, Answer};
+use super::process::{children, sockets};
+use super::{Folder, Output, Run, Running, skip, wait_for};
 
 const SYSTEMD: &str = "/lib/systemd/systemd";
 
@@ -88,13 +89,13 @@ impl Systemd {
         // The test program may be killed, and its namespace is to go with it.
         // SAFETY: this operation of prctl takes integers.
         let die = || Errno::result(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }).map(drop);
-        let mut unshare = run.before_exec(move || Ok(die()?)).start();
+        let unshare = run.before_exec(move || Ok(die()?)).start();
         let private = |pid: &Pid| Path::new(&format!("/proc/{pid}/root/run/systemd/private")).exists();
         let pid = wait_for("systemd", || {
             if unshare.has_ended() {
                 return Some(Err(fs::read_to_string(folder.path("systemd.log")).unwrap_or("unshare failed".into())));
             }
-            child_of(unshare.pid()).filter(private).map(Ok)
+            children(unshare.pid()).first().copied().filter(private).map(Ok)
         });
         pid.map(|pid| Systemd { pid, unshare: Some(unshare), _cgroup: cgroup, folder })
     }
@@ -129,21 +130,19 @@ impl Systemd {
         fs::read_to_string(self.folder.path("systemd.log")).unwrap()
     }
 
-    pub fn ask(&self) -> (u64, i32) {
-        ask(&self.folder.path("s"))
+    /// The answer to a client at a socket of this name in the folder, once it gets one.
+    pub fn answer(&self, socket: &str) -> Answer {
+        wait_for("an answer", || client::ask(&self.folder.text(socket)).ok())
     }
 
     /// Wait until this generation answers.
-    pub fn wait_for_generation(&self, generation: u64) {
-        wait_for("the generation", || (self.ask().0 == generation).then_some(()));
+    pub fn wait_generation(&self, generation: u64) {
+        wait_for("the generation", || (self.answer("s").generation == generation).then_some(()));
     }
 
     /// The inodes of the sockets that it holds itself.
-    pub fn sockets(&self) -> Vec<String> {
-        let links = fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap();
-        let links =
-            links.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()?.into_os_string().into_string().ok());
-        links.filter(|link| link.starts_with("socket:")).collect()
+    pub fn sockets(&self) -> Vec<u64> {
+        sockets(self.pid)
     }
 }
 
@@ -162,10 +161,4 @@ impl Drop for Cgroup {
         // What failed before matters more.
         assert!(thread::panicking() || cleared.failure() == (0, ""), "{cleared:?}");
     }
-}
-
-/// The first child of a process with one thread.
-fn child_of(pid: Pid) -> Option<Pid> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    Some(Pid::from_raw(children.split_ascii_whitespace().next()?.parse().unwrap()))
 }

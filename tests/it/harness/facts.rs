@@ -3,7 +3,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
@@ -12,12 +12,7 @@ use std::{fs, ptr};
 
 use nix::errno::Errno;
 
-use crate::harness::{Folder, PROGRAM, Run};
-
-/// Say aloud that something could not be tried here; libtest shows it though the test passes.
-pub fn skip(why: &str) {
-    io::stderr().write_all(format!("skipped: {why}\n").as_bytes()).unwrap();
-}
+use super::{Folder, PROGRAM, Run, skip};
 
 /// The program of look.c, compiled once; none where there is no cc.
 pub fn look() -> Option<&'static Path> {
@@ -49,7 +44,7 @@ fn compile(name: &str, source: &str) -> Option<PathBuf> {
     Some(program)
 }
 
-/// What the target was told, one fact a line, without the numbers that no two runs share.
+/// What the target found, one fact a line, without the numbers that no two runs share.
 #[derive(Debug)]
 pub struct Facts(pub Vec<String>);
 
@@ -87,9 +82,11 @@ impl Facts {
     }
 }
 
-/// Counters of the kernel, which differ between any two runs.
+/// Counters of the kernel, which differ between any two runs. FDSize is one: how many descriptors the kernel has room
+/// for in its table, which a fork copies with the room that the parent's highest descriptor needed at that moment, and
+/// so tells of the other threads of the tests.
 fn is_constant(line: &str) -> bool {
-    let counters = ["Vm", "Rss", "SigQ", "voluntary_ctxt", "nonvoluntary_ctxt"];
+    let counters = ["Vm", "Rss", "SigQ", "FDSize", "voluntary_ctxt", "nonvoluntary_ctxt"];
     !line.strip_prefix("status: ").is_some_and(|line| counters.iter().any(|counter| line.starts_with(counter)))
 }
 

@@ -1,0 +1,51 @@
+//! Clients of the control socket that speak its protocol themselves.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use super::{DEADLINE, Supervisor, wait_for};
+
+impl Supervisor {
+    /// A connection to the control socket.
+    pub fn control(&self) -> UnixStream {
+        let client = UnixStream::connect(self.folder.path("control")).unwrap();
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
+        client
+    }
+
+    /// The same with a request on its way.
+    pub fn request(&self, line: &str) -> UnixStream {
+        let mut client = self.control();
+        client.write_all(line.as_bytes()).unwrap();
+        client
+    }
+
+    /// Wait until so many clients are connected to the control socket, and accepted.
+    pub fn wait_clients(&self, clients: usize) {
+        let control = self.folder.text("control");
+        wait_for("the clients of the control socket", || {
+            let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+            // Connected (03), and of the server's side, which has the path.
+            let is_client = |line: &&str| line.ends_with(&control) && line.contains(" 0001 03 ");
+            (sockets.lines().filter(is_client).count() == clients).then_some(())
+        });
+    }
+}
+
+/// Every line that a client receives.
+pub fn received(client: UnixStream) -> Vec<String> {
+    // A client that sent too much is cut off when it has been answered.
+    BufReader::new(client).lines().map_while(Result::ok).collect()
+}
+
+/// Wait until the other end has read everything.
+pub fn await_read(client: &UnixStream) {
+    wait_for("the request to be read", || {
+        let mut unread: libc::c_int = 0;
+        // SAFETY: the kernel writes one int, which lives through the call.
+        let asked = unsafe { libc::ioctl(client.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+        (asked == 0 && unread == 0).then_some(())
+    });
+}

@@ -1,0 +1,68 @@
+//! Servers in Python, for what a test program in Rust cannot be: one that forks, changes its user, lies, or ends as a
+//! test wants. The tests need a python3, and no packages.
+
+use std::env;
+use std::path::PathBuf;
+
+use super::Folder;
+
+/// What every server begins with. `s` is its first socket, `gen` its generation.
+const PREAMBLE: &str = r#"
+import array, os, select, signal, socket, sys, time
+# Whatever becomes of the test, nothing is left behind.
+signal.alarm(120)
+gen, folder = os.environ['GENERATION'], os.environ['FOLDER']
+s = socket.socket(fileno=int(os.environ.get('SOCKET', 3)))
+
+def path(name): return os.path.join(folder, name)
+def exists(name): return os.path.exists(path(name))
+def mark(name, text=''):
+    with open(path(name + '.new'), 'w') as file: file.write(text)
+    os.rename(path(name + '.new'), path(name))
+def wait_for(name):
+    while not exists(name): time.sleep(0.005)
+
+def say(text, *fds):
+    to = os.environ['NOTIFY_SOCKET']
+    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    address = '\0' + to[1:] if to[0] == '@' else to
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', fds))] if fds else []
+    sender.sendmsg([text.encode()], rights, 0, address)
+def barrier():
+    ours, its = os.pipe()
+    say('BARRIER=1', its)
+    os.close(its)
+    os.read(ours, 1)
+    os.close(ours)
+
+def answer(client):
+    client.setblocking(True)
+    client.recv(1000)
+    client.sendall(f'hello from {gen}, pid {os.getpid()}\n'.encode())
+    client.close()
+def serve(stop=signal.SIGTERM):
+    # Unless it does something else, the signal to stop ends it between two clients.
+    if signal.getsignal(stop) == signal.SIG_DFL: signal.signal(stop, lambda *_: os._exit(0))
+    s.setblocking(False)
+    while True:
+        select.select([s], [], [])
+        signal.pthread_sigmask(signal.SIG_BLOCK, {stop})
+        try: answer(s.accept()[0])
+        except OSError: pass
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {stop})
+"#;
+
+/// Python itself: a shim is slow, and another user may not run it.
+pub fn python() -> PathBuf {
+    let system = PathBuf::from("/usr/bin/python3");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut found = [system].into_iter().chain(env::split_paths(&path).map(|folder| folder.join("python3")));
+    let is_itself = |python: &PathBuf| python.is_file() && !python.parent().unwrap().ends_with("shims");
+    found.find(is_itself).expect("the tests need a python3")
+}
+
+/// Write a server's file, and give its path.
+pub fn write(folder: &Folder, code: &str) -> PathBuf {
+    folder.write("server.py", &format!("{PREAMBLE}\n{code}\n"));
+    folder.path("server.py")
+}
