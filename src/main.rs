@@ -6,7 +6,9 @@ mod config;
 mod failure;
 mod kernel;
 mod logging;
+mod manager;
 mod output;
+mod saved;
 mod socket;
 mod supervise;
 mod sys;
@@ -26,7 +28,8 @@ use socket::acquire::{self, Acquired};
 use socket::announced::Announced;
 use socket::candidate::Candidates;
 use socket::listener::{self, Listener};
-use supervise::upgrade::{self, Errand};
+use supervise::upgrade::{self, Mode};
+use sys::Claimed;
 use target::{exec, preset};
 
 /// C's main, so that nothing of Rust's runtime comes first: it would ignore SIGPIPE and open closed descriptors, and
@@ -40,11 +43,11 @@ extern "C" fn main() -> libc::c_int {
 }
 
 #[cfg_attr(test, expect(dead_code, reason = "the tests' main is another"))]
-fn handoff_run(claimed: nix::Result<Vec<OwnedFd>>) -> u8 {
+fn handoff_run(claimed: nix::Result<Claimed>) -> u8 {
     run(claimed).unwrap_or_else(|failure| failure.report())
 }
 
-fn run(claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
+fn run(claimed: nix::Result<Claimed>) -> Result<u8> {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
@@ -66,18 +69,18 @@ fn run(claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
     }
 }
 
-/// Whoever set HANDOFF_STATE is told, should it not have been our predecessor.
+/// HANDOFF_STATE may have been set by something else than our predecessor.
 const CANNOT_TAKE_OVER: &str = "cannot take over from another supervisor, as HANDOFF_STATE demands";
 
 /// Supervise, from the beginning or in the place of a predecessor.
-fn supervise(config: Supervise, claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8> {
-    match Errand::read().context(CANNOT_TAKE_OVER)? {
-        Some(errand) => {
+fn supervise(config: Supervise, claimed: nix::Result<Claimed>) -> Result<u8> {
+    match Mode::read().context(CANNOT_TAKE_OVER)? {
+        Some(mode) => {
             let mut claimed = claimed?;
-            let state = errand.state(&mut claimed).context(CANNOT_TAKE_OVER);
-            Ok(match errand {
-                Errand::Check(_) => upgrade::checked(state)?,
-                Errand::TakeOver(_) => supervise::take_over(config, state?, claimed)?,
+            let state = mode.state(&mut claimed).context(CANNOT_TAKE_OVER);
+            Ok(match mode {
+                Mode::Probe(_) => state.map(|_| upgrade::PASSED)?,
+                Mode::TakeOver(_) => supervise::take_over(config, state?, claimed)?,
             })
         }
         None => {
@@ -88,14 +91,14 @@ fn supervise(config: Supervise, claimed: nix::Result<Vec<OwnedFd>>) -> Result<u8
 }
 
 /// The listeners at their numbers, and what stays open beside them.
-fn arrange(config: &Exec, claimed: nix::Result<Vec<OwnedFd>>) -> Result<(Vec<Listener>, Vec<OwnedFd>)> {
+fn arrange(config: &Exec, claimed: nix::Result<Claimed>) -> Result<(Vec<Listener>, Vec<OwnedFd>)> {
     let claimed = claimed.map_err(|errno| Error::new(errno).context("cannot see the open descriptors"))?;
     let acquired = acquire(config, claimed)?;
     Ok(listener::arrange(acquired.listeners, acquired.others, config.program.first_fd)?)
 }
 
-fn acquire(config: &Exec, claimed: Vec<OwnedFd>) -> Result<Acquired> {
-    let candidates = Candidates::sort(claimed)?;
+fn acquire(config: &Exec, claimed: Claimed) -> Result<Acquired> {
+    let candidates = Candidates::sort(claimed.rest())?;
     let announced = Announced::read(&sys::environment());
     if config.specs.is_empty() {
         return Ok(acquire::adopt_all(candidates, &announced?)?);

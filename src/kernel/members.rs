@@ -3,7 +3,7 @@
 
 use nix::unistd::Pid;
 
-use crate::kernel::processes::{Process, State, Table};
+use crate::kernel::processes::{Process, ProcessState, Table};
 
 /// The processes of the generation that began with `main`.
 #[derive(Clone, Debug)]
@@ -68,7 +68,7 @@ impl Members {
 
     /// The same as processes.
     pub(crate) fn alive_processes(&self) -> impl Iterator<Item = &Process> {
-        self.known.iter().filter(|process| process.state == State::Alive)
+        self.known.iter().filter(|process| process.state == ProcessState::Alive)
     }
 
     /// Whether the last snapshot attributed this process to this generation.
@@ -120,7 +120,15 @@ mod tests {
 
     fn process(numbers: [i32; 4], later: u64) -> Process {
         let [pid, parent, group, session] = numbers.map(Pid::from_raw);
-        Process { pid, parent, group, session, state: State::Alive, threads: 1, started: numbers[0] as u64 + later }
+        Process {
+            pid,
+            parent,
+            group,
+            session,
+            state: ProcessState::Alive,
+            threads: 1,
+            started: numbers[0] as u64 + later,
+        }
     }
 
     /// The members of the generation of 20 after each of the snapshots.
@@ -214,7 +222,7 @@ mod tests {
 
     #[test]
     fn zombies_are_members_but_not_alive() {
-        let zombie = Process { state: State::Zombie, ..process([20, 10, 20, 1], 0) };
+        let zombie = Process { state: ProcessState::Zombie, ..process([20, 10, 20, 1], 0) };
         assert_eq!(after(&[[zombie, process([21, 10, 20, 1], 0)].into_iter().collect()]), [21]);
     }
 

@@ -18,7 +18,7 @@ pub(crate) struct Process {
     pub(crate) parent: Pid,
     pub(crate) group: Pid,
     pub(crate) session: Pid,
-    pub(crate) state: State,
+    pub(crate) state: ProcessState,
     pub(crate) threads: usize,
     /// Clock ticks from boot to its birth: with the pid, the name of one process for ever.
     pub(crate) started: u64,
@@ -26,7 +26,7 @@ pub(crate) struct Process {
 
 /// Whether a process still runs its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum ProcessState {
     Alive,
     /// It has ended, and its parent has not yet waited for it.
     Zombie,
@@ -147,7 +147,11 @@ impl Process {
             group: number(field(5)?)?,
             session: number(field(6)?)?,
             // A main thread that has ended alone leaves a process that runs.
-            state: if matches!(field(3)?, "Z" | "X") && threads <= 1 { State::Zombie } else { State::Alive },
+            state: if matches!(field(3)?, "Z" | "X") && threads <= 1 {
+                ProcessState::Zombie
+            } else {
+                ProcessState::Alive
+            },
             threads,
             started: field(22)?.parse().ok()?,
         })
@@ -201,7 +205,10 @@ mod tests {
             let line = format!("71 (x) Z 1 70 60 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 {threads} 0 987654 1000");
             Process::parse(Pid::from_raw(71), line.as_bytes()).unwrap().state
         };
-        assert_eq!((state("2"), state("1"), state("0")), (State::Alive, State::Zombie, State::Zombie));
+        assert_eq!(
+            (state("2"), state("1"), state("0")),
+            (ProcessState::Alive, ProcessState::Zombie, ProcessState::Zombie)
+        );
     }
 
     #[test]
@@ -211,7 +218,7 @@ mod tests {
             parent: Pid::from_raw(1),
             group: Pid::from_raw(70),
             session: Pid::from_raw(60),
-            state: State::Alive,
+            state: ProcessState::Alive,
             threads: 12,
             started: 987654,
         };
@@ -234,7 +241,9 @@ mod tests {
     #[test]
     fn a_process_that_ended_and_was_not_waited_for_is_a_zombie() {
         let mut child = Spawned::new(Command::new("true").stdin(Stdio::null()));
-        until("the child has ended", || Process::read(child.pid()).filter(|process| process.state == State::Zombie));
+        until("the child has ended", || {
+            Process::read(child.pid()).filter(|process| process.state == ProcessState::Zombie)
+        });
         assert!(!Table::read().unwrap().members(child.pid()).contains(&child.pid()));
         child.wait();
         assert_eq!(Process::read(child.pid()), None);

@@ -1,4 +1,4 @@
-//! Where the sockets come from: candidates, or else bound. The variables are hints; what the kernel says decides.
+//! Where the sockets come from: inherited, or else bound. The variables are hints; what the kernel says decides.
 
 use anyhow::{Context, ensure};
 use libc::c_int;
@@ -26,7 +26,7 @@ struct Wanted<'a> {
     found: Option<Candidate>,
 }
 
-/// A listener for each of `specs`, adopted where the kernel shows that it was candidates, else bound.
+/// A listener for each of `specs`, adopted where the kernel shows that it was inherited, else bound.
 pub(crate) fn acquire(
     specs: &[Spec],
     mut candidates: Candidates,
@@ -65,7 +65,7 @@ pub(crate) fn adopt_all(mut candidates: Candidates, announced: &Announced) -> an
             listeners.extend(Candidate::from_stdin().map(|socket| Listener::adopted(FdName::default(), socket.fd)));
         }
     }
-    ensure!(!listeners.is_empty(), "no listening socket was candidates, and no --listen says what to bind");
+    ensure!(!listeners.is_empty(), "no listening socket was inherited, and no --listen says what to bind");
     let others = candidates.let_go(&taken, announced.count)?;
     Ok(Acquired { listeners, others })
 }

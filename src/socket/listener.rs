@@ -9,21 +9,34 @@ use libc::c_int;
 use log::{debug, info, warn};
 use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, SockType, bind, socket};
+use serde::{Deserialize, Serialize};
 
 use crate::failure;
 use crate::socket::endpoint::Endpoint;
 use crate::socket::options::Options;
 use crate::socket::remedy;
 use crate::socket::spec::{FdName, Spec};
-use crate::socket::unix_path::{self, Created};
-use crate::sys::{self, FIRST_FD};
+use crate::socket::unix_path::{self, Created, SavedFile};
+use crate::sys::{self, Claimed, FIRST_FD};
+
+/// A listener in a state that is handed on.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SavedListener {
+    fd: RawFd,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    backlog: Option<u32>,
+    #[serde(default)]
+    file: Option<SavedFile>,
+}
 
 /// A socket that the target is given.
 #[derive(Debug)]
 pub(crate) struct Listener {
     /// For LISTEN_FDNAMES.
     pub(crate) name: FdName,
-    /// How long its queue is, if we bound it.
+    /// The length of its backlog, if we bound it.
     backlog: Option<u32>,
     /// The file that goes when this listener goes without having been handed on. Before the socket, while nobody else
     /// can take the file for dead.
@@ -37,19 +50,25 @@ impl Listener {
         Listener { name, fd, backlog: None, created: None }
     }
 
-    /// One that a predecessor of this program held, with the file that was made for it.
-    pub(crate) fn resumed(name: FdName, fd: OwnedFd, backlog: Option<u32>, created: Option<Created>) -> Listener {
-        Listener { name, fd, backlog, created }
+    /// For the program that takes the place of this one.
+    pub(crate) fn save(&self) -> SavedListener {
+        SavedListener {
+            fd: self.fd.as_raw_fd(),
+            name: self.name.to_string(),
+            backlog: self.backlog,
+            file: self.created.as_ref().map(Created::save),
+        }
     }
 
-    /// How long its queue shall be, if that is ours to say.
-    pub(crate) fn backlog(&self) -> Option<u32> {
-        self.backlog
-    }
-
-    /// The file that was made for it.
-    pub(crate) fn created(&self) -> Option<&Created> {
-        self.created.as_ref()
+    /// One that a predecessor of this program held.
+    pub(crate) fn resume(saved: SavedListener, claimed: &mut Claimed) -> Result<Listener> {
+        let fd = claimed.take(saved.fd).with_context(|| format!("descriptor {} of a listener", saved.fd))?;
+        Ok(Listener {
+            name: FdName::announced(&saved.name).unwrap_or_default(),
+            backlog: saved.backlog,
+            created: saved.file.map(Created::resume),
+            fd,
+        })
     }
 
     /// Where it listens, as the kernel has it.
@@ -57,7 +76,7 @@ impl Listener {
         Endpoint::of(&self.fd)
     }
 
-    /// Make the queue of a socket that we bound as long as it was, if somebody made it shorter.
+    /// Restore the backlog of a socket that we bound: listen(2), called again by a server, changes it for everybody.
     pub(crate) fn restore_backlog(&self) {
         let listens = || sys::option(&self.fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1);
         if let Some(backlog) = self.backlog.filter(|_| listens()) {

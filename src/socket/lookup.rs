@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, Error, Result, anyhow, ensure};
 
 use crate::failure::plain;
-use crate::sys::helper;
+use crate::sys;
 
 /// The addresses of a host, in the order of getaddrinfo(3).
 pub(crate) fn host(name: &str) -> Result<Vec<IpAddr>> {
@@ -50,7 +50,7 @@ fn id(database: &str, name: &str) -> Result<u32> {
 
 fn getent(database: &str, key: &str) -> Result<String> {
     let words = ["getent", database, "--", key].map(|word| CString::new(word).expect("the parser lets no NUL pass"));
-    let answer = helper::output(&words).map_err(plain).context("getent, which would look it up")?;
+    let answer = sys::output(&words).map_err(plain).context("getent, which would look it up")?;
     // Its status 2 is for a key that was not found; an empty answer tells the same.
     let answer = String::from_utf8_lossy(&answer);
     let first = answer.trim_end();

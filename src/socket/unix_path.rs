@@ -16,9 +16,11 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, lstat, major, minor, umask};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs};
 use nix::unistd::unlink;
+use serde::{Deserialize, Serialize};
 
 use crate::kernel::descriptors::SocketInode;
 use crate::kernel::sock_diag::{BoundFile, States, unix_sockets};
+use crate::saved::SavedPath;
 use crate::socket::lookup;
 use crate::socket::options::Options;
 
@@ -29,20 +31,24 @@ pub(crate) struct Created {
     inode: (libc::dev_t, libc::ino_t),
 }
 
+/// The same in a state that is handed on: another file may be at the path by then.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SavedFile {
+    path: SavedPath,
+    device: libc::dev_t,
+    inode: libc::ino_t,
+}
+
 impl Created {
-    /// A file that a predecessor of this program made for the socket it left us, with the identity it had then.
-    pub(crate) fn resumed(path: &Path, (device, inode): (u64, u64)) -> Created {
-        Created { path: path.to_owned(), inode: (device, inode) }
+    /// For the program that takes the place of this one.
+    pub(crate) fn save(&self) -> SavedFile {
+        let (device, inode) = self.inode;
+        SavedFile { path: SavedPath(self.path.clone()), device, inode }
     }
 
-    /// Device and inode of the file we made, whatever is at its path by now.
-    pub(crate) fn identity(&self) -> (u64, u64) {
-        self.inode
-    }
-
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    /// The file that a predecessor of this program made for the socket it left us.
+    pub(crate) fn resume(saved: SavedFile) -> Created {
+        Created { path: saved.path.0, inode: (saved.device, saved.inode) }
     }
 }
 

@@ -1,26 +1,25 @@
-//! What the plan orders, carried out on processes, and what becomes of processes, told to the plan.
+//! The plan's orders, carried out on processes; and what becomes of processes, brought to the plan.
 
-use std::time::Duration;
+use std::ffi::CString;
+use std::process;
 
 use anyhow::Result;
-use log::{debug, warn};
-use nix::unistd::{Pid, geteuid};
+use log::{debug, error, warn};
+use nix::unistd::Pid;
 
 use crate::failure::ExitStatus;
-use crate::supervise::generation::child::Start;
-use crate::supervise::generation::notify_socket::Message;
-use crate::supervise::generation::ready::Watch;
-use crate::supervise::generation::{Generation, has_member, survey};
-use crate::supervise::plan::{Event, Id, Moment, Order};
-use crate::supervise::{Supervisor, report};
+use crate::kernel::elsewhere::listening_elsewhere;
+use crate::supervise::Supervisor;
+use crate::supervise::generation::Generation;
+use crate::supervise::generation::child::Launch;
+use crate::supervise::generation::descriptors::Role;
+use crate::supervise::plan::{Event, Id, Order, Transition};
+use crate::supervise::report::{Diagnosis, connections};
 use crate::sys;
-use crate::target::handout::Handout;
+use crate::target::pid_file::PidFile;
 
-/// So many messages of one generation are read before the others have their turn.
-const MESSAGES_AT_ONCE: usize = 64;
-
-/// Strangers at a notify socket cause no more than one look at all processes in this time.
-const STRANGER_PAUSE: Duration = Duration::from_millis(50);
+/// At most this many notifications of one generation are read before the others have their turn.
+const NOTIFICATIONS_AT_ONCE: usize = 64;
 
 impl Supervisor {
     pub(super) fn carry_out(&mut self, orders: Vec<Order>) {
@@ -30,192 +29,173 @@ impl Supervisor {
                 Order::Start(id) => self.start(id),
                 Order::Retire(id) => self.retire(id),
                 Order::Kill(id) => self.kill(id),
-                Order::Tell(id, news) => self.tell(id, news),
+                Order::Report(id, Transition::Serves) => self.serve(id),
+                Order::Report(id, Transition::TimedOut) => self.time_out(id),
+                Order::Report(id, transition) => self.audience.transition(id, transition, &self.plan),
                 Order::Finish(status) => self.finished = Some(status),
             }
         }
     }
 
-    pub(super) fn start(&mut self, id: Id) {
-        let now = sys::now();
-        self.announce_start(id, now);
-        match self.try_start(id, now) {
+    fn start(&mut self, id: Id) {
+        self.audience.starting(id, &self.plan, self.config.limits, sys::now());
+        match self.launch(id) {
             Ok(generation) => {
-                self.say(id, &format!("started (pid {})", generation.child.pid));
-                self.generations.push(generation);
+                self.audience.progress(id, &format!("started (pid {})", generation.pid));
+                self.generations.add(generation);
             }
             Err(error) => {
-                self.complain(id, &format!("cannot be started: {error:#}"), None);
+                self.audience.failure(id, &format!("cannot be started: {error:#}"), None);
                 self.events.push_back(Event::Ended(id, ExitStatus::Ours as u8));
             }
         }
     }
 
-    pub(super) fn try_start(&mut self, id: Id, now: Moment) -> Result<Generation> {
-        let start = Start {
-            program: &self.config.exec.program,
-            handout: Handout::of(&self.listeners, &self.config.exec.program),
-            signals: self.signals.inherited(),
-            directory: self.directory.as_ref(),
+    fn launch(&self, id: Id) -> Result<Generation> {
+        let (program, share) = (&self.config.exec.program, self.sockets.next_share());
+        let launch = Launch {
+            program,
+            handout: self.sockets.handout(share, program),
+            dispositions: self.signals.dispositions(),
+            directory: self.directory.as_deref(),
             generation: id,
-            variables: vec![],
-            watchdog: self.manager.watchdog(),
+            variables: Vec::<CString>::new(),
+            watchdog: self.audience.manager.watchdog(),
         };
-        let watch = Watch::begin(&self.config.ready, &self.sockets, self.signals.inherited(), now)?;
-        Generation::start(start, watch, now)
+        Generation::start(launch, share, &self.config.ready, sys::now())
     }
 
-    pub(super) fn retire(&mut self, id: Id) {
-        let signal = self.config.stop_signal;
-        self.survey();
-        let Some(generation) = self.generation(id) else {
+    /// Ask a generation to stop.
+    fn retire(&mut self, id: Id) {
+        self.generations.survey();
+        let Some(generation) = self.generations.get_mut(id) else {
             self.events.push_back(Event::Gone(id));
             return;
         };
-        generation.watch = None;
-        generation.retire(signal);
+        generation.retire(self.config.stop_signal);
         if generation.ended.is_none() {
-            let connections = self.connections(id);
-            self.say(id, &format!("draining{}", report::connections(connections)));
+            let held = connections(generation.connections(&self.sockets));
+            self.audience.progress(id, &format!("draining{held}"));
         }
-        self.see_who_is_gone();
+        self.collect_gone();
     }
 
-    pub(super) fn kill(&mut self, id: Id) {
-        self.survey();
-        match self.generation(id) {
+    fn kill(&mut self, id: Id) {
+        self.generations.survey();
+        match self.generations.get_mut(id) {
             None => self.events.push_back(Event::Gone(id)),
             Some(generation) => {
-                generation.watch = None;
                 generation.kill();
-                self.see_who_is_gone();
+                self.collect_gone();
             }
         }
     }
 
-    pub(super) fn generation(&mut self, id: Id) -> Option<&mut Generation> {
-        self.generations.iter_mut().find(|generation| generation.id == id)
+    /// A generation is ready, and serves from now on.
+    fn serve(&mut self, id: Id) {
+        let now = sys::now();
+        let Some(generation) = self.generations.get_mut(id) else { return };
+        generation.watch = None;
+        let after = generation.age(now);
+        self.sockets.restore_backlogs();
+        self.audience.serves(id, after, &self.plan, now);
+        self.write_pid_file();
     }
 
-    /// See who belongs to whom, and reap orphans.
-    pub(super) fn survey(&mut self) {
-        let watches = self.generations.iter().filter_map(|generation| generation.watch.as_ref());
-        let upgrade = self.upgrade.as_ref().map(|check| check.pid);
-        let checks: Vec<Pid> = watches.filter_map(Watch::check_pid).chain(upgrade).collect();
-        survey(&mut self.generations, &checks);
+    /// A generation was not ready in time; its death is the next order.
+    fn time_out(&mut self, id: Id) {
+        self.generations.survey();
+        let Some(generation) = self.generations.get(id) else { return };
+        let ours = self.sockets.set(generation.share).inodes;
+        let elsewhere = listening_elsewhere(&generation.members.alive(), ours).unwrap_or_default();
+        let diagnosis = Diagnosis {
+            elsewhere: elsewhere.into_iter().next(),
+            unobservable: generation.watch.as_ref().is_some_and(|watch| watch.is_unobservable()),
+        };
+        self.audience.timed_out(id, self.config.limits.ready, &diagnosis, &self.plan);
+    }
+
+    /// The supervisor's pid, once something serves.
+    fn write_pid_file(&mut self) {
+        let Some(path) = self.config.exec.pid_file.as_deref().filter(|_| self.pid_file.is_none()) else { return };
+        match PidFile::write(path, process::id()) {
+            Ok(pid_file) => self.pid_file = Some(pid_file),
+            // What serves goes on serving.
+            Err(error) => error!("{error:#}"),
+        }
+    }
+
+    /// A descriptor of a generation can be read.
+    pub(super) fn wake_generation(&mut self, id: Id, role: Role) {
+        match role {
+            Role::Pidfd => self.see_end(id),
+            Role::Notify => self.read_notifications(id),
+            Role::Ready => {
+                if self.generations.get_mut(id).is_some_and(Generation::read_ready) {
+                    self.events.push_back(Event::Ready(id));
+                }
+            }
+            Role::ExecError | Role::Other => (),
+        }
     }
 
     /// The main process of a generation ended.
-    pub(super) fn see_end(&mut self, id: Id) {
+    fn see_end(&mut self, id: Id) {
         // Before it is gone from the table: its group and its children are found through it.
-        self.survey();
-        let Some(generation) = self.generation(id) else { return };
+        self.generations.survey();
+        let Some(generation) = self.generations.get_mut(id) else { return };
         let Some(ending) = generation.see_end() else { return };
-        let complaint = generation.child.complaint();
-        let never_ran = complaint.is_some();
-        let was_ready = generation.watch.is_none();
-        generation.watch = None;
-        let reason = complaint.unwrap_or_else(|| ending.to_string());
-        if self.plan.starting.is_some_and(|starting| starting.id == id) {
-            self.failed_to_start(id, &reason, never_ran);
-        } else if self.plan.serving.is_some_and(|serving| serving.id == id) {
-            self.last_failure = Some(format!("generation {id}: {reason}"));
-            self.say(id, &reason);
+        let exec_error = generation.exec_error();
+        let reason = ending.to_string();
+        if self.plan.is_starting(id) {
+            self.audience.failed_to_start(id, &reason, exec_error.as_deref(), &self.sockets);
+        } else if self.plan.is_serving(id) {
+            self.audience.ended_unasked(id, &exec_error.unwrap_or(reason));
         }
-        debug!("generation {id}: {ending}, ready before: {was_ready}");
+        debug!("generation {id}: {ending}");
         self.events.push_back(Event::Ended(id, ending.status()));
     }
 
-    /// A process ended: perhaps the last of a generation.
-    pub(super) fn see_who_is_gone(&mut self) {
-        self.survey();
-        // Who was born between the last look and the signal was not hit; its parent's end is what brings us here.
-        for generation in self.generations.iter_mut().filter(|generation| generation.killed && !generation.is_over()) {
-            generation.kill();
-        }
-        let (over, left): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.generations).into_iter().partition(Generation::is_over);
-        self.generations = left;
-        for generation in over {
-            let id = generation.id;
-            if self.plan.draining.iter().any(|draining| draining.id == id) {
-                generation.reap();
-                self.events.push_back(Event::Gone(id));
-            } else {
-                // Its end is still to be handled.
-                self.generations.push(generation);
-            }
+    /// Processes ended: reap them, and see which generations are gone.
+    pub(super) fn collect_gone(&mut self) {
+        let helpers: Vec<Pid> = self.generations.checks().chain(self.upgrade.probe_pid()).collect();
+        for generation in self.generations.take_gone(&helpers, |id| self.plan.is_draining(id)) {
+            self.events.push_back(Event::Gone(generation.id));
+            generation.reap();
         }
     }
 
-    /// Look at those that get ready.
-    pub(super) fn look(&mut self) {
+    fn read_notifications(&mut self, id: Id) {
         let now = sys::now();
-        let due = |watch: &Watch| watch.deadline().is_some_and(|deadline| deadline <= now);
-        if !self.generations.iter().any(|generation| generation.watch.as_ref().is_some_and(due)) {
-            return;
+        // The sender may be younger than the last survey, and have left the group.
+        if self.generations.get(id).is_some_and(|generation| generation.watch.is_some()) {
+            self.generations.survey();
         }
-        self.survey();
-        for generation in &mut self.generations {
-            let Some(watch) = &mut generation.watch else { continue };
-            let members = &generation.members;
-            if watch.look(|| members.alive(), &self.listeners, now) {
-                self.events.push_back(Event::Ready(generation.id));
-            }
-        }
-    }
-
-    pub(super) fn read_inbox(&mut self, id: Id) {
-        let now = sys::now();
-        // Who speaks may be younger than the last look, and have left the group.
-        if self.generation(id).is_some_and(|generation| generation.watch.is_some()) {
-            self.survey();
-        }
-        let serves = self.plan.serving.is_some_and(|serving| serving.id == id);
-        let mut watchdog = false;
-        // Whoever floods us does not keep us from the rest.
-        for _ in 0..MESSAGES_AT_ONCE {
-            let Some(message) = self.generation(id).and_then(|generation| generation.inbox.next()) else { break };
-            debug!("generation {id}: {:?} from pid {}", message.text, message.pid);
-            if !self.is_heard(id, &message) {
-                self.ignore_stranger(id, message.pid);
+        let mut keep_alive = false;
+        // One that floods us does not keep us from the rest.
+        for _ in 0..NOTIFICATIONS_AT_ONCE {
+            let Some(notification) = self.generations.get(id).and_then(Generation::next_notification) else { break };
+            debug!("generation {id}: {:?} from pid {}", notification.text, notification.pid);
+            let believed = self.generations.believes(id, &notification, now);
+            let Some(generation) = self.generations.get_mut(id) else { break };
+            if !believed {
+                warn_of_stranger(generation, notification.pid);
                 continue;
             }
-            if message.says("READY=1")
-                && let Some(watch) = self.generation(id).and_then(|generation| generation.watch.as_mut())
-            {
-                watch.tell(now);
+            if let Some(watch) = generation.watch.as_mut().filter(|_| notification.has("READY=1")) {
+                watch.notify(now);
             }
-            watchdog |= message.says("WATCHDOG=1");
+            keep_alive |= notification.has("WATCHDOG=1");
         }
-        if watchdog && serves {
-            self.manager.alive();
-        }
-    }
-
-    /// Once: whoever sends a thousand messages shall not fill the log.
-    fn ignore_stranger(&mut self, id: Id, pid: i32) {
-        let Some(generation) = self.generation(id) else { return };
-        if !std::mem::replace(&mut generation.heard_stranger, true) {
-            warn!("generation {id}: what pid {pid} sends, which is not of it, is ignored");
+        if keep_alive && self.plan.is_serving(id) {
+            self.audience.manager.alive();
         }
     }
+}
 
-    /// Root, our own user, and whoever the generation itself made another user.
-    fn is_heard(&mut self, id: Id, message: &Message) -> bool {
-        let ours = [0, geteuid().as_raw()].contains(&message.uid);
-        let sender = Pid::from_raw(message.pid);
-        let mut is_member = || self.generation(id).is_some_and(|generation| has_member(generation, sender));
-        if ours || is_member() {
-            return true;
-        }
-        // It may have been born since the last look; but a stranger who talks all the time is not to keep us busy.
-        let now = sys::now();
-        if now < self.next_stranger {
-            return false;
-        }
-        self.next_stranger = now + STRANGER_PAUSE;
-        self.survey();
-        self.generation(id).is_some_and(|generation| has_member(generation, sender))
+/// Once: a stranger that sends a thousand notifications shall not fill the log.
+fn warn_of_stranger(generation: &mut Generation, pid: i32) {
+    if !std::mem::replace(&mut generation.stranger_reported, true) {
+        warn!("generation {}: what pid {pid} sends, which is not of it, is ignored", generation.id);
     }
 }

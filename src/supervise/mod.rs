@@ -1,241 +1,202 @@
 //! Stay as the parent: start generations, see them get ready, retire the old ones, answer the control socket.
 //!
-//! What is done is decided in `plan`; here is the loop around it, one poll(2), and what carries its orders out.
+//! A supervisor is its parts. What is done is decided in `plan`; `act` carries it out, `report` reports it, and here is
+//! the loop around them, one poll(2).
 
 mod act;
 pub(crate) mod control;
 mod generation;
+mod generations;
 pub(crate) mod plan;
+mod poll;
 mod report;
 mod requests;
 mod signals;
+mod sockets;
 pub(crate) mod upgrade;
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::convert::Infallible;
+use std::env;
+use std::fs;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process;
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use log::{debug, warn};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use log::debug;
+use nix::poll::PollFlags;
+use nix::unistd::Pid;
 
-use crate::config::Ready;
-use crate::config::Supervise;
-use crate::kernel::descriptors::SocketInode;
-use crate::kernel::processes;
+use crate::config::{Ready, Supervise};
+use crate::manager::Manager;
+use crate::saved::SavedPath;
 use crate::socket::listener::Listener;
-use crate::sys;
+use crate::sys::{self, Claimed};
 use crate::target::pid_file::PidFile;
-use control::Control;
-use generation::Generation;
-use generation::notify_socket::Manager;
-use generation::ready::Watch;
-use plan::{Event, Id, Moment, Plan};
+use control::connection::WaitingFor;
+use control::server::Clients;
+use generations::{Generations, warn_if_blind};
+use plan::{Event, KILLED, Plan};
+use poll::{Source, Table};
+use report::Audience;
 use signals::Signals;
-use upgrade::Check;
+use sockets::Sockets;
+use upgrade::Upgrade;
 use upgrade::state::State;
 
-/// How often a client with a terminal is told how many connections are left.
-const LIVE_PAUSE: Duration = Duration::from_millis(500);
-
-/// What else follows when there is no /proc.
-const BLIND: &str = "and only READY=1 or --ready tells that it is ready";
-
-/// Between two rounds where poll(2) itself fails.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// A supervisor and everything it holds.
+/// A supervisor: its parts, each of which owns what it holds.
 struct Supervisor {
     config: Supervise,
-    listeners: Vec<Listener>,
-    sockets: Vec<SocketInode>,
-    /// Inherited by us and so by every generation.
-    others: Vec<OwnedFd>,
-    signals: Signals,
     /// The working directory by the name it had at start.
     directory: Option<PathBuf>,
-    manager: Manager,
-    control: Option<Control>,
+    signals: Signals,
     plan: Plan,
-    generations: Vec<Generation>,
-    /// Where this program is started from, and a newer one that is being looked at.
-    program: PathBuf,
-    upgrade: Option<Check>,
     /// What happened and was not yet handled.
     events: VecDeque<Event>,
+    sockets: Sockets,
+    generations: Generations,
+    audience: Audience,
+    upgrade: Upgrade,
     pid_file: Option<PidFile>,
-    last_failure: Option<String>,
-    next_live: Option<Moment>,
-    /// When a stranger's message may cause a look at all processes again.
-    next_stranger: Moment,
     finished: Option<u8>,
-}
-
-/// What a descriptor that poll(2) found ready belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Signals,
-    End(Id),
-    Inbox(Id),
-    ReadyPipe(Id),
-    Control,
-    Client(usize),
-    UpgradeCheck,
 }
 
 /// Supervise until told to stop, or until the first generation fails; gives the exit status.
 pub(crate) fn supervise(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<u8> {
-    let mut supervisor = Supervisor::new(config, listeners, others)?;
-    let status = supervisor.run();
-    supervisor.leave(status);
-    Ok(status)
+    Ok(Supervisor::new(config, listeners, others)?.run())
 }
 
 /// Supervise in the place of a predecessor that left `state`.
-pub(crate) fn take_over(config: Supervise, state: State, mut claimed: Vec<OwnedFd>) -> Result<u8> {
-    let mut supervisor = Supervisor::resume(config, state, &mut claimed)?;
-    // What nobody took was inherited by the first of us.
-    supervisor.others = claimed;
-    let status = supervisor.run();
-    supervisor.leave(status);
-    Ok(status)
+pub(crate) fn take_over(config: Supervise, state: State, claimed: Claimed) -> Result<u8> {
+    Ok(Supervisor::resume(config, state, claimed)?.run())
 }
 
 impl Supervisor {
     fn new(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<Supervisor> {
-        check_ready_fd(&config.ready, &listeners, &others)?;
-        let control = config.control.as_deref().map(Control::listen).transpose()?;
+        let sockets = Sockets::new(listeners, others)?;
+        check_ready_fd(&config.ready, &sockets)?;
+        let clients = Clients::listen(config.control.as_deref())?;
         let signals = Signals::receive()?;
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
-        let sockets = listeners.iter().map(SocketInode::of).collect::<nix::Result<_>>()?;
         let (plan, orders) = Plan::begin(config.limits, sys::now());
         let mut supervisor = Supervisor {
-            manager: Manager::of(&sys::environment()),
-            directory: logical_directory(),
             config,
-            listeners,
-            sockets,
-            others,
+            directory: logical_directory(),
             signals,
-            control,
             plan,
-            generations: Vec::new(),
-            program: upgrade::own_program(),
-            upgrade: None,
             events: VecDeque::new(),
+            sockets,
+            generations: Generations::default(),
+            audience: Audience::new(clients, Manager::of(&sys::environment()), None),
+            upgrade: Upgrade::new(upgrade::own_program()),
             pid_file: None,
-            last_failure: None,
-            next_live: None,
-            next_stranger: Moment::ZERO,
             finished: None,
         };
         supervisor.carry_out(orders);
         Ok(supervisor)
     }
 
-    fn run(&mut self) -> u8 {
-        if let Err(error) = processes::are_visible() {
-            warn!("/proc cannot be read ({error}): of a generation only the main process is watched over, {BLIND}");
+    fn resume(config: Supervise, state: State, mut claimed: Claimed) -> Result<Supervisor> {
+        let now = sys::now();
+        let signals = Signals::resume(&state.signals)?;
+        sys::become_subreaper().context("cannot become a reaper of orphans")?;
+        let sockets = Sockets::resume(state.sockets, &mut claimed)?;
+        let clients = Clients::resume(config.control.as_deref(), state.control, &mut claimed, now);
+        let generations = Generations::resume(state.generations, &config.ready, signals.dispositions(), &mut claimed);
+        let mut plan = state.plan;
+        let left: Vec<_> = generations.iter().map(|generation| generation.id).collect();
+        plan.resume(&left);
+        // A deadline may have passed in between, and a generation may be lost.
+        let lost = plan.generations().filter(|id| !left.contains(id));
+        let events = lost.flat_map(|id| [Event::Ended(id, KILLED), Event::Gone(id)]).chain([Event::Tick]).collect();
+        Ok(Supervisor {
+            pid_file: config.exec.pid_file.as_deref().filter(|_| state.pid_file).map(PidFile::written),
+            config,
+            directory: state.directory.map(|SavedPath(path)| path),
+            signals,
+            plan,
+            events,
+            sockets,
+            generations,
+            audience: Audience::new(clients, Manager::of(&sys::environment()), state.last_failure),
+            upgrade: Upgrade::new(state.program.0),
+            finished: None,
+        })
+    }
+
+    /// What the next supervisor must know.
+    fn state(&self) -> State {
+        State {
+            pid: Pid::this().as_raw(),
+            needs: vec![],
+            program: SavedPath(self.upgrade.program.clone()),
+            directory: self.directory.clone().map(SavedPath),
+            signals: self.signals.dispositions().save(),
+            sockets: self.sockets.save(),
+            control: self.audience.clients.save(),
+            plan: self.plan.clone(),
+            generations: self.generations.save(),
+            last_failure: self.audience.last_failure.clone(),
+            pid_file: self.pid_file.is_some(),
         }
+    }
+
+    fn run(mut self) -> u8 {
+        warn_if_blind();
         loop {
             self.handle_events();
             if let Some(status) = self.finished {
+                self.leave(status);
                 return status;
             }
-            // Before the sleep: whoever was told everything may wait for nothing but the end.
-            if let Some(control) = &mut self.control {
-                control.tidy(sys::now());
-            }
-            for (source, flags) in self.wait() {
+            // Before the sleep: one that was sent everything may wait for nothing but the end.
+            self.audience.clients.tidy(sys::now());
+            for (source, flags) in self.table().wait(sys::now()) {
                 self.wake(source, flags);
             }
-            self.look();
-            let now = sys::now();
-            if self.plan.deadline().is_some_and(|deadline| deadline <= now) {
-                self.events.push_back(Event::Tick);
-            }
-            self.tell_live(now);
-            self.time_upgrade(now);
-            self.keep_manager_informed(now);
+            self.look_after();
         }
     }
 
-    /// One poll(2): until something happens, or something has to be done.
-    fn wait(&self) -> Vec<(Source, PollFlags)> {
-        let sources = self.sources();
-        let mut fds: Vec<PollFd> = sources.iter().map(|(_, fd)| fd.clone()).collect();
-        match poll(&mut fds, self.timeout()) {
-            Ok(_) => (),
-            Err(Errno::EINTR) => return vec![],
-            // As when the limit of open files was lowered below what we have: signals are heard all the same.
-            Err(errno) => {
-                debug!("poll: {errno}");
-                thread::sleep(PAUSE);
-                return vec![(Source::Signals, PollFlags::POLLIN)];
-            }
-        }
-        let flags = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
-        sources.into_iter().map(|(source, _)| source).zip(flags).filter(|(_, flags)| !flags.is_empty()).collect()
-    }
-
-    fn sources(&self) -> Vec<(Source, PollFd<'_>)> {
-        let mut sources = vec![(Source::Signals, PollFd::new(self.signals.as_fd(), PollFlags::POLLIN))];
-        for generation in &self.generations {
-            let id = generation.id;
-            let input = |fd| PollFd::new(fd, PollFlags::POLLIN);
-            sources.extend(generation.pidfd().map(|fd| (Source::End(id), input(fd))));
-            sources.push((Source::Inbox(id), input(generation.inbox.as_fd())));
-            let pipe = generation.watch.as_ref().and_then(Watch::pipe);
-            sources.extend(pipe.map(|fd| (Source::ReadyPipe(id), input(fd))));
-        }
-        let check = self.upgrade.as_ref().map(|check| PollFd::new(check.fd(), PollFlags::POLLIN));
-        sources.extend(check.map(|fd| (Source::UpgradeCheck, fd)));
-        if let Some(control) = &self.control {
-            let listener = control.listener().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            sources.extend(listener.map(|fd| (Source::Control, fd)));
-            let clients = control.clients.iter().enumerate();
-            sources.extend(
-                clients.map(|(at, client)| (Source::Client(at), PollFd::new(client.as_fd(), client.poll_for()))),
-            );
-        }
-        sources
-    }
-
-    /// Until the next deadline, of whatever has one.
-    fn timeout(&self) -> PollTimeout {
-        let watches = self.generations.iter().filter_map(|generation| generation.watch.as_ref()?.deadline());
-        let control = self.control.as_ref().and_then(Control::deadline);
-        let check = self.upgrade.as_ref().map(|check| check.deadline);
-        let others = control.into_iter().chain(self.next_live).chain(check).chain(self.manager.deadline());
-        let deadline = watches.chain(self.plan.deadline()).chain(others).min();
-        let Some(deadline) = deadline else { return PollTimeout::NONE };
-        // Rounded up, so as not to wake a moment too early and again.
-        let wait = deadline.saturating_sub(sys::now()).as_micros().div_ceil(1000);
-        PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+    /// What the next round waits for.
+    fn table(&self) -> Table<'_> {
+        let mut table = Table::new();
+        self.signals.poll(&mut table);
+        self.generations.poll(&mut table);
+        self.upgrade.poll(&mut table);
+        self.audience.poll(&mut table);
+        table.until(self.plan.deadline());
+        table
     }
 
     fn wake(&mut self, source: Source, flags: PollFlags) {
         match source {
             Source::Signals => self.receive_signals(),
-            Source::End(id) => self.see_end(id),
-            Source::Inbox(id) => self.read_inbox(id),
-            Source::ReadyPipe(id) => {
-                let watch = self.generation(id).and_then(|generation| generation.watch.as_mut());
-                if watch.is_some_and(Watch::read_pipe) {
-                    self.events.push_back(Event::Ready(id));
-                }
-            }
-            Source::Control => {
-                if let Some(control) = &mut self.control {
-                    control.accept(sys::now());
-                }
-            }
-            Source::Client(at) => self.hear_client(at, flags),
-            Source::UpgradeCheck => self.end_upgrade_check(),
+            Source::Generation(id, role) => self.wake_generation(id, role),
+            Source::Control => self.audience.clients.accept(sys::now()),
+            Source::Client(at) => self.wake_client(at, flags),
+            // Its outcome is asked for in every round.
+            Source::Probe => (),
+        }
+    }
+
+    /// Everything that is due by its time.
+    fn look_after(&mut self) {
+        let now = sys::now();
+        self.generations.observe(&self.sockets, now, &mut self.events);
+        if self.plan.deadline().is_some_and(|deadline| deadline <= now) {
+            self.events.push_back(Event::Tick);
+        }
+        self.audience.send_live(&self.plan, &self.generations, &self.sockets, now);
+        self.audience.keep_manager_informed(&self.plan, now);
+        match self.upgrade.outcome(now) {
+            None => (),
+            Some(Err(error)) => self.upgrade.refuse(&error),
+            Some(Ok(())) => match self.become_successor() {
+                Ok(never) => match never {},
+                Err(error) => self.upgrade.refuse(&error),
+            },
         }
     }
 
@@ -246,26 +207,49 @@ impl Supervisor {
             self.carry_out(orders);
         }
     }
+
+    /// Exec; returns only when that failed, with everything as it was.
+    fn become_successor(&mut self) -> Result<Infallible> {
+        // What happened until now is in the state, what happens from now on stays in the descriptors.
+        self.handle_events();
+        ensure!(self.finished.is_none(), "everything stops");
+        let parts = self.sockets.handed_on().chain(self.generations.handed_on());
+        let handed_on: Vec<BorrowedFd> = parts.chain(self.audience.clients.handed_on()).collect();
+        self.upgrade.become_successor(&self.state(), &handed_on)
+    }
+
+    /// All is over: remove what is ours, and reply to the clients that waited for it.
+    fn leave(mut self, status: u8) {
+        self.generations.reap_all();
+        if let Some(pid_file) = self.pid_file {
+            pid_file.remove();
+        }
+        // A client that is told that all is over may start the next one at once, and must find nothing in its way.
+        drop(self.sockets);
+        for mut client in self.audience.clients.close() {
+            match client.waiting_for {
+                WaitingFor::End if status == KILLED => {
+                    client.end_with_error("a generation did not drain and was killed", 1);
+                }
+                WaitingFor::End => client.end(0),
+                WaitingFor::Nothing => (),
+                _ => client.end_with_error("the supervisor has ended", 125),
+            }
+        }
+    }
 }
 
 /// The descriptor of `--ready fd:N` must be nobody's: the pipe would take its place in the generation.
-fn check_ready_fd(ready: &Ready, listeners: &[Listener], others: &[OwnedFd]) -> Result<()> {
+fn check_ready_fd(ready: &Ready, sockets: &Sockets) -> Result<()> {
     let Ready::Descriptor(number) = ready else { return Ok(()) };
-    let sockets = listeners.iter().map(|listener| listener.as_fd().as_raw_fd());
-    let taken = sockets.chain(others.iter().map(AsRawFd::as_raw_fd)).any(|fd| fd == *number);
+    let taken = sockets.has_number(*number);
     ensure!(!taken, "--ready fd:{number} is the number of a descriptor that the program has already");
     Ok(())
 }
 
 /// $PWD if it is the working directory: the name may lead to a newer release by the next generation.
 fn logical_directory() -> Option<PathBuf> {
-    use std::os::unix::fs::MetadataExt;
-    let name = PathBuf::from(std::env::var_os("PWD")?);
-    let (named, actual) = (name.metadata().ok()?, std::fs::metadata(".").ok()?);
+    let name = PathBuf::from(env::var_os("PWD")?);
+    let (named, actual) = (name.metadata().ok()?, fs::metadata(".").ok()?);
     (name.is_absolute() && (named.dev(), named.ino()) == (actual.dev(), actual.ino())).then_some(name)
-}
-
-/// This process, for messages.
-fn own_pid() -> u32 {
-    process::id()
 }

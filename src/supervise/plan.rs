@@ -6,22 +6,22 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::Limits;
+use crate::sys::Timestamp;
 
 #[cfg(test)]
 mod tests;
 
-/// A moment of the monotonic clock, since boot.
-pub(crate) type Moment = Duration;
-
 /// Counts the generations, from 1 on.
 pub(crate) type Id = u64;
 
-/// The first pause before a generation that ended unasked is started again; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// No pause is longer.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// A generation that served this long is no part of a crash loop: the pauses begin anew.
+/// The first backoff before a generation that ended unasked is started again; each further one is twice as long.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// No backoff is longer.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+/// A generation that served this long is no part of a crash loop: the backoff begins anew.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
 /// What happened.
@@ -59,15 +59,15 @@ pub(crate) enum Order {
     Retire(Id),
     /// End whatever is left of it.
     Kill(Id),
-    /// Tell whoever waits.
-    Tell(Id, News),
+    /// Report this transition.
+    Report(Id, Transition),
     /// Nothing is left to do: end with this status.
     Finish(u8),
 }
 
-/// What is told of a generation.
+/// What became of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum News {
+pub(crate) enum Transition {
     Serves,
     /// It ended before it was ready, with this exit status.
     Failed(u8),
@@ -75,7 +75,7 @@ pub(crate) enum News {
     TimedOut,
     /// It was stopped before it was ready, or never started, because everything stops.
     Cancelled,
-    /// It ended without having been asked to, and is started again after this pause.
+    /// It ended unasked, and is started again after this backoff.
     Crashed(u8, Duration),
     /// It had to be killed at its deadline.
     Killed,
@@ -92,41 +92,58 @@ pub(crate) enum Answer {
 }
 
 /// Why a generation was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Cause {
     /// It is the first: if it fails, all fails.
     First,
-    /// Somebody asked for it: if it fails, the one that serves stays.
-    Reload,
     /// The one that served is no more: if it fails, it is tried again.
     Restart,
+    /// A new one was asked for: if it fails, the one that serves stays.
+    #[default]
+    #[serde(other)]
+    Reload,
 }
 
 /// A generation that gets ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Starting {
     pub(crate) id: Id,
+    #[serde(default)]
     pub(crate) cause: Cause,
-    pub(crate) deadline: Moment,
+    #[serde(default = "never")]
+    pub(crate) deadline: Timestamp,
 }
 
 /// The generation that serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Serving {
     pub(crate) id: Id,
-    pub(crate) since: Moment,
+    #[serde(default)]
+    pub(crate) since: Timestamp,
 }
 
 /// A generation that is told to stop, or of which something is left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Draining {
     pub(crate) id: Id,
     /// When it is killed; none once it was.
-    pub(crate) deadline: Option<Moment>,
+    #[serde(default = "some_never")]
+    pub(crate) deadline: Option<Timestamp>,
+}
+
+/// The deadline of a state that has none.
+fn never() -> Timestamp {
+    Timestamp::MAX
+}
+
+fn some_never() -> Option<Timestamp> {
+    Some(never())
 }
 
 /// The state machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Plan {
     pub(crate) next: Id,
     pub(crate) starting: Option<Starting>,
@@ -135,25 +152,18 @@ pub(crate) struct Plan {
     /// One more generation is wanted when the one that starts has got ready or failed.
     pub(crate) queued: bool,
     /// When what ended unasked is started again.
-    pub(crate) restart: Option<Moment>,
-    /// The pause before the next restart.
-    pub(crate) pause: Duration,
+    pub(crate) restart: Option<Timestamp>,
+    /// The backoff before the next restart.
+    pub(crate) backoff: Duration,
     /// How often a generation was started again.
     pub(crate) restarts: u64,
     /// The status to end with, once everything stops.
     pub(crate) stopping: Option<u8>,
 }
 
-impl Plan {
-    /// Begin with the first generation.
-    pub(crate) fn begin(limits: Limits, now: Moment) -> (Plan, Vec<Order>) {
-        let mut plan = Plan::idle();
-        let order = plan.start(Cause::First, limits, now);
-        (plan, vec![order])
-    }
-
-    /// Before anything was started.
-    pub(crate) fn idle() -> Plan {
+/// Before anything was started.
+impl Default for Plan {
+    fn default() -> Plan {
         Plan {
             next: 1,
             starting: None,
@@ -161,10 +171,46 @@ impl Plan {
             draining: Vec::new(),
             queued: false,
             restart: None,
-            pause: FIRST_PAUSE,
+            backoff: FIRST_BACKOFF,
             restarts: 0,
             stopping: None,
         }
+    }
+}
+
+impl Plan {
+    /// Begin with the first generation.
+    pub(crate) fn begin(limits: Limits, now: Timestamp) -> (Plan, Vec<Order>) {
+        let mut plan = Plan::default();
+        let order = plan.start(Cause::First, limits, now);
+        (plan, vec![order])
+    }
+
+    /// Go on in the place of a predecessor, which left these generations; whatever it did not know of them drains.
+    pub(crate) fn resume(&mut self, left: &[Id]) {
+        let known: Vec<Id> = self.generations().collect();
+        let unknown = left.iter().filter(|id| !known.contains(id));
+        self.draining.extend(unknown.map(|id| Draining { id: *id, deadline: some_never() }));
+        self.next = self.next.max(left.iter().max().map_or(1, |id| id + 1));
+    }
+
+    /// Every generation of which something is left.
+    pub(crate) fn generations(&self) -> impl Iterator<Item = Id> {
+        let starting = self.starting.map(|starting| starting.id);
+        let serving = self.serving.map(|serving| serving.id);
+        self.draining.iter().map(|draining| draining.id).chain(starting).chain(serving)
+    }
+
+    pub(crate) fn is_starting(&self, id: Id) -> bool {
+        self.starting.is_some_and(|starting| starting.id == id)
+    }
+
+    pub(crate) fn is_serving(&self, id: Id) -> bool {
+        self.serving.is_some_and(|serving| serving.id == id)
+    }
+
+    pub(crate) fn is_draining(&self, id: Id) -> bool {
+        self.draining.iter().any(|draining| draining.id == id)
     }
 
     /// Which generation a wish for a new one is about. To be asked before the wish is handled.
@@ -174,13 +220,13 @@ impl Plan {
     }
 
     /// When something has to be done even if nothing happens.
-    pub(crate) fn deadline(&self) -> Option<Moment> {
+    pub(crate) fn deadline(&self) -> Option<Timestamp> {
         let draining = self.draining.iter().filter_map(|draining| draining.deadline);
         draining.chain(self.starting.map(|starting| starting.deadline)).chain(self.restart).min()
     }
 
     /// Take in what happened and say what is to be done, in order.
-    pub(crate) fn handle(&mut self, event: Event, limits: Limits, now: Moment) -> Vec<Order> {
+    pub(crate) fn handle(&mut self, event: Event, limits: Limits, now: Timestamp) -> Vec<Order> {
         let mut orders = match event {
             Event::Reload => self.reload(limits, now),
             Event::Ready(id) => self.ready(id, limits, now),
@@ -196,7 +242,7 @@ impl Plan {
     }
 
     /// Start one more. It is also the one that was queued.
-    fn start(&mut self, cause: Cause, limits: Limits, now: Moment) -> Order {
+    fn start(&mut self, cause: Cause, limits: Limits, now: Timestamp) -> Order {
         let id = self.next;
         self.next += 1;
         self.queued = false;
@@ -205,7 +251,7 @@ impl Plan {
         Order::Start(id)
     }
 
-    fn reload(&mut self, limits: Limits, now: Moment) -> Vec<Order> {
+    fn reload(&mut self, limits: Limits, now: Timestamp) -> Vec<Order> {
         if self.stopping.is_some() {
             return vec![];
         }
@@ -218,32 +264,32 @@ impl Plan {
         vec![self.start(cause, limits, now)]
     }
 
-    fn ready(&mut self, id: Id, limits: Limits, now: Moment) -> Vec<Order> {
-        // Only the generation under way can become ready; anyone else repeats old news.
+    fn ready(&mut self, id: Id, limits: Limits, now: Timestamp) -> Vec<Order> {
+        // Only the generation under way can become ready; any other repeats what was handled.
         if self.starting.take_if(|starting| starting.id == id).is_none() {
             return vec![];
         }
         let old = self.serving.replace(Serving { id, since: now });
-        let mut orders = vec![Order::Tell(id, News::Serves)];
+        let mut orders = vec![Order::Report(id, Transition::Serves)];
         orders.extend(old.map(|old| self.retire(old.id, limits, now)));
         orders.extend(self.start_queued(limits, now));
         orders
     }
 
     /// Ask a generation to stop, and set its deadline.
-    fn retire(&mut self, id: Id, limits: Limits, now: Moment) -> Order {
+    fn retire(&mut self, id: Id, limits: Limits, now: Timestamp) -> Order {
         self.draining.push(Draining { id, deadline: Some(now + limits.drain) });
         Order::Retire(id)
     }
 
-    fn start_queued(&mut self, limits: Limits, now: Moment) -> Option<Order> {
+    fn start_queued(&mut self, limits: Limits, now: Timestamp) -> Option<Order> {
         let cause = if self.serving.is_some() { Cause::Reload } else { Cause::Restart };
         self.queued.then(|| self.start(cause, limits, now))
     }
 
-    fn ended(&mut self, id: Id, status: u8, limits: Limits, now: Moment) -> Vec<Order> {
+    fn ended(&mut self, id: Id, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
         if let Some(starting) = self.starting.take_if(|starting| starting.id == id) {
-            let mut orders = vec![Order::Tell(id, News::Failed(status)), self.retire(id, limits, now)];
+            let mut orders = vec![Order::Report(id, Transition::Failed(status)), self.retire(id, limits, now)];
             orders.extend(self.failed(starting.cause, status, limits, now));
             return orders;
         }
@@ -251,24 +297,23 @@ impl Plan {
             return self.crashed(serving, status, limits, now);
         }
         // It drains: what is left of it is asked to stop, too.
-        let known = self.draining.iter().any(|draining| draining.id == id);
-        known.then_some(Order::Retire(id)).into_iter().collect()
+        self.is_draining(id).then_some(Order::Retire(id)).into_iter().collect()
     }
 
     /// What follows when a generation did not get ready.
-    fn failed(&mut self, cause: Cause, status: u8, limits: Limits, now: Moment) -> Vec<Order> {
+    fn failed(&mut self, cause: Cause, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
         match cause {
             Cause::First => {
                 self.stopping.get_or_insert(status);
                 std::mem::take(&mut self.queued)
-                    .then_some(Order::Tell(self.next, News::Cancelled))
+                    .then_some(Order::Report(self.next, Transition::Cancelled))
                     .into_iter()
                     .collect()
             }
             Cause::Reload | Cause::Restart => {
                 let orders: Vec<Order> = self.start_queued(limits, now).into_iter().collect();
                 if orders.is_empty() && self.serving.is_none() {
-                    self.pause_restart(now);
+                    self.back_off(now);
                 }
                 orders
             }
@@ -276,38 +321,38 @@ impl Plan {
     }
 
     /// The serving generation ended unasked: clients wait in the queue until it is started again.
-    fn crashed(&mut self, serving: Serving, status: u8, limits: Limits, now: Moment) -> Vec<Order> {
+    fn crashed(&mut self, serving: Serving, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
         if now.saturating_sub(serving.since) >= LONG_ENOUGH {
-            self.pause = FIRST_PAUSE;
+            self.backoff = FIRST_BACKOFF;
         }
         let left = self.retire(serving.id, limits, now);
         // A successor under way takes its place.
-        let pause = if self.starting.is_some() { Duration::ZERO } else { self.pause_restart(now) };
-        vec![Order::Tell(serving.id, News::Crashed(status, pause)), left]
+        let backoff = if self.starting.is_some() { Duration::ZERO } else { self.back_off(now) };
+        vec![Order::Report(serving.id, Transition::Crashed(status, backoff)), left]
     }
 
-    fn pause_restart(&mut self, now: Moment) -> Duration {
-        let pause = self.pause;
-        self.restart = Some(now + pause);
-        self.pause = (pause * 2).min(LONGEST_PAUSE);
-        pause
+    fn back_off(&mut self, now: Timestamp) -> Duration {
+        let backoff = self.backoff;
+        self.restart = Some(now + backoff);
+        self.backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        backoff
     }
 
     fn gone(&mut self, id: Id) -> Vec<Order> {
         let before = self.draining.len();
         self.draining.retain(|draining| draining.id != id);
-        if self.draining.len() < before { vec![Order::Tell(id, News::Gone)] } else { vec![] }
+        if self.draining.len() < before { vec![Order::Report(id, Transition::Gone)] } else { vec![] }
     }
 
-    fn stop(&mut self, haste: Haste, limits: Limits, now: Moment) -> Vec<Order> {
+    fn stop(&mut self, haste: Haste, limits: Limits, now: Timestamp) -> Vec<Order> {
         self.stopping.get_or_insert(0);
         self.restart = None;
         let mut orders = Vec::new();
         if std::mem::take(&mut self.queued) {
-            orders.push(Order::Tell(self.next, News::Cancelled));
+            orders.push(Order::Report(self.next, Transition::Cancelled));
         }
         if let Some(starting) = self.starting.take() {
-            orders.extend([Order::Tell(starting.id, News::Cancelled), self.retire(starting.id, limits, now)]);
+            orders.extend([Order::Report(starting.id, Transition::Cancelled), self.retire(starting.id, limits, now)]);
         }
         orders.extend(self.serving.take().map(|serving| self.retire(serving.id, limits, now)));
         if haste == Haste::Now {
@@ -317,11 +362,11 @@ impl Plan {
     }
 
     /// Kill those that drain and are `due`, once.
-    fn kill(&mut self, due: impl Fn(Moment) -> bool) -> Vec<Order> {
+    fn kill(&mut self, due: impl Fn(Timestamp) -> bool) -> Vec<Order> {
         let mut orders = Vec::new();
         for draining in &mut self.draining {
             if draining.deadline.take_if(|deadline| due(*deadline)).is_some() {
-                orders.extend([Order::Tell(draining.id, News::Killed), Order::Kill(draining.id)]);
+                orders.extend([Order::Report(draining.id, Transition::Killed), Order::Kill(draining.id)]);
                 // Told to stop, it did not drain: the status says so.
                 self.stopping = self.stopping.map(|status| if status == 0 { KILLED } else { status });
             }
@@ -329,11 +374,11 @@ impl Plan {
         orders
     }
 
-    fn tick(&mut self, limits: Limits, now: Moment) -> Vec<Order> {
+    fn tick(&mut self, limits: Limits, now: Timestamp) -> Vec<Order> {
         let mut orders = Vec::new();
         if let Some(late) = self.starting.take_if(|starting| starting.deadline <= now) {
             self.draining.push(Draining { id: late.id, deadline: None });
-            orders.extend([Order::Tell(late.id, News::TimedOut), Order::Kill(late.id)]);
+            orders.extend([Order::Report(late.id, Transition::TimedOut), Order::Kill(late.id)]);
             orders.extend(self.failed(late.cause, KILLED, limits, now));
         }
         orders.extend(self.kill(|deadline| deadline <= now));

@@ -1,12 +1,14 @@
 //! The signals of a supervisor: received as reads from a descriptor, and given back to each generation as they were.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
+use crate::supervise::poll::{Source, Table};
 use crate::sys;
 
 /// What comes in as a read.
@@ -25,19 +27,28 @@ const RECEIVED: [Signal; 8] = [
 #[derive(Debug)]
 pub(crate) struct Signals {
     fd: SignalFd,
-    inherited: Inherited,
+    dispositions: Dispositions,
 }
 
 /// Signals as the supervisor was started with them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Inherited {
+pub(crate) struct Dispositions {
     mask: SigSet,
     /// Changed for the supervisor: it must see its children end, and outlive whoever reads its log.
     child: SigAction,
     pipe: SigAction,
 }
 
-/// A signal and who sent it.
+/// The same in a state that is handed on.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SavedSignals {
+    blocked: Vec<i32>,
+    child_ignored: bool,
+    pipe_ignored: bool,
+}
+
+/// A signal and its sender.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Received {
     /// Real-time signals have a number alone.
@@ -59,22 +70,22 @@ impl Signals {
         let mask = received().thread_swap_mask(SigmaskHow::SIG_BLOCK).context("cannot block signals")?;
         let child = set_handler(Signal::SIGCHLD, SigHandler::SigDfl)?;
         let pipe = set_handler(Signal::SIGPIPE, SigHandler::SigIgn)?;
-        Signals::open(Inherited { mask, child, pipe })
+        Signals::open(Dispositions { mask, child, pipe })
     }
 
     /// Go on receiving in the place of a predecessor, which left them blocked and knew what they were before.
-    pub(crate) fn resume(inherited: Inherited) -> Result<Signals> {
+    pub(crate) fn resume(saved: &SavedSignals) -> Result<Signals> {
         received().thread_block().context("cannot block signals")?;
         set_handler(Signal::SIGCHLD, SigHandler::SigDfl)?;
         set_handler(Signal::SIGPIPE, SigHandler::SigIgn)?;
-        Signals::open(inherited)
+        Signals::open(Dispositions::resume(saved))
     }
 
-    fn open(inherited: Inherited) -> Result<Signals> {
+    fn open(dispositions: Dispositions) -> Result<Signals> {
         let received = received();
         let fd = SignalFd::with_flags(&received, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot receive signals")?;
-        Ok(Signals { fd, inherited })
+        Ok(Signals { fd, dispositions })
     }
 
     /// The next signal that came, if one did.
@@ -86,30 +97,33 @@ impl Signals {
         Some(Received { number: info.ssi_signo as i32, sender })
     }
 
+    /// Add what is waited for to the round's table.
+    pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
+        table.input(Source::Signals, self.fd.as_fd());
+    }
+
     /// What a generation shall have.
-    pub(crate) fn inherited(&self) -> Inherited {
-        self.inherited
+    pub(crate) fn dispositions(&self) -> Dispositions {
+        self.dispositions
     }
 }
 
-impl AsFd for Signals {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-impl Inherited {
-    /// What the next supervisor is told: the blocked signals, and whether SIGCHLD and SIGPIPE were ignored.
-    pub(crate) fn save(&self) -> (Vec<i32>, bool, bool) {
+impl Dispositions {
+    /// For the supervisor that takes the place of this one.
+    pub(crate) fn save(&self) -> SavedSignals {
         let ignored = |action: &SigAction| matches!(action.handler(), SigHandler::SigIgn);
-        (sys::numbers_of(&self.mask), ignored(&self.child), ignored(&self.pipe))
+        SavedSignals {
+            blocked: sys::numbers_of(&self.mask),
+            child_ignored: ignored(&self.child),
+            pipe_ignored: ignored(&self.pipe),
+        }
     }
 
-    /// The same of what a predecessor told.
-    pub(crate) fn saved(blocked: &[i32], child_ignored: bool, pipe_ignored: bool) -> Inherited {
+    fn resume(saved: &SavedSignals) -> Dispositions {
         let handler = |ignored| if ignored { SigHandler::SigIgn } else { SigHandler::SigDfl };
         let action = |ignored| SigAction::new(handler(ignored), SaFlags::empty(), SigSet::empty());
-        Inherited { mask: sys::set_of(blocked), child: action(child_ignored), pipe: action(pipe_ignored) }
+        let (child, pipe) = (action(saved.child_ignored), action(saved.pipe_ignored));
+        Dispositions { mask: sys::set_of(&saved.blocked), child, pipe }
     }
 
     /// Make the signals what they were; in a child, or before the supervisor execs itself.

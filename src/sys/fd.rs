@@ -14,19 +14,46 @@ pub(crate) const FIRST_FD: RawFd = 3;
 /// Where descriptors are looked for when there is no /proc: no server has more open when it starts its successor.
 const WITHOUT_PROC: RawFd = 4096;
 
+/// The descriptors from 3 on that this process was started with, in the order of their numbers.
+#[derive(Debug)]
+pub(crate) struct Claimed(Vec<OwnedFd>);
+
 /// Take every open descriptor from 3 on, in the order of their numbers.
 ///
 /// # Safety
 /// To be called once, before anything else in the process owns a descriptor.
 #[cfg_attr(test, expect(dead_code, reason = "the tests' main is another"))]
-pub(crate) unsafe fn claim() -> nix::Result<Vec<OwnedFd>> {
+pub(crate) unsafe fn claim() -> nix::Result<Claimed> {
     let numbers = match open_descriptors() {
         Ok(numbers) => numbers,
         Err(Errno::ENOENT | Errno::EACCES | Errno::EPERM) => probed_descriptors(),
         Err(errno) => return Err(errno),
     };
     // SAFETY: the kernel just named these as open, and the caller promises that nobody owns them.
-    Ok(numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect())
+    Ok(Claimed(numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()))
+}
+
+impl Claimed {
+    /// Take the one of this number, close-on-exec.
+    ///
+    /// # Errors
+    /// EBADF if it is not open, or taken already.
+    pub(crate) fn take(&mut self, number: RawFd) -> nix::Result<OwnedFd> {
+        let fd = self.take_as_it_is(number).ok_or(Errno::EBADF)?;
+        set_close_on_exec(&fd, FdFlag::FD_CLOEXEC)?;
+        Ok(fd)
+    }
+
+    /// Take the one of this number, if it is there, to be inherited further.
+    pub(crate) fn take_as_it_is(&mut self, number: RawFd) -> Option<OwnedFd> {
+        let at = self.0.iter().position(|fd| fd.as_raw_fd() == number)?;
+        Some(self.0.remove(at))
+    }
+
+    /// Those that nobody took, as they were inherited.
+    pub(crate) fn rest(self) -> Vec<OwnedFd> {
+        self.0
+    }
 }
 
 /// The numbers from 3 on that `/proc/self/fd` lists, which goes through the table in order.

@@ -1,4 +1,4 @@
-//! Run a small program beside us and go on: getent(1) for a name, sh(1) for a check.
+//! A small program that runs beside us: getent(1) for a name, sh(1) for a check, a new supervisor that is tried out.
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
@@ -7,40 +7,97 @@ use std::io::{self, Read};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, pipe2};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::{ForkResult, Pid, getpgid, pipe2};
 
+use super::process::{Ending, await_end_of, see_end_of};
 use crate::failure::ExitStatus;
 use crate::sys;
 
-/// Start `arguments[0]`, looked for in PATH, with `environment`, and with nothing to read; `prepare` is done in the
-/// child before. Where it cannot be run, it ends with status 127.
-pub(crate) fn start(
-    arguments: &[CString],
-    environment: &[impl AsRef<CStr>],
-    prepare: impl FnOnce() -> nix::Result<()>,
-) -> nix::Result<Pid> {
-    // SAFETY: this program has one thread.
-    match unsafe { sys::fork() }? {
-        ForkResult::Parent { child } => Ok(child),
-        ForkResult::Child => {
-            let _ = prepare().and_then(|()| become_program(arguments, environment));
-            sys::exit_at_once(ExitStatus::NotFound as u8)
+/// A running helper. However we lose interest in it, it ends, and what it started in a group of its own with it.
+#[derive(Debug)]
+pub(crate) struct Helper {
+    pid: Pid,
+    ended: Option<Ending>,
+}
+
+impl Helper {
+    /// Fork; the child does `become_program`, and where that returns, ends with the status that the shell has for it.
+    pub(crate) fn fork(become_program: impl FnOnce() -> nix::Result<Infallible>) -> nix::Result<Helper> {
+        // SAFETY: this program has one thread.
+        match unsafe { sys::fork() }? {
+            ForkResult::Parent { child } => Ok(Helper { pid: child, ended: None }),
+            ForkResult::Child => match become_program() {
+                Err(Errno::ENOENT) => sys::exit_at_once(ExitStatus::NotFound as u8),
+                _ => sys::exit_at_once(ExitStatus::CannotExecute as u8),
+            },
         }
+    }
+
+    /// Start `words[0]`, looked for in PATH, with `environment`, and with nothing to read; `prepare` is done in the
+    /// child before.
+    pub(crate) fn start(
+        words: &[CString],
+        environment: &[impl AsRef<CStr>],
+        prepare: impl FnOnce() -> nix::Result<()>,
+    ) -> nix::Result<Helper> {
+        Helper::fork(|| {
+            prepare()?;
+            let nothing = open(c"/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+            sys::place_in_child(&nothing, 0)?;
+            Err(sys::execvpe(words, environment))
+        })
+    }
+
+    /// Its process, which nobody else may wait for.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// How it ended, if it has. It is reaped then.
+    pub(crate) fn ending(&mut self) -> Option<Ending> {
+        if self.ended.is_none() {
+            self.ended = see_end_of(self.pid);
+            if self.ended.is_some() {
+                let _ = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
+            }
+        }
+        self.ended
+    }
+
+    /// Wait for its end.
+    fn wait(mut self) -> Ending {
+        let ended = await_end_of(self.pid);
+        let _ = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
+        self.ended = Some(ended);
+        ended
     }
 }
 
-fn become_program(arguments: &[CString], environment: &[impl AsRef<CStr>]) -> nix::Result<Infallible> {
-    let nothing = open(c"/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    sys::place_in_child(&nothing, 0)?;
-    Err(sys::execvpe(arguments, environment))
+impl Drop for Helper {
+    /// Never waits: a helper that a debugger holds cannot end yet. Whoever reaps orphans reaps it then.
+    fn drop(&mut self) {
+        if self.ended.is_some() {
+            return;
+        }
+        // It was not waited for, so that the number is still its own.
+        if getpgid(Some(self.pid)) == Ok(self.pid) {
+            let _ = killpg(self.pid, Signal::SIGKILL);
+        }
+        let _ = kill(self.pid, Signal::SIGKILL);
+        let _ = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
+    }
 }
 
-/// Run it to its end and give what it wrote to stdout; ENOENT where it could not be run.
-pub(crate) fn output(arguments: &[CString]) -> io::Result<Vec<u8>> {
+/// Run `words` to the end and give what it wrote to stdout.
+///
+/// # Errors
+/// ENOENT where it could not be run.
+pub(crate) fn output(words: &[CString]) -> io::Result<Vec<u8>> {
     let (ours, its) = pipe2(OFlag::O_CLOEXEC)?;
-    let child = start(arguments, &sys::environment(), || {
+    let helper = Helper::start(words, &sys::environment(), || {
         let quiet = open(c"/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         sys::place_in_child(&its, 1)?;
         sys::place_in_child(&quiet, 2)
@@ -48,9 +105,8 @@ pub(crate) fn output(arguments: &[CString]) -> io::Result<Vec<u8>> {
     drop(its);
     let mut answer = Vec::new();
     let read = File::from(ours).read_to_end(&mut answer);
-    // Where SIGCHLD was ignored when we started, the kernel keeps no status: what was written has to tell.
-    match waitpid(child, None) {
-        Ok(WaitStatus::Exited(_, 127)) => Err(Errno::ENOENT.into()),
+    match helper.wait() {
+        Ending::Exited(126 | 127) => Err(Errno::ENOENT.into()),
         _ => read.map(|_| answer),
     }
 }

@@ -3,22 +3,23 @@
 mod clock;
 mod directory;
 mod fd;
-pub(crate) mod helper;
+mod helper;
 mod process;
 mod signal;
 mod socket;
 
-pub(crate) use clock::now;
+pub(crate) use clock::{Timestamp, now};
 pub(crate) use directory::numbers_in;
 #[cfg(not(test))]
 pub(crate) use fd::claim;
 pub(crate) use fd::{
-    FIRST_FD, copy_to_stdin, duplicate_from, duplicate_inheritable_from, duplicate_stdin, place_in_child,
+    Claimed, FIRST_FD, copy_to_stdin, duplicate_from, duplicate_inheritable_from, duplicate_stdin, place_in_child,
     set_close_on_exec, stdin_listens,
 };
+pub(crate) use helper::{Helper, output};
 pub(crate) use process::{
-    become_subreaper, environment, execve, execvpe, exit_at_once, fork, pidfd_getfd, pidfd_of, pidfd_of_child, see_end,
-    send_signal, variable,
+    Ending, become_subreaper, environment, execve, execvpe, exit_at_once, fork, pidfd_getfd, pidfd_of, pidfd_of_child,
+    see_end_of, send_signal, variable,
 };
 pub(crate) use signal::{is_ignored, numbers_of, real_time_signals, set_action, set_of};
 pub(crate) use socket::{Transport, accept, listen, option, receive, set_option};

@@ -2,11 +2,12 @@
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr;
+use std::{fmt, ptr};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid};
+use serde::{Deserialize, Serialize};
 
 unsafe extern "C" {
     // environ(7)
@@ -87,18 +88,73 @@ pub(crate) fn pidfd_getfd(process: impl AsFd, number: c_int) -> nix::Result<Owne
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// waitid(2) of a child that shall not be reaped yet: si_code and si_status if it has ended. nix' own cannot tell a
-/// real-time signal.
-pub(crate) fn see_end(child: impl AsFd) -> nix::Result<Option<(c_int, c_int)>> {
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Ending {
+    Exited(u8),
+    /// By this signal, real-time ones included.
+    Signaled(i32),
+    /// Somebody else reaped it.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Ending {
+    /// The exit status that the shell has for it.
+    pub(crate) fn status(self) -> u8 {
+        match self {
+            Ending::Exited(status) => status,
+            Ending::Signaled(signal) => 128 + signal as u8,
+            Ending::Unknown => 0,
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ending::Exited(status) => write!(f, "ended with status {status}"),
+            Ending::Signaled(signal) => match Signal::try_from(*signal) {
+                Ok(signal) => write!(f, "was ended by {signal}"),
+                Err(_) => write!(f, "was ended by signal {signal}"),
+            },
+            Ending::Unknown => write!(f, "ended"),
+        }
+    }
+}
+
+/// How a child ended, if it has; it is not reaped.
+pub(crate) fn see_end_of(child: Pid) -> Option<Ending> {
+    wait_unreaped(child, libc::WNOHANG).unwrap_or(Some(Ending::Unknown))
+}
+
+/// Wait until a child has ended; it is not reaped.
+pub(crate) fn await_end_of(child: Pid) -> Ending {
+    loop {
+        match wait_unreaped(child, 0) {
+            Err(Errno::EINTR) => (),
+            outcome => return outcome.ok().flatten().unwrap_or(Ending::Unknown),
+        }
+    }
+}
+
+/// waitid(2), WNOWAIT. nix' own has no word for a real-time signal.
+///
+/// # Errors
+/// ECHILD if it was reaped, by somebody else or, where SIGCHLD is ignored, by the kernel.
+fn wait_unreaped(child: Pid, flags: c_int) -> nix::Result<Option<Ending>> {
     // SAFETY: a siginfo of zeros is one, with no process in it.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let child = child.as_fd().as_raw_fd() as libc::id_t;
-    let flags = libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
+    let flags = libc::WEXITED | libc::WNOWAIT | flags;
     // SAFETY: the kernel writes a siginfo, which lives through the call.
-    Errno::result(unsafe { libc::waitid(libc::P_PIDFD, child, &raw mut info, flags) })?;
-    // SAFETY: after waitid the fields of SIGCHLD are there, zeros if nobody has ended.
+    Errno::result(unsafe { libc::waitid(libc::P_PID, child.as_raw() as libc::id_t, &raw mut info, flags) })?;
+    // SAFETY: after waitid the fields of SIGCHLD are there, zeros if nothing has ended.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    Ok((pid != 0).then_some((info.si_code, status)))
+    Ok((pid != 0).then_some(match info.si_code {
+        libc::CLD_EXITED => Ending::Exited(status as u8),
+        _ => Ending::Signaled(status),
+    }))
 }
 
 /// The pidfd of a child that was just forked. Where there is none to be had, the child is ended: nobody could watch it.

@@ -14,7 +14,9 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::harness::client::Client;
-use crate::harness::control::{await_read, received};
+use crate::harness::control::{
+    NOT_UNDERSTOOD, RELOAD, RELOAD_AND_WAIT, RELOAD_LIVE, STATUS, STATUS_JSON, STOP, SUCCESS, await_read, received,
+};
 use crate::harness::json::flat;
 use crate::harness::log::{ready, started};
 use crate::harness::process::{exists, stat, status_field};
@@ -48,26 +50,25 @@ fn another_user_is_turned_away_even_if_the_mode_lets_him_in() {
             assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) }, 0);
             let mut client = UnixStream::connect(supervisor.folder.path("control")).unwrap();
             // It may be turned away before it has said this.
-            let _ = client.write_all(b"stop\n");
+            let _ = client.write_all(STOP.as_bytes());
             received(client)
         };
         scope.spawn(stranger).join().unwrap()
     });
-    assert_eq!(lines, ["error this supervisor belongs to another user", "exit 125"]);
+    assert_eq!(lines, ["{\"error\":\"this supervisor belongs to another user\"}", "{\"exit\":125}"]);
     assert_eq!(supervisor.states(), [(1, "serving".into())]);
 }
 
 #[test]
 fn a_request_that_makes_no_sense_is_refused_and_changes_nothing() {
     let supervisor = supervise(Server::Directed, &[]).serving();
-    let long = format!("reload {}", "x".repeat(1000));
-    let requests =
-        [b"\n".as_slice(), b"hello\n", b"reload now\n", b"stop \n", b"STATUS\n", b"\xff\x00\x80\n", long.as_bytes()];
+    let long = format!("{{\"request\":\"{}", "x".repeat(1000));
+    let texts = ["\n", "hello\n", "{}\n", "{\"request\":\"STOP\"}\n", "{\"request\":{\"reload\":\"now\"}}\n", &long];
+    let requests = texts.iter().map(|text| text.as_bytes()).chain([b"\xff\x00\x80\n".as_slice()]);
     for request in requests {
         let mut client = supervisor.control();
         client.write_all(request).unwrap();
-        let expected = ["error the supervisor does not understand the request", "exit 125"];
-        assert_eq!(received(client), expected, "{}", request.escape_ascii());
+        assert_eq!(received(client), NOT_UNDERSTOOD, "{}", request.escape_ascii());
     }
     // A connection without a word.
     drop(supervisor.control());
@@ -77,7 +78,7 @@ fn a_request_that_makes_no_sense_is_refused_and_changes_nothing() {
 #[test]
 fn a_client_that_says_nothing_is_dropped_and_others_are_served_meanwhile() {
     let supervisor = supervise(Server::Directed, &[]).serving();
-    let (mut silent, mut interrupted) = (supervisor.control(), supervisor.request("relo"));
+    let (mut silent, mut interrupted) = (supervisor.control(), supervisor.request("{\"request\""));
     assert_eq!(supervisor.states(), [(1, "serving".into())]);
     silent.set_nonblocking(true).unwrap();
     assert!(silent.read(&mut [0]).is_err(), "it was dropped at once");
@@ -92,41 +93,41 @@ fn a_client_that_says_nothing_is_dropped_and_others_are_served_meanwhile() {
 fn a_slow_client_is_understood() {
     let supervisor = supervise(Server::Directed, &[]).serving();
     let mut client = supervisor.control();
-    for byte in b"status json\n" {
+    for byte in STATUS_JSON.as_bytes() {
         client.write_all(&[*byte]).unwrap();
         await_read(&client);
     }
     let lines = received(client);
-    assert!(lines[0].starts_with("out {"), "{lines:?}");
-    assert_eq!(lines[1..], ["exit 0"]);
+    assert!(lines[0].starts_with("{\"output\":\"{"), "{lines:?}");
+    assert_eq!(lines[1..], [SUCCESS]);
 }
 
 #[test]
 fn a_client_that_has_said_all_may_close_its_direction() {
     let supervisor = supervise(Server::Directed, &[]).serving();
     supervisor.folder.close_gate();
-    let (status, reload) = (supervisor.request("status\n"), supervisor.request("reload wait\n"));
+    let (status, reload) = (supervisor.request(STATUS), supervisor.request(RELOAD_AND_WAIT));
     for client in [&status, &reload] {
         client.shutdown(Shutdown::Write).unwrap();
     }
-    assert_eq!(received(status).last().unwrap(), "exit 0");
+    assert_eq!(received(status).last().unwrap(), SUCCESS);
     supervisor.generation(2);
     supervisor.folder.open_gate();
-    assert_eq!(received(reload).last().unwrap(), "exit 0");
+    assert_eq!(received(reload).last().unwrap(), SUCCESS);
 }
 
 #[test]
 fn a_reload_whose_client_goes_away_takes_effect_all_the_same() {
     let supervisor = supervise(Server::Directed, &[]).serving();
     supervisor.folder.close_gate();
-    let client = supervisor.request("reload\n");
+    let client = supervisor.request(RELOAD);
     supervisor.generation(2);
     drop(client);
     supervisor.folder.open_gate();
     supervisor.wait_gone(1);
     assert_eq!(supervisor.states(), [(2, "serving".into())]);
     // Gone before the request was even read.
-    drop(supervisor.request("reload\n"));
+    drop(supervisor.request(RELOAD));
     supervisor.wait_ready(3);
 }
 
@@ -135,14 +136,14 @@ fn a_client_that_reads_nothing_holds_up_nobody() {
     let supervisor = supervise(Server::Directed, &[]).serving();
     let (held, _) = supervisor.hold();
     // Each hears of everything until its own end, and none of them listens.
-    let clients: Vec<UnixStream> = (0..20).map(|_| supervisor.request("reload wait live\n")).collect();
+    let clients: Vec<UnixStream> = (0..20).map(|_| supervisor.request(RELOAD_LIVE)).collect();
     supervisor.wait_ready(2);
     for _ in 0..3 {
         assert_eq!(supervisor.reload().failure(), (0, ""));
     }
     drop(held);
     for client in clients {
-        assert_eq!(received(client).last().unwrap(), "exit 0");
+        assert_eq!(received(client).last().unwrap(), SUCCESS);
     }
 }
 
@@ -154,9 +155,9 @@ fn a_thousand_clients_at_once_are_all_answered() {
         return skip("a thousand connections are not allowed here");
     }
     let supervisor = supervise(Server::Directed, &[]).serving();
-    let clients: Vec<UnixStream> = (0..1000).map(|_| supervisor.request("status\n")).collect();
+    let clients: Vec<UnixStream> = (0..1000).map(|_| supervisor.request(STATUS)).collect();
     for client in clients {
-        assert_eq!(received(client).last().unwrap(), "exit 0");
+        assert_eq!(received(client).last().unwrap(), SUCCESS);
     }
 }
 
@@ -236,11 +237,11 @@ fn a_stop_ends_the_generation_that_gets_ready_too() {
 fn two_who_stop_both_see_the_end() {
     let mut supervisor = supervise(Server::Directed, &[]).serving();
     let (held, _) = supervisor.hold();
-    let stops = [(); 2].map(|()| supervisor.request("stop\n"));
+    let stops = [(); 2].map(|()| supervisor.request(STOP));
     stops.iter().for_each(await_read);
     drop(held);
     for stop in stops {
-        assert_eq!(received(stop).last().unwrap(), "exit 0");
+        assert_eq!(received(stop).last().unwrap(), SUCCESS);
     }
     assert_eq!(supervisor.end().0, 0);
 }
@@ -262,9 +263,9 @@ fn after_a_stop_everything_is_free_at_once() {
     let mut supervisor = supervise(Server::Directed, &["-l", "./other", "--pid-file", "pid"]).serving();
     let [control, other, pid] = ["control", "other", "pid"].map(|name| supervisor.folder.path(name));
     supervisor.folder.read("pid");
-    let mut client = BufReader::new(supervisor.request("stop\n"));
+    let mut client = BufReader::new(supervisor.request(STOP));
     let mut line = String::new();
-    while !line.starts_with("exit") {
+    while line.trim_end() != SUCCESS {
         line.clear();
         assert_ne!(client.read_line(&mut line).unwrap(), 0);
     }

@@ -217,7 +217,7 @@ fn is_complained_of(wrapper: &str, line: &'static str) {
         let hidden = |log: &str| log.lines().find(|line| line.contains(HIDES)).map(str::to_owned);
         let line = server.process.wait_line(hidden, HIDES);
         let (_, advice) = line.split_once(", so ").unwrap();
-        assert_eq!(advice, "whether it accepts cannot be seen; unless it says READY=1, tell by --ready");
+        assert_eq!(advice, "whether it accepts cannot be seen; unless it sends READY=1, tell by --ready");
         server.stop();
     }
 }

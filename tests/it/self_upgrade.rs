@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::harness::control::{NOT_UNDERSTOOD, RELOAD, STATUS, SUCCESS};
 use crate::harness::json::flat;
 use crate::harness::process::{descriptors, exists, status_field, variable};
 use crate::harness::{Folder, PROGRAM, Run, Server, Supervisor, handoff_run_with, supervise, wait_for};
@@ -119,7 +120,7 @@ fn a_generation_gets_ready_across_upgrades_and_its_client_is_told() {
 fn a_reload_that_fails_after_an_upgrade_fails_for_its_client() {
     let supervisor = supervise(Server::Directed, &[]).serving();
     supervisor.folder.close_gate();
-    let (reload, queued) = (supervisor.command("--reload", &[]).start(), supervisor.request("reload\n"));
+    let (reload, queued) = (supervisor.command("--reload", &[]).start(), supervisor.request(RELOAD));
     supervisor.generation(2);
     supervisor.upgrade();
     supervisor.folder.let_fail(2);
@@ -127,7 +128,8 @@ fn a_reload_that_fails_after_an_upgrade_fails_for_its_client() {
     // Whichever of the two came first.
     let mut told = String::new();
     (&queued).read_to_string(&mut told).unwrap();
-    let statuses = [reload.output().code().to_string(), told.lines().last().unwrap().replace("exit ", "")];
+    let statuses =
+        [reload.output().code().to_string(), told.lines().last().unwrap().replace("{\"exit\":", "").replace('}', "")];
     assert!(statuses == ["1", "0"] || statuses == ["0", "1"], "{statuses:?}");
     supervisor.wait_ready(3);
 }
@@ -135,7 +137,7 @@ fn a_reload_that_fails_after_an_upgrade_fails_for_its_client() {
 #[test]
 fn a_request_that_was_half_said_is_heard_to_its_end() {
     let supervisor = supervise(Server::Directed, &[]).serving();
-    let (mut client, mut garbage) = (supervisor.request("stat"), supervisor.control());
+    let (mut client, mut garbage) = (supervisor.request(&STATUS[..9]), supervisor.control());
     // Half a character.
     garbage.write_all(b"\xc3").unwrap();
     // Both are accepted and read: they came before whoever asks for the table.
@@ -143,13 +145,13 @@ fn a_request_that_was_half_said_is_heard_to_its_end() {
     let before = supervisor.descriptors(2);
     supervisor.upgrade();
     assert_eq!(supervisor.descriptors(2), before);
-    client.write_all(b"us\n").unwrap();
+    client.write_all(&STATUS.as_bytes()[9..]).unwrap();
     garbage.write_all(b"\xa9\n").unwrap();
     let mut told = [String::new(), String::new()];
     client.read_to_string(&mut told[0]).unwrap();
     garbage.read_to_string(&mut told[1]).unwrap();
-    assert!(told[0].ends_with("exit 0\n"), "{told:?}");
-    assert_eq!(told[1], "error the supervisor does not understand the request\nexit 125\n");
+    assert!(told[0].trim_end().ends_with(SUCCESS), "{told:?}");
+    assert_eq!(told[1].lines().collect::<Vec<_>>(), NOT_UNDERSTOOD);
 }
 
 #[test]
@@ -269,10 +271,10 @@ fn a_program_that_hangs_is_given_up_and_nothing_waits_for_it() {
     let supervisor = installed();
     let sleeper = hang(&supervisor);
     supervisor.signal(Signal::SIGUSR2);
-    supervisor.wait_log("the new supervisor is being checked already");
+    supervisor.wait_log("the new supervisor is being probed already");
     assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
     supervisor.wait_log("cannot take over, this supervisor goes on: it did not read the state in time");
-    assert!(!exists(sleeper));
+    wait_for("the program to be gone", || (!exists(sleeper)).then_some(()));
     assert_eq!(supervisor.states(), [(2, "serving".into())]);
 }
 
@@ -282,7 +284,7 @@ fn a_supervisor_that_ends_leaves_no_program_that_hangs() {
     let sleeper = hang(&supervisor);
     assert_eq!(supervisor.stop().failure(), (0, ""));
     assert_eq!(supervisor.end().0, 0);
-    assert!(!exists(sleeper));
+    wait_for("the program to be gone", || (!exists(sleeper)).then_some(()));
 }
 
 #[test]
@@ -340,17 +342,22 @@ fn a_state_that_is_not_ours_is_refused() {
     let refused = |why: &str| {
         (125, format!("handoff-run: cannot take over from another supervisor, as HANDOFF_STATE demands: {why}\n"))
     };
-    for word in ["take", "check"] {
+    for word in ["take", "probe"] {
         let here = format!("{word}:3");
-        assert_eq!(stranger(&here, "handoff-run state 0\n"), refused("the state is of another version"));
-        assert_eq!(stranger(&here, ""), refused("the state is of another version"));
-        let (status, message) = stranger(&here, "handoff-run state 1\n");
+        for no_state in ["", "handoff-run state 0\n", "[]", "{}", "{\"pid\":-1e9}"] {
+            let (status, message) = stranger(&here, no_state);
+            assert_eq!(status, 125);
+            assert!(message.contains("demands: the predecessor's state makes no sense: "), "{message}");
+        }
+        let (status, message) = stranger(&here, "{\"pid\":0}");
         assert_eq!(status, 125);
         assert!(message.contains("the state is of process 0, not of "), "{message}");
+        let refusal = refused("the predecessor's state needs slots, which this version does not understand");
+        assert_eq!(stranger(&here, "{\"pid\":0,\"needs\":[\"slots\"]}"), refusal);
         assert_eq!(stranger(&format!("{word}:77"), ""), refused("descriptor 77 is not open"));
     }
-    assert_eq!(stranger("", ""), refused("no errand"));
-    assert_eq!(stranger("steal:3", ""), refused("steal is no errand"));
+    assert_eq!(stranger("", ""), refused("no mode"));
+    assert_eq!(stranger("steal:3", ""), refused("steal is no mode"));
     assert_eq!(stranger("take:x", ""), refused("no descriptor: invalid digit found in string"));
 }
 

@@ -8,9 +8,11 @@ use anyhow::{Context, Result, anyhow};
 use log::LevelFilter;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 
-use crate::config::{Form, Request, Until};
+use crate::config::Request;
 use crate::failure::{OneLine, plain};
 use crate::output::print;
+use crate::supervise::control::protocol::{Call, Reply, line};
+use crate::supervise::plan::Id;
 use crate::sys;
 
 /// Ask the supervisor at `path` and give the exit status.
@@ -18,35 +20,28 @@ pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
     let stream = UnixStream::connect(path).map_err(plain);
     let mut stream = stream.with_context(|| format!("cannot reach a supervisor at {}", path.display()))?;
     let mut screen = Screen::new();
-    let line = match (request, screen.terminal) {
-        (Request::Reload(Until::Serving), true) => "reload live",
-        (Request::Reload(Until::Serving), false) => "reload",
-        (Request::Reload(Until::OldGone), true) => "reload wait live",
-        (Request::Reload(Until::OldGone), false) => "reload wait",
-        (Request::Status(Form::Table), _) => "status",
-        (Request::Status(Form::Json), _) => "status json",
-        (Request::Stop, _) => "stop",
-    };
+    let call = Call { request, live: screen.terminal };
     // What is shown may go to a pipe that nobody reads: the outcome, and so the status, is the supervisor's all the same.
     let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
     sys::set_action(Signal::SIGPIPE, &ignore).context("cannot ignore SIGPIPE")?;
-    // A supervisor that turns us away may have closed already; what it said is read all the same.
-    let _ = stream.write_all(format!("{line}\n").as_bytes());
+    // A supervisor that turns us away may have closed already; what it sent is read all the same.
+    let _ = stream.write_all(line(&call).as_bytes());
     follow(BufReader::new(stream), &mut screen)
 }
 
-/// Show what is said until the last line.
+/// Show what is sent until the last reply.
 fn follow(lines: impl BufRead, screen: &mut Screen) -> Result<u8> {
     for line in lines.lines() {
         let line = line.map_err(plain).context("cannot read from the supervisor")?;
-        let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
-        match word {
-            "at" | "live" => screen.show_generation(rest),
-            "out" => screen.print(rest)?,
-            "error" => screen.complain(rest),
-            "exit" => return rest.parse().context("the supervisor's answer makes no sense"),
-            // A newer supervisor may say more.
-            _ => (),
+        match serde_json::from_str(&line) {
+            Ok(Reply::Progress { generation, text } | Reply::Live { generation, text }) => {
+                screen.show_generation(generation, &text);
+            }
+            Ok(Reply::Output(text)) => screen.print(&text)?,
+            Ok(Reply::Error(text)) => screen.complain(&text),
+            Ok(Reply::Exit(status)) => return Ok(status),
+            // A newer supervisor may send more.
+            Err(_) => (),
         }
     }
     Err(anyhow!("the supervisor ended before it answered"))
@@ -56,7 +51,7 @@ fn follow(lines: impl BufRead, screen: &mut Screen) -> Result<u8> {
 struct Screen {
     terminal: bool,
     /// The lines of the generations, and how many of them are drawn.
-    lines: Vec<(u64, String)>,
+    lines: Vec<(Id, String)>,
     drawn: usize,
 }
 
@@ -65,20 +60,18 @@ impl Screen {
         Screen { terminal: stdout().is_terminal(), lines: Vec::new(), drawn: 0 }
     }
 
-    /// `ID TEXT` of a generation.
-    fn show_generation(&mut self, text: &str) {
+    /// What became of a generation.
+    fn show_generation(&mut self, id: Id, text: &str) {
         // Quiet is quiet.
         if log::max_level() < LevelFilter::Info {
             return;
         }
-        let (id, text) = text.split_once(' ').unwrap_or((text, ""));
         let line = format!("generation {id}: {}", OneLine(text));
         if !self.terminal {
             // Progress that nobody can see does not change what comes of it.
             let _ = self.print(&line);
             return;
         }
-        let id = id.parse().unwrap_or_default();
         match self.lines.binary_search_by_key(&id, |(known, _)| *known) {
             Ok(at) => self.lines[at].1 = line,
             Err(at) => self.lines.insert(at, (id, line)),

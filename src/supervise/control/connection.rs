@@ -1,7 +1,7 @@
-//! A connection to the control socket: what it asked, what it waits for, and what it has still to be sent.
+//! A connection to the control socket: what it asked, what it is waiting for, and what has still to be sent to it.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use log::debug;
@@ -9,172 +9,194 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, send, sockopt};
 use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
 
-use crate::config::{Form, Until};
-use crate::supervise::plan::{Id, Moment};
-use crate::supervise::upgrade::state::SavedClient;
+use crate::config::Until;
+use crate::supervise::control::protocol::{Call, Reply, line, parse_call};
+use crate::supervise::plan::Id;
+use crate::sys::{Claimed, Timestamp};
 
-/// A client that has not said what it wants by then is dropped.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// A client that has not sent its request by then is dropped.
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// A request is shorter.
 const LONGEST_REQUEST: usize = 256;
-/// A client that reads nothing is dropped when so much is waiting for it.
-const LONGEST_BACKLOG: usize = 256 * 1024;
+/// A client that reads nothing is dropped when this much is waiting for it.
+const MOST_UNSENT: usize = 256 * 1024;
 
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Client {
     fd: OwnedFd,
-    heard: Vec<u8>,
+    received: Vec<u8>,
     to_send: VecDeque<u8>,
-    /// Drop it then, if it has not asked anything.
-    pub(super) patience: Option<Moment>,
-    pub(crate) wants: Wants,
-    /// Nothing more will be said.
+    /// When to drop it if no request has come.
+    pub(super) timeout: Option<Timestamp>,
+    pub(crate) waiting_for: WaitingFor,
+    /// It shows numbers as they change.
+    live: bool,
+    /// The last reply is on its way.
     closing: bool,
-    /// It says nothing more.
-    deaf: bool,
+    /// Its end of stream was read.
+    read_closed: bool,
     broken: bool,
 }
 
-/// What a client waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wants {
-    /// Nothing yet, or no more.
+/// What a client is waiting for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum WaitingFor {
+    /// Nothing yet, or nothing more.
+    #[default]
     Nothing,
     /// That this generation serves, or fails.
-    Generation { id: Id, until: Until, live: Live },
+    Generation { id: Id, until: Until },
     /// That this generation's predecessors are gone.
-    Predecessors { id: Id, live: Live },
-    /// That all is over.
+    Predecessors { id: Id },
+    /// That the supervisor ends.
     End,
 }
 
-/// Does the client show numbers as they change?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Live {
-    Yes,
-    No,
-}
-
-/// What a client asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
-    Reload(Until, Live),
-    Status(Form),
-    Stop,
+/// A connection in a state that is handed on.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SavedClient {
+    fd: RawFd,
+    #[serde(default)]
+    received: Vec<u8>,
+    #[serde(default)]
+    to_send: Vec<u8>,
+    #[serde(default)]
+    waiting_for: WaitingFor,
+    #[serde(default)]
+    live: bool,
+    #[serde(default)]
+    closing: bool,
 }
 
 impl Client {
     /// A connection of this user's or of root's.
-    pub(super) fn admit(fd: OwnedFd, now: Moment) -> Option<Client> {
+    pub(super) fn admit(fd: OwnedFd, now: Timestamp) -> Option<Client> {
         let mut client = Client {
             fd,
-            heard: Vec::new(),
+            received: Vec::new(),
             to_send: VecDeque::new(),
-            patience: Some(now + PATIENCE),
-            wants: Wants::Nothing,
+            timeout: Some(now + TIMEOUT),
+            waiting_for: WaitingFor::Nothing,
+            live: false,
             closing: false,
-            deaf: false,
+            read_closed: false,
             broken: false,
         };
         let peer = getsockopt(&client.fd, sockopt::PeerCredentials).ok()?;
         if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
-            debug!("user {} is turned away from the control socket", peer.uid());
+            debug!("user {} may not use the control socket", peer.uid());
             client.end_with_error("this supervisor belongs to another user", 125);
         }
         Some(client)
     }
 
-    /// One that a predecessor of this supervisor let in.
-    pub(crate) fn resumed(fd: OwnedFd, saved: SavedClient, now: Moment) -> Client {
-        let asked = saved.closing || saved.wants != Wants::Nothing;
-        Client {
-            fd,
-            heard: saved.heard,
+    /// For the supervisor that takes the place of this one, if it has to go on with this client.
+    pub(super) fn save(&self) -> Option<SavedClient> {
+        (!self.broken).then(|| SavedClient {
+            fd: self.fd.as_raw_fd(),
+            received: self.received.clone(),
+            to_send: self.to_send.iter().copied().collect(),
+            waiting_for: self.waiting_for,
+            live: self.live,
+            closing: self.closing,
+        })
+    }
+
+    /// One that was connected to a predecessor.
+    ///
+    /// # Errors
+    /// EBADF if its descriptor is not there.
+    pub(super) fn resume(saved: SavedClient, claimed: &mut Claimed, now: Timestamp) -> nix::Result<Client> {
+        let asked = saved.closing || saved.waiting_for != WaitingFor::Nothing;
+        Ok(Client {
+            fd: claimed.take(saved.fd)?,
+            received: saved.received,
             to_send: saved.to_send.into(),
-            patience: (!asked).then_some(now + PATIENCE),
-            wants: saved.wants,
+            timeout: (!asked).then_some(now + TIMEOUT),
+            waiting_for: saved.waiting_for,
+            live: saved.live,
             closing: saved.closing,
-            deaf: false,
+            read_closed: false,
             broken: false,
-        }
+        })
     }
 
-    /// What the next supervisor must know, if it has to go on with this one.
-    pub(crate) fn save(&self) -> Option<SavedClient> {
-        let to_send = self.to_send.iter().copied().collect();
-        let saved =
-            |fd| SavedClient { fd, wants: self.wants, heard: self.heard.clone(), to_send, closing: self.closing };
-        (!self.broken).then(|| self.fd.as_raw_fd()).map(saved)
-    }
-
-    /// Read what it says; a whole request is given back, once.
-    pub(crate) fn hear(&mut self) -> Option<Asked> {
+    /// Read what has come; a whole request is returned, once.
+    pub(super) fn receive(&mut self) -> Option<Call> {
         let mut buffer = [0; LONGEST_REQUEST];
         match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(0) => {
-                // It may have closed one direction only, and wait for the answer.
-                self.deaf = true;
-                self.broken |= self.patience.is_some();
+                // It may have closed one direction only, and wait for the reply.
+                self.read_closed = true;
+                self.broken |= self.timeout.is_some();
                 return None;
             }
-            Ok(length) if self.patience.is_some() => self.heard.extend(&buffer[..length]),
-            // Whatever follows the request means nothing.
+            Ok(length) if self.timeout.is_some() => self.received.extend(&buffer[..length]),
+            // What follows the request means nothing.
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => return None,
             Err(_) => {
                 self.broken = true;
                 return None;
             }
         }
-        let end = self.heard.iter().position(|byte| *byte == b'\n');
-        if end.is_none() && self.heard.len() < LONGEST_REQUEST {
+        let end = self.received.iter().position(|byte| *byte == b'\n');
+        if end.is_none() && self.received.len() < LONGEST_REQUEST {
             return None;
         }
-        self.patience = None;
-        let asked = end.and_then(|end| str::from_utf8(&self.heard[..end]).ok()).and_then(parse);
-        if asked.is_none() {
-            self.end_with_error("the supervisor does not understand the request", 125);
+        self.timeout = None;
+        let call = end.and_then(|end| parse_call(&self.received[..end]));
+        match &call {
+            Some(call) => self.live = call.live,
+            None => self.end_with_error("the supervisor does not understand the request", 125),
         }
-        asked
+        call
     }
 
     /// What to poll for.
-    pub(crate) fn poll_for(&self) -> PollFlags {
+    pub(super) fn poll_for(&self) -> PollFlags {
         let mut flags = PollFlags::empty();
-        flags.set(PollFlags::POLLIN, !self.deaf);
+        flags.set(PollFlags::POLLIN, !self.read_closed);
         flags.set(PollFlags::POLLOUT, !self.to_send.is_empty());
         flags
     }
 
-    /// It is gone.
-    pub(crate) fn hang_up(&mut self) {
+    /// The connection is broken.
+    pub(super) fn hang_up(&mut self) {
         self.broken = true;
     }
 
-    /// Say a line, as far as it can be sent now; the rest waits.
-    pub(crate) fn say(&mut self, line: &str) {
-        self.to_send.extend(line.bytes().chain([b'\n']));
-        self.send();
-        self.broken |= self.to_send.len() > LONGEST_BACKLOG;
+    /// Does it wait for a reload, and show numbers as they change?
+    pub(super) fn is_live(&self) -> bool {
+        self.live && matches!(self.waiting_for, WaitingFor::Generation { .. } | WaitingFor::Predecessors { .. })
     }
 
-    /// Say why not, and end.
+    /// Send a reply, as far as it can be sent now; the rest waits.
+    pub(crate) fn reply(&mut self, reply: &Reply) {
+        self.to_send.extend(line(reply).bytes());
+        self.send();
+        self.broken |= self.to_send.len() > MOST_UNSENT;
+    }
+
+    /// Send what went wrong, and end.
     pub(crate) fn end_with_error(&mut self, text: &str, status: u8) {
-        self.say(&format!("error {text}"));
+        self.reply(&Reply::Error(text.to_owned()));
         self.end(status);
     }
 
-    /// Say the last line.
+    /// Send the last reply.
     pub(crate) fn end(&mut self, status: u8) {
-        self.say(&format!("exit {status}"));
-        self.wants = Wants::Nothing;
-        self.patience = None;
+        self.reply(&Reply::Exit(status));
+        self.waiting_for = WaitingFor::Nothing;
+        self.timeout = None;
         self.closing = true;
     }
 
     /// Send what waits.
-    pub(crate) fn send(&mut self) {
+    pub(super) fn send(&mut self) {
         while !self.to_send.is_empty() {
             let (front, _) = self.to_send.as_slices();
             match send(self.fd.as_raw_fd(), front, MsgFlags::MSG_NOSIGNAL) {
@@ -189,13 +211,13 @@ impl Client {
         }
     }
 
-    pub(super) fn is_over(&self, now: Moment) -> bool {
-        let impatient = self.patience.is_some_and(|until| until <= now) && !self.has_spoken();
-        self.broken || self.closing && self.to_send.is_empty() || impatient
+    pub(super) fn is_over(&self, now: Timestamp) -> bool {
+        let timed_out = self.timeout.is_some_and(|until| until <= now) && !self.has_unread();
+        self.broken || self.closing && self.to_send.is_empty() || timed_out
     }
 
-    /// Has it said something that we, busy with others, have not heard yet?
-    fn has_spoken(&self) -> bool {
+    /// Has something come that we, busy with others, have not read yet?
+    fn has_unread(&self) -> bool {
         recv(self.fd.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK).is_ok_and(|length| length > 0)
     }
 }
@@ -206,70 +228,44 @@ impl AsFd for Client {
     }
 }
 
-fn parse(line: &str) -> Option<Asked> {
-    let mut words = line.split(' ');
-    let asked = words.next()?;
-    let rest: Vec<&str> = words.collect();
-    let known = |allowed: &[&str]| rest.iter().all(|word| allowed.contains(word));
-    match asked {
-        "reload" if known(&["wait", "live"]) => {
-            let until = if rest.contains(&"wait") { Until::OldGone } else { Until::Serving };
-            Some(Asked::Reload(until, if rest.contains(&"live") { Live::Yes } else { Live::No }))
-        }
-        "status" if known(&["json"]) => {
-            Some(Asked::Status(if rest.contains(&"json") { Form::Json } else { Form::Table }))
-        }
-        "stop" if rest.is_empty() => Some(Asked::Stop),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::config::Request;
 
     #[test]
     fn a_client_that_reads_nothing_is_given_up_when_too_much_waits_for_it() {
         let (ours, mut its) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let mut client = Client::admit(ours.into(), Moment::ZERO).unwrap();
-        client.wants = Wants::End;
-        let line = "x".repeat(1000);
-        let mut said = 0;
-        while !client.broken && said < 10_000 {
-            client.say(&line);
-            said += 1;
+        let mut client = Client::admit(ours.into(), Timestamp::ZERO).unwrap();
+        client.waiting_for = WaitingFor::End;
+        let reply = Reply::Output("x".repeat(1000));
+        let mut sent = 0;
+        while !client.broken && sent < 10_000 {
+            client.reply(&reply);
+            sent += 1;
         }
-        assert!(said * line.len() > LONGEST_BACKLOG && said < 10_000, "{said}");
-        assert!(client.is_over(Moment::ZERO));
+        assert!(sent * 1000 > MOST_UNSENT && sent < 10_000, "{sent}");
+        assert!(client.is_over(Timestamp::ZERO));
         drop(client);
         // What the kernel had taken is whole.
         let mut text = String::new();
         its.read_to_string(&mut text).unwrap();
-        assert!(text.starts_with(&(line + "\n")));
+        assert!(text.starts_with(&line(&reply)));
     }
 
-    // Once a supervisor that was busy for longer than that dropped whom it had kept waiting.
+    // Once a supervisor that was busy for longer than that dropped those that it had kept waiting.
     #[test]
-    fn patience_is_for_those_who_say_nothing_not_for_those_who_are_not_heard() {
+    fn the_timeout_is_for_clients_that_send_nothing_not_for_those_that_were_not_read() {
         let (ours, mut its) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let mut client = Client::admit(ours.into(), Moment::ZERO).unwrap();
-        assert!(!client.is_over(Moment::ZERO) && client.is_over(PATIENCE));
-        its.write_all(b"stop\n").unwrap();
-        assert!(!client.is_over(PATIENCE));
-        assert_eq!(client.hear(), Some(Asked::Stop));
-    }
-
-    #[test]
-    fn only_what_is_known_is_a_request() {
-        assert_eq!(parse("reload live wait"), Some(Asked::Reload(Until::OldGone, Live::Yes)));
-        assert_eq!(parse("status"), Some(Asked::Status(Form::Table)));
-        for line in ["", " ", "reload  wait", "reload json", "status wait", "stop now", "Stop", "stop\r"] {
-            assert_eq!(parse(line), None, "{line:?}");
-        }
+        let mut client = Client::admit(ours.into(), Timestamp::ZERO).unwrap();
+        assert!(!client.is_over(Timestamp::ZERO) && client.is_over(TIMEOUT));
+        its.write_all(b"{\"request\":\"stop\"}\n").unwrap();
+        assert!(!client.is_over(TIMEOUT));
+        assert_eq!(client.receive(), Some(Call { request: Request::Stop, live: false }));
     }
 }

@@ -1,129 +1,226 @@
-//! The control socket: who is connected, what they asked, and what they are told. One request a connection, lines of
-//! text both ways; a client that is slow, silent or gone costs nobody else anything.
-//!
-//! A client sends `reload [wait] [live]`, `status [json]` or `stop`. It is sent lines: `at ID TEXT` and `live ID TEXT`
-//! tell what a generation does, `error TEXT` and `out TEXT` are for stderr and stdout, and `exit STATUS` is the last.
+//! The control socket and the clients that are connected to it. One that is slow, silent or gone costs nobody else
+//! anything.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use log::warn;
 use nix::errno::Errno;
+use nix::poll::PollFlags;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::socket::options::Options;
-use crate::socket::unix_path::{self, Created};
-use crate::supervise::control::{Client, Wants};
-use crate::supervise::plan::Moment;
-use crate::sys::{self, FIRST_FD};
+use crate::socket::unix_path::{self, Created, SavedFile};
+use crate::supervise::control::connection::{Client, SavedClient, WaitingFor};
+use crate::supervise::control::protocol::{Call, Reply};
+use crate::supervise::plan::Id;
+use crate::supervise::poll::{Source, Table};
+use crate::sys::{self, Claimed, FIRST_FD, Timestamp};
 
-/// So many may be connected; more wait in the queue.
+/// At most this many may be connected; more wait in the accept queue.
 const MOST_CLIENTS: usize = 200;
-/// So many may wait in the queue.
-const QUEUE: i32 = 1024;
-/// So many descriptors clients do not get: a new generation takes some, and so does every look at the processes.
+/// The backlog.
+const BACKLOG: i32 = 1024;
+/// Descriptors reserved so that a generation can still be started and /proc read.
 const SPARE: u64 = 8;
 /// When a connection could not be accepted because descriptors ran out, it is tried again after this.
-const PAUSE: Duration = Duration::from_millis(100);
+const BACKOFF: Duration = Duration::from_millis(100);
 
-/// The listening socket and those connected.
-#[derive(Debug)]
-pub(crate) struct Control {
-    path: PathBuf,
-    /// The file, removed at the end if it is still ours. Before the socket, while nobody else can take it for dead.
-    created: Option<Created>,
-    fd: OwnedFd,
-    pub(crate) clients: Vec<Client>,
-    paused_until: Option<Moment>,
-    /// It was said that descriptors ran out, and some are still waiting to be let in.
-    complained: bool,
+/// The control socket, if there is one, and its clients.
+#[derive(Debug, Default)]
+pub(crate) struct Clients {
+    server: Option<Server>,
+    all: Vec<Client>,
 }
 
-impl Control {
-    /// Listen at `path`, which nobody but this user can use. A dead socket there is replaced.
-    pub(crate) fn listen(path: &Path) -> Result<Control> {
-        let context = || format!("cannot listen on --control {}", path.display());
-        let text = path.to_str().context("the path is not UTF-8").with_context(context)?;
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).with_context(context)?;
-        let created = unix_path::bind(&fd, text, &Options::mode(0o600), || sys::listen(&fd, QUEUE));
-        let created = Some(created.with_context(context)?);
-        Ok(Control { fd, path: path.to_owned(), created, clients: Vec::new(), paused_until: None, complained: false })
+/// The listening socket.
+#[derive(Debug)]
+struct Server {
+    path: PathBuf,
+    /// The file, removed at the end if it is still ours. Before the socket, while no other process can take it for
+    /// dead.
+    created: Option<Created>,
+    fd: OwnedFd,
+    paused_until: Option<Timestamp>,
+    /// It was logged that descriptors ran out, and some clients are still waiting to be let in.
+    warned: bool,
+}
+
+/// They in a state that is handed on.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SavedClients {
+    server: Option<SavedServer>,
+    clients: Vec<Value>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedServer {
+    fd: RawFd,
+    #[serde(default)]
+    file: Option<SavedFile>,
+}
+
+impl Clients {
+    /// Listen at `path`, which nobody but this user can use. A dead socket there is replaced. Without a path, there
+    /// will be no clients.
+    pub(crate) fn listen(path: Option<&Path>) -> Result<Clients> {
+        let server = path.map(Server::listen).transpose()?;
+        Ok(Clients { server, all: Vec::new() })
     }
 
-    /// The socket that a predecessor of this supervisor listened on.
-    pub(crate) fn resumed(fd: OwnedFd, path: &Path, created: Option<Created>) -> Control {
-        Control { fd, path: path.to_owned(), created, clients: Vec::new(), paused_until: None, complained: false }
+    /// Add what is waited for to the round's table.
+    pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
+        if let Some(server) = &self.server {
+            table.until(server.paused_until);
+            if self.all.len() < MOST_CLIENTS && server.paused_until.is_none() {
+                table.input(Source::Control, server.fd.as_fd());
+            }
+        }
+        for (at, client) in self.all.iter().enumerate() {
+            table.events(Source::Client(at), client.as_fd(), client.poll_for());
+            table.until(client.timeout);
+        }
     }
 
-    /// The listening socket, while more clients are welcome.
-    pub(crate) fn listener(&self) -> Option<BorrowedFd<'_>> {
-        let welcome = self.clients.len() < MOST_CLIENTS && self.paused_until.is_none();
-        welcome.then(|| self.fd.as_fd())
-    }
-
-    /// Listen no more, and leave those who are connected.
-    pub(crate) fn close(self) -> Vec<Client> {
-        self.clients
-    }
-
-    /// The file that was made for it.
-    pub(crate) fn created(&self) -> Option<&Created> {
-        self.created.as_ref()
-    }
-
-    /// The descriptor for the next supervisor.
-    pub(crate) fn fd(&self) -> &OwnedFd {
-        &self.fd
-    }
-
-    /// Let in who waits.
-    pub(crate) fn accept(&mut self, now: Moment) {
-        while self.clients.len() < MOST_CLIENTS {
-            match self.may_accept().and_then(|()| sys::accept(&self.fd)) {
-                Ok(fd) => self.clients.extend(Client::admit(fd, now)),
+    /// Let in those that wait.
+    pub(crate) fn accept(&mut self, now: Timestamp) {
+        let Some(server) = &mut self.server else { return };
+        while self.all.len() < MOST_CLIENTS {
+            match server.accept(self.all.is_empty()) {
+                Ok(fd) => self.all.extend(Client::admit(fd, now)),
                 Err(Errno::EAGAIN) => {
-                    self.complained = false;
+                    server.warned = false;
                     return;
                 }
                 Err(Errno::EINTR | Errno::ECONNABORTED) => (),
-                Err(errno) => {
-                    if !std::mem::replace(&mut self.complained, true) {
-                        warn!("cannot accept on {}: {errno}", self.path.display());
-                    }
-                    self.paused_until = Some(now + PAUSE);
-                    return;
-                }
+                Err(errno) => return server.pause(errno, now),
             }
         }
     }
 
-    /// Are there descriptors for one more client, and for what else a supervisor has to do?
-    fn may_accept(&self) -> nix::Result<()> {
+    /// Something happened to the client in this place: send what waits, and read its request, if that has come.
+    pub(crate) fn wake(&mut self, at: usize, flags: PollFlags) -> Option<Call> {
+        let client = self.all.get_mut(at)?;
+        if flags.contains(PollFlags::POLLOUT) {
+            client.send();
+        }
+        let call = if flags.contains(PollFlags::POLLIN) { client.receive() } else { None };
+        if flags.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
+            client.hang_up();
+        }
+        call
+    }
+
+    /// The client in this place; it stays there until the next `tidy`.
+    pub(crate) fn get_mut(&mut self, at: usize) -> Option<&mut Client> {
+        self.all.get_mut(at)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Client> {
+        self.all.iter_mut()
+    }
+
+    /// Drop those that are done, broken, or were silent for too long.
+    pub(crate) fn tidy(&mut self, now: Timestamp) {
+        if let Some(server) = &mut self.server {
+            server.paused_until.take_if(|until| *until <= now);
+        }
+        self.all.retain(|client| !client.is_over(now));
+    }
+
+    /// Send a reply to every client that is waiting for something.
+    pub(crate) fn send_all(&mut self, reply: &Reply) {
+        for client in self.all.iter_mut().filter(|client| client.waiting_for != WaitingFor::Nothing) {
+            client.reply(reply);
+        }
+    }
+
+    /// Are there clients that show numbers as they change?
+    pub(crate) fn any_live(&self) -> bool {
+        self.all.iter().any(Client::is_live)
+    }
+
+    /// Send them how far a generation is.
+    pub(crate) fn send_live(&mut self, generation: Id, text: &str) {
+        let reply = Reply::Live { generation, text: text.to_owned() };
+        self.all.iter_mut().filter(|client| client.is_live()).for_each(|client| client.reply(&reply));
+    }
+
+    /// Listen no more, and leave those that are connected.
+    pub(crate) fn close(self) -> Vec<Client> {
+        self.all
+    }
+
+    /// What the supervisor that takes the place of this one needs open. The other clients are cut off by exec, not left
+    /// open for ever.
+    pub(crate) fn handed_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let server = self.server.iter().map(|server| server.fd.as_fd());
+        server.chain(self.all.iter().filter(|client| client.save().is_some()).map(AsFd::as_fd))
+    }
+
+    pub(crate) fn save(&self) -> SavedClients {
+        let server = self
+            .server
+            .as_ref()
+            .map(|server| SavedServer { fd: server.fd.as_raw_fd(), file: server.created.as_ref().map(Created::save) });
+        let value = |client: SavedClient| serde_json::to_value(client).expect("its maps have string keys");
+        SavedClients { server, clients: self.all.iter().filter_map(Client::save).map(value).collect() }
+    }
+
+    /// The control socket and the clients of a predecessor, if we are told to have any. One that cannot be resumed is
+    /// reported and left out.
+    pub(crate) fn resume(path: Option<&Path>, saved: SavedClients, claimed: &mut Claimed, now: Timestamp) -> Clients {
+        let mut clients = Clients::default();
+        for value in saved.clients {
+            let saved = serde_json::from_value::<SavedClient>(value).map_err(anyhow::Error::from);
+            match saved.and_then(|saved| Ok(Client::resume(saved, claimed, now)?)) {
+                Ok(client) => clients.all.push(client),
+                Err(error) => warn!("a client of the predecessor is lost: {error:#}"),
+            }
+        }
+        let Some((saved, path)) = saved.server.zip(path) else { return Clients::default() };
+        match claimed.take(saved.fd) {
+            Ok(fd) => clients.server = Some(Server::new(fd, path, saved.file.map(Created::resume))),
+            Err(errno) => warn!("the control socket of the predecessor is lost: {errno}"),
+        }
+        clients
+    }
+}
+
+impl Server {
+    fn new(fd: OwnedFd, path: &Path, created: Option<Created>) -> Server {
+        Server { fd, path: path.to_owned(), created, paused_until: None, warned: false }
+    }
+
+    fn listen(path: &Path) -> Result<Server> {
+        let context = || format!("cannot listen on --control {}", path.display());
+        let text = path.to_str().context("the path is not UTF-8").with_context(context)?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).with_context(context)?;
+        let created = unix_path::bind(&fd, text, &Options::mode(0o600), || sys::listen(&fd, BACKLOG));
+        let created = created.with_context(context)?;
+        Ok(Server::new(fd, path, Some(created)))
+    }
+
+    /// One more, if there are descriptors for it and for what else a supervisor has to do.
+    fn accept(&self, is_first: bool) -> nix::Result<OwnedFd> {
         let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let next = sys::duplicate_from(&self.fd, FIRST_FD)?.as_raw_fd();
         let enough = next as u64 + SPARE <= limit;
-        if enough || self.clients.is_empty() { Ok(()) } else { Err(Errno::EMFILE) }
+        if enough || is_first { sys::accept(&self.fd) } else { Err(Errno::EMFILE) }
     }
 
-    /// When somebody's patience, or a pause, ends.
-    pub(crate) fn deadline(&self) -> Option<Moment> {
-        self.clients.iter().filter_map(|client| client.patience).chain(self.paused_until).min()
-    }
-
-    /// Drop those who are done, broken, or were silent for too long.
-    pub(crate) fn tidy(&mut self, now: Moment) {
-        self.paused_until.take_if(|until| *until <= now);
-        self.clients.retain(|client| !client.is_over(now));
-    }
-
-    /// Send a line to everyone who waits for news.
-    pub(crate) fn tell_all(&mut self, line: &str) {
-        for client in self.clients.iter_mut().filter(|client| client.wants != Wants::Nothing) {
-            client.say(line);
+    /// Accept nobody for a while.
+    fn pause(&mut self, errno: Errno, now: Timestamp) {
+        if !std::mem::replace(&mut self.warned, true) {
+            warn!("cannot accept on {}: {errno}", self.path.display());
         }
+        self.paused_until = Some(now + BACKOFF);
     }
 }

@@ -1,46 +1,100 @@
-//! The state of a supervisor as a table for people and as JSON for programs. Pure.
+//! The state of a supervisor as a table for people and as JSON for programs.
 
-use std::fmt::Write;
+use std::fmt;
+use std::process;
 use std::time::Duration;
 
-/// Everything that is shown.
-#[derive(Debug)]
+use serde::Serialize;
+
+use crate::kernel::connections::{held_by, open_connections};
+use crate::kernel::processes::are_visible;
+use crate::supervise::generation::Generation;
+use crate::supervise::generations::Generations;
+use crate::supervise::plan::{Id, Plan};
+use crate::supervise::sockets::Sockets;
+use crate::sys::Timestamp;
+
+/// Everything that is shown, as the manual describes it.
+#[derive(Debug, Serialize)]
 pub(crate) struct Status {
-    pub(crate) pid: u32,
-    pub(crate) stopping: bool,
-    pub(crate) restarts: u64,
-    pub(crate) last_failure: Option<String>,
-    pub(crate) listeners: Vec<ListenerStatus>,
-    pub(crate) generations: Vec<GenerationStatus>,
+    version: u32,
+    pid: u32,
+    stopping: bool,
+    restarts: u64,
+    last_failure: Option<String>,
+    listeners: Vec<ListenerStatus>,
+    generations: Vec<GenerationStatus>,
 }
 
 /// A listener: its name in LISTEN_FDNAMES and where it is bound.
-#[derive(Debug)]
-pub(crate) struct ListenerStatus {
-    pub(crate) name: String,
-    pub(crate) address: String,
+#[derive(Debug, Serialize)]
+struct ListenerStatus {
+    name: String,
+    address: String,
 }
 
 /// A generation that has not gone.
-#[derive(Debug)]
-pub(crate) struct GenerationStatus {
-    pub(crate) id: u64,
-    pub(crate) pid: i32,
-    pub(crate) state: &'static str,
-    pub(crate) age: Duration,
-    /// Open connections that its processes hold, if the kernel tells.
-    pub(crate) connections: Option<usize>,
+#[derive(Debug, Serialize)]
+struct GenerationStatus {
+    generation: Id,
+    pid: i32,
+    state: Stage,
+    /// Seconds, to the millisecond.
+    age: f64,
+    /// Open connections that its processes hold, if the kernel can be asked.
+    connections: Option<usize>,
+}
+
+/// How far a generation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Stage {
+    Starting,
+    Serving,
+    Draining,
 }
 
 impl Status {
+    /// What there is now. The generations are to be surveyed before.
+    pub(crate) fn of(
+        plan: &Plan,
+        generations: &Generations,
+        sockets: &Sockets,
+        last_failure: Option<&str>,
+        now: Timestamp,
+    ) -> Status {
+        // One list for all, for the kernel takes its time to make it.
+        let open = are_visible().ok().and_then(|()| open_connections(sockets.listeners()).ok());
+        let generation = |generation: &Generation| GenerationStatus {
+            generation: generation.id,
+            pid: generation.pid.as_raw(),
+            state: Stage::of(generation.id, plan),
+            age: generation.age(now).as_millis() as f64 / 1000.0,
+            connections: open.as_ref().map(|open| held_by(&generation.members.alive(), open)),
+        };
+        let listeners = sockets.listeners().iter().map(|listener| ListenerStatus {
+            name: listener.name.to_string(),
+            address: listener.endpoint().map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+        });
+        Status {
+            version: 1,
+            pid: process::id(),
+            stopping: plan.stopping.is_some(),
+            restarts: plan.restarts,
+            last_failure: last_failure.map(str::to_owned),
+            listeners: listeners.collect(),
+            generations: generations.iter().map(generation).collect(),
+        }
+    }
+
     /// A table with a line for each generation, and below it what else there is to know.
     pub(crate) fn table(&self) -> Vec<String> {
         let mut lines =
             vec![format!("{:<10} {:>8}  {:<9} {:>9}  {:>11}", "GENERATION", "PID", "STATE", "AGE", "CONNECTIONS")];
-        for generation in &self.generations {
-            let connections = generation.connections.map_or("?".to_owned(), |count| count.to_string());
-            let GenerationStatus { id, pid, state, age, .. } = generation;
-            lines.push(format!("{id:<10} {pid:>8}  {state:<9} {:>9}  {connections:>11}", show(*age)));
+        for GenerationStatus { generation, pid, state, age, connections } in &self.generations {
+            let connections = connections.map_or("?".to_owned(), |count| count.to_string());
+            let age = show(Duration::from_millis((age * 1000.0) as u64));
+            lines.push(format!("{generation:<10} {pid:>8}  {:<9} {age:>9}  {connections:>11}", state.to_string()));
         }
         let listener = |listener: &ListenerStatus| format!("{}={}", listener.name, listener.address);
         let listeners: Vec<String> = self.listeners.iter().map(listener).collect();
@@ -55,59 +109,45 @@ impl Status {
         lines
     }
 
-    /// One line of JSON, as the manual describes it.
+    /// One line of JSON.
     pub(crate) fn json(&self) -> String {
-        let listeners = self.listeners.iter().map(|listener| {
-            format!("{{\"name\":{},\"address\":{}}}", quoted(&listener.name), quoted(&listener.address))
-        });
-        let generations = self.generations.iter().map(|generation| {
-            let connections = generation.connections.map_or("null".to_owned(), |count| count.to_string());
-            let GenerationStatus { id, pid, state, age, .. } = generation;
-            let age = decimal(*age, 3);
-            format!(
-                "{{\"generation\":{id},\"pid\":{pid},\"state\":\"{state}\",\"age\":{age},\"connections\":{connections}}}"
-            )
-        });
-        format!(
-            "{{\"version\":1,\"pid\":{},\"stopping\":{},\"restarts\":{},\"last_failure\":{},\"listeners\":[{}],\"generations\":[{}]}}",
-            self.pid,
-            self.stopping,
-            self.restarts,
-            self.last_failure.as_deref().map_or("null".to_owned(), quoted),
-            listeners.collect::<Vec<_>>().join(","),
-            generations.collect::<Vec<_>>().join(",")
-        )
+        serde_json::to_string(self).expect("it has no map, and no number that is none")
+    }
+}
+
+impl Stage {
+    fn of(id: Id, plan: &Plan) -> Stage {
+        match () {
+            () if plan.is_starting(id) => Stage::Starting,
+            () if plan.is_serving(id) => Stage::Serving,
+            () => Stage::Draining,
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stage::Starting => "starting",
+            Stage::Serving => "serving",
+            Stage::Draining => "draining",
+        })
     }
 }
 
 /// A length of time in the unit that suits it.
 pub(crate) fn show(time: Duration) -> String {
     match time.as_secs() {
-        0..60 => format!("{} s", decimal(time, 2)),
+        0..60 => format!("{} s", centiseconds(time)),
         seconds @ 60..3600 => format!("{} m {} s", seconds / 60, seconds % 60),
         seconds @ 3600..86400 => format!("{} h {} m", seconds / 3600, seconds / 60 % 60),
         seconds => format!("{} d {} h", seconds / 86400, seconds / 3600 % 24),
     }
 }
 
-/// Seconds with so many digits behind the point, at most 9. Formatting a float would be larger than all else here.
-fn decimal(time: Duration, digits: usize) -> String {
-    let nanoseconds = format!("{:09}", time.subsec_nanos());
-    format!("{}.{}", time.as_secs(), &nanoseconds[..digits])
-}
-
-/// A string of JSON (RFC 8259, 7).
-fn quoted(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => quoted.extend(['\\', c]),
-            // Writing into a String cannot fail.
-            c if c < ' ' => drop(write!(quoted, "\\u{:04x}", u32::from(c))),
-            c => quoted.push(c),
-        }
-    }
-    quoted + "\""
+/// Seconds with two digits behind the point.
+fn centiseconds(time: Duration) -> String {
+    format!("{}.{:02}", time.as_secs(), time.subsec_millis() / 10)
 }
 
 #[cfg(test)]
@@ -116,14 +156,10 @@ mod tests {
 
     fn status() -> Status {
         let listener = ListenerStatus { name: "web".into(), address: "[::]:80".into() };
-        let generation = GenerationStatus {
-            id: 3,
-            pid: 812,
-            state: "serving",
-            age: Duration::from_millis(1500),
-            connections: Some(2),
-        };
+        let generation =
+            GenerationStatus { generation: 3, pid: 812, state: Stage::Serving, age: 1.5, connections: Some(2) };
         Status {
+            version: 1,
             pid: 800,
             stopping: false,
             restarts: 1,
@@ -135,7 +171,7 @@ mod tests {
 
     #[test]
     fn json_is_one_line_with_every_field() {
-        let expected = r#"{"version":1,"pid":800,"stopping":false,"restarts":1,"last_failure":"said \"no\"\u000a","listeners":[{"name":"web","address":"[::]:80"}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.500,"connections":2}]}"#;
+        let expected = r#"{"version":1,"pid":800,"stopping":false,"restarts":1,"last_failure":"said \"no\"\n","listeners":[{"name":"web","address":"[::]:80"}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"connections":2}]}"#;
         assert_eq!(status().json(), expected);
     }
 

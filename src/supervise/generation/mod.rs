@@ -1,116 +1,162 @@
 //! One generation of the server: its processes, from the fork to the last of them.
 
 pub(crate) mod child;
+pub(crate) mod descriptors;
 pub(crate) mod notify_socket;
 pub(crate) mod ready;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use log::debug;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id as WaitId, WaitPidFlag, waitid, waitpid};
-use nix::unistd::{Pid, getpgid};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::{Pid, getpgid, pipe2, read};
+use serde::{Deserialize, Serialize};
 
-use crate::kernel::members::{Members, strangers};
-use crate::kernel::processes::{Process, State, Table};
-use crate::supervise::generation::child::{Child, Start};
-use crate::supervise::generation::notify_socket::Inbox;
-use crate::supervise::generation::ready::Watch;
-use crate::supervise::plan::{Id, Moment};
-use crate::sys;
+use crate::config::Ready;
+use crate::kernel::connections::{held_by, open_connections};
+use crate::kernel::members::Members;
+use crate::kernel::processes::{Process, are_visible};
+use crate::supervise::plan::Id;
+use crate::supervise::signals::Dispositions;
+use crate::supervise::sockets::{Share, Sockets};
+use crate::sys::{self, Claimed, Ending, Timestamp};
+use child::{Launch, read_exec_error};
+use descriptors::{Descriptors, Role, SavedDescriptor};
+use notify_socket::Notification;
+use ready::{SavedWatch, Watch};
 
 /// A generation that has been started and of which something may be left.
 #[derive(Debug)]
 pub(crate) struct Generation {
     pub(crate) id: Id,
-    pub(crate) child: Child,
-    pub(crate) inbox: Inbox,
+    /// Its main process.
+    pub(crate) pid: Pid,
+    /// Which sockets it serves on.
+    pub(crate) share: Share,
+    descriptors: Descriptors,
     /// While it gets ready.
     pub(crate) watch: Option<Watch>,
     pub(crate) members: Members,
-    pub(crate) started: Moment,
+    pub(crate) started: Timestamp,
     /// Everything of it is to end at once.
     pub(crate) killed: bool,
     /// How its main process ended; it stays unreaped until nothing is left, so that its group keeps its number.
     pub(crate) ended: Option<Ending>,
-    /// Somebody else sent a message to its notify socket.
-    pub(crate) heard_stranger: bool,
+    /// Some other process sent to its notify socket.
+    pub(crate) stranger_reported: bool,
 }
 
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    Exited(u8),
-    /// By this signal, real-time ones included.
-    Signaled(i32),
-}
-
-impl Ending {
-    /// As the shell has it.
-    pub(crate) fn status(self) -> u8 {
-        match self {
-            Ending::Exited(status) => status,
-            Ending::Signaled(signal) => 128 + signal as u8,
-        }
-    }
-}
-
-impl std::fmt::Display for Ending {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Ending::Exited(status) => write!(f, "ended with status {status}"),
-            Ending::Signaled(signal) => match Signal::try_from(*signal) {
-                Ok(signal) => write!(f, "was ended by {signal}"),
-                Err(_) => write!(f, "was ended by signal {signal}"),
-            },
-        }
-    }
+/// A generation in a state that is handed on.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SavedGeneration {
+    id: Id,
+    pid: i32,
+    started: Timestamp,
+    descriptors: Vec<SavedDescriptor>,
+    #[serde(default)]
+    share: Share,
+    #[serde(default)]
+    ended: Option<Ending>,
+    #[serde(default)]
+    killed: bool,
+    #[serde(default)]
+    watch: Option<SavedWatch>,
 }
 
 impl Generation {
-    /// Start one.
-    pub(crate) fn start(mut start: Start, mut watch: Watch, now: Moment) -> Result<Generation> {
-        let inbox = Inbox::open()?;
-        start.variables.push(CString::new(format!("NOTIFY_SOCKET={}", inbox.address()?))?);
-        let id = start.generation;
-        let child = start.start(watch.pipe_for_child())?;
-        watch.started(child.pid);
-        let members = Members::of(child.pid);
+    /// Start one that serves on `share`, and watch it get ready.
+    pub(crate) fn start(mut launch: Launch, share: Share, how: &Ready, now: Timestamp) -> Result<Generation> {
+        let mut descriptors = Descriptors::default();
+        let notify = notify_socket::open()?;
+        launch.variables.push(CString::new(format!("NOTIFY_SOCKET={}", notify_socket::address(&notify)?))?);
+        descriptors.add(Role::Notify, notify);
+        let its = match how {
+            Ready::Descriptor(number) => {
+                let (ours, its) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe for --ready")?;
+                descriptors.add(Role::Ready, ours);
+                Some((its, *number))
+            }
+            _ => None,
+        };
+        let (id, dispositions) = (launch.generation, launch.dispositions);
+        let started = launch.start(its.as_ref().map(|(pipe, number)| (pipe.as_fd(), *number)))?;
+        descriptors.add(Role::Pidfd, started.pidfd);
+        descriptors.add(Role::ExecError, started.exec_error);
         Ok(Generation {
             id,
-            child,
-            inbox,
-            watch: Some(watch),
-            members,
+            pid: started.pid,
+            share,
+            descriptors,
+            watch: Some(Watch::begin(how, started.pid, dispositions, now)),
+            members: Members::of(started.pid),
             started: now,
             killed: false,
-            heard_stranger: false,
             ended: None,
+            stranger_reported: false,
         })
     }
 
-    /// One that a predecessor of this supervisor started. Who belongs to it is found out anew.
-    pub(crate) fn resumed(
-        id: Id,
-        child: Child,
-        inbox: Inbox,
-        watch: Option<Watch>,
-        started: Moment,
-        ended: Option<Ending>,
-    ) -> Generation {
-        let mut members = Members::of(child.pid);
-        if ended.is_some() {
-            members.end_main();
+    /// For the supervisor that takes the place of this one.
+    pub(crate) fn save(&self) -> SavedGeneration {
+        SavedGeneration {
+            id: self.id,
+            pid: self.pid.as_raw(),
+            started: self.started,
+            descriptors: self.descriptors.save(),
+            share: self.share,
+            ended: self.ended,
+            killed: self.killed,
+            watch: self.watch.as_ref().map(Watch::save),
         }
-        Generation { id, child, inbox, watch, members, started, killed: false, heard_stranger: false, ended }
     }
 
-    /// What becomes readable when the main process ends, until that was seen.
-    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.ended.is_none().then(|| self.child.pidfd.as_fd())
+    /// One that a predecessor of this supervisor started. Which processes belong to it is found out anew.
+    ///
+    /// # Errors
+    /// EBADF if one of its descriptors is not there.
+    pub(crate) fn resume(
+        saved: SavedGeneration,
+        how: &Ready,
+        dispositions: Dispositions,
+        claimed: &mut Claimed,
+    ) -> nix::Result<Generation> {
+        let pid = Pid::from_raw(saved.pid);
+        let mut members = Members::of(pid);
+        if saved.ended.is_some() {
+            members.end_main();
+        }
+        Ok(Generation {
+            id: saved.id,
+            pid,
+            share: saved.share,
+            descriptors: Descriptors::resume(saved.descriptors, claimed)?,
+            watch: saved.watch.map(|watch| Watch::resume(how, pid, dispositions, watch)),
+            members,
+            started: saved.started,
+            killed: saved.killed,
+            ended: saved.ended,
+            stranger_reported: false,
+        })
+    }
+
+    /// What the supervisor that takes the place of this one needs open.
+    pub(crate) fn handed_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.descriptors.iter().map(|(_, fd)| fd)
+    }
+
+    /// What to wait for: the end of the main process until it was seen, and whatever it sends.
+    pub(crate) fn polled(&self) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
+        self.descriptors.iter().filter(|(role, _)| match role {
+            Role::Pidfd => self.ended.is_none(),
+            Role::Notify | Role::Ready => true,
+            Role::ExecError | Role::Other => false,
+        })
     }
 
     /// How the main process ended, if it just did. It is not reaped.
@@ -118,29 +164,52 @@ impl Generation {
         if self.ended.is_some() {
             return None;
         }
-        let ending = match sys::see_end(&self.child.pidfd) {
-            Ok(None) => return None,
-            Ok(Some((libc::CLD_EXITED, status))) => Ending::Exited(status as u8),
-            Ok(Some((_, signal))) => Ending::Signaled(signal),
-            // Somebody else reaped it: how it ended is not to be known.
-            Err(errno) => {
-                debug!("generation {}: {errno}", self.id);
-                Ending::Exited(0)
-            }
-        };
-        self.members.end_main();
-        self.ended = Some(ending);
+        self.ended = sys::see_end_of(self.pid);
+        if self.ended.is_some() {
+            self.members.end_main();
+            self.watch = None;
+        }
         self.ended
     }
 
-    /// Ask it to stop: its main process, or when that has ended, whatever is left of it.
+    /// Why exec failed, if it did; to be asked when the main process has ended.
+    pub(crate) fn exec_error(&self) -> Option<String> {
+        self.descriptors.get(Role::ExecError).and_then(read_exec_error)
+    }
+
+    /// The next notification it sent, if there is one.
+    pub(crate) fn next_notification(&self) -> Option<Notification> {
+        self.descriptors.get(Role::Notify).and_then(notify_socket::receive)
+    }
+
+    /// The pipe of `--ready fd:N` can be read: was anything written? Then, or when it ended, it has done its work.
+    pub(crate) fn read_ready(&mut self) -> bool {
+        let written = self.descriptors.get(Role::Ready).is_some_and(|pipe| read(pipe, &mut [0; 64]).unwrap_or(0) > 0);
+        self.descriptors.close(Role::Ready);
+        written
+    }
+
+    /// The open connections that it holds of those that came in by its sockets, if the kernel can be asked.
+    pub(crate) fn connections(&self, sockets: &Sockets) -> Option<usize> {
+        are_visible().ok()?;
+        let open = open_connections(sockets.set(self.share).listeners).ok()?;
+        Some(held_by(&self.members.alive(), &open))
+    }
+
+    /// How long ago it was started.
+    pub(crate) fn age(&self, now: Timestamp) -> Duration {
+        now.saturating_sub(self.started)
+    }
+
+    /// Send the stop signal to the main process while it runs, then to every remaining process.
     pub(crate) fn retire(&mut self, signal: Signal) {
+        self.watch = None;
         if self.killed {
             self.kill();
         } else if self.ended.is_none() {
-            let sent = sys::send_signal(&self.child.pidfd, signal as i32);
+            let sent = self.signal(signal as i32);
             // A stopped process would never see the signal.
-            let continued = sys::send_signal(&self.child.pidfd, Signal::SIGCONT as i32);
+            let continued = self.signal(Signal::SIGCONT as i32);
             debug!("generation {}: {signal}: {sent:?}, continued: {continued:?}", self.id);
         } else {
             self.signal_all(signal);
@@ -148,22 +217,28 @@ impl Generation {
         }
     }
 
-    /// End everything that is left of it; to be repeated for who was born meanwhile.
+    /// End every remaining process; to be repeated for those that are forked meanwhile.
     pub(crate) fn kill(&mut self) {
+        self.watch = None;
         self.killed = true;
         self.signal_all(Signal::SIGKILL);
     }
 
-    /// Signal everything that is left of it.
+    /// Send a signal to the main process.
+    pub(crate) fn signal(&self, signal: i32) -> nix::Result<()> {
+        sys::send_signal(self.descriptors.get(Role::Pidfd).ok_or(Errno::ESRCH)?, signal)
+    }
+
+    /// Send a signal to every remaining process.
     fn signal_all(&self, signal: Signal) {
         // The main process, ended or not, is not reaped: the group's number is still its own.
-        ignore_gone(killpg(self.child.pid, signal));
-        for process in self.members.alive_processes().filter(|process| process.group != self.child.pid) {
+        ignore_gone(killpg(self.pid, signal));
+        for process in self.members.alive_processes().filter(|process| process.group != self.pid) {
             signal_process(process, signal);
         }
     }
 
-    /// Is anything left of it but its unreaped main process?
+    /// Is nothing left of it but its unreaped main process?
     pub(crate) fn is_over(&self) -> bool {
         self.ended.is_some() && self.members.alive().is_empty()
     }
@@ -171,7 +246,24 @@ impl Generation {
     /// Reap the main process; the last thing to be done.
     pub(crate) fn reap(self) {
         // Somebody else may have.
-        let _ = waitpid(self.child.pid, Some(WaitPidFlag::WNOHANG));
+        let _ = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
+    }
+
+    /// Is `pid` one of its processes, and not merely a number that was one's?
+    pub(crate) fn has_member(&self, pid: Pid) -> bool {
+        // The group is the kernel's word also on a process that is too new to be known, or that /proc hides.
+        let in_group = getpgid(Some(pid)) == Ok(self.pid);
+        in_group || self.members.alive().contains(&pid) && kill(pid, None) != Err(Errno::ESRCH)
+    }
+
+    /// A process that broke all ties is still known by the environment of its generation, whose notify socket is like
+    /// no other.
+    pub(crate) fn marks(&self, environment: &[u8]) -> bool {
+        let address = self.descriptors.get(Role::Notify).and_then(|socket| notify_socket::address(socket).ok());
+        address.is_some_and(|address| {
+            let variable = format!("NOTIFY_SOCKET={address}");
+            environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+        })
     }
 }
 
@@ -190,56 +282,4 @@ fn ignore_gone(sent: nix::Result<()>) {
     {
         debug!("cannot signal: {errno}");
     }
-}
-
-/// Learn who belongs to whom, and reap what nobody else will: orphans that came to us as their reaper.
-pub(crate) fn survey(generations: &mut [Generation], checks: &[Pid]) {
-    let held = |pid: Pid, generations: &[Generation]| {
-        checks.contains(&pid) || generations.iter().any(|generation| generation.child.pid == pid)
-    };
-    // Without /proc only the main processes are known.
-    let Ok(table) = Table::read() else { return reap_unseen(|pid| held(pid, generations)) };
-    for generation in generations.iter_mut() {
-        generation.members.learn(&table);
-    }
-    let own = Pid::this();
-    let all: Vec<&Members> = generations.iter().map(|generation| &generation.members).collect();
-    let unknown: Vec<Process> = strangers(&table, own, &all).copied().collect();
-    for stranger in unknown {
-        adopt(generations, &stranger);
-    }
-    for orphan in table.children(own).filter(|child| child.state == State::Zombie && !held(child.pid, generations)) {
-        let _ = waitpid(orphan.pid, Some(WaitPidFlag::WNOHANG));
-    }
-}
-
-/// Reap who has ended, up to the first that is `held`: it hides those behind it until it is reaped itself.
-fn reap_unseen(held: impl Fn(Pid) -> bool) {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    while let Ok(status) = waitid(WaitId::All, flags)
-        && let Some(pid) = status.pid().filter(|pid| !held(*pid))
-    {
-        let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
-    }
-}
-
-/// A process that broke all ties still has the environment of its generation, whose notify socket is like no other.
-fn adopt(generations: &mut [Generation], stranger: &Process) {
-    let Ok(environment) = std::fs::read(format!("/proc/{}/environ", stranger.pid)) else { return };
-    let owner = generations.iter_mut().find(|generation| {
-        generation.inbox.address().is_ok_and(|address| {
-            let variable = format!("NOTIFY_SOCKET={address}");
-            environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
-        })
-    });
-    if let Some(generation) = owner {
-        generation.members.adopt(stranger);
-    }
-}
-
-/// Is `pid` one of this process' generation, and not merely a number that was?
-pub(crate) fn has_member(generation: &Generation, pid: Pid) -> bool {
-    // The group is the kernel's word also on a process that is too new to be known, or that /proc hides.
-    let in_group = getpgid(Some(pid)) == Ok(generation.child.pid);
-    in_group || generation.members.alive().contains(&pid) && kill(pid, None) != Err(Errno::ESRCH)
 }

@@ -6,7 +6,7 @@ use super::*;
 
 const LIMITS: Limits = Limits { ready: seconds(60), drain: seconds(30) };
 
-const fn seconds(seconds: u64) -> Moment {
+const fn seconds(seconds: u64) -> Timestamp {
     Duration::from_secs(seconds)
 }
 
@@ -21,7 +21,7 @@ impl Story {
     /// The first generation serves since second 0.
     fn serving() -> Story {
         let mut story = Story::begin();
-        assert_eq!(story.at(0, Event::Ready(1)), [Order::Tell(1, News::Serves)]);
+        assert_eq!(story.at(0, Event::Ready(1)), [Order::Report(1, Transition::Serves)]);
         story
     }
 
@@ -30,14 +30,14 @@ impl Story {
     }
 
     /// The deadline comes, and with it the order to start the next one.
-    fn starts_again(&mut self) -> (Moment, Vec<Order>) {
+    fn starts_again(&mut self) -> (Timestamp, Vec<Order>) {
         let at = self.0.deadline().unwrap();
         (at, self.0.handle(Event::Tick, LIMITS, at))
     }
 }
 
-fn told(id: Id, news: News) -> Order {
-    Order::Tell(id, news)
+fn told(id: Id, news: Transition) -> Order {
+    Order::Report(id, news)
 }
 
 const STOP: Event = Event::Stop(Haste::Drain);
@@ -54,9 +54,9 @@ fn a_successor_that_is_ready_retires_the_one_that_serves() {
     let mut story = Story::serving();
     assert_eq!(story.at(1, Event::Reload), [Order::Start(2)]);
     assert_eq!(story.0.serving.unwrap().id, 1);
-    assert_eq!(story.at(2, Event::Ready(2)), [told(2, News::Serves), Order::Retire(1)]);
+    assert_eq!(story.at(2, Event::Ready(2)), [told(2, Transition::Serves), Order::Retire(1)]);
     assert_eq!(story.at(3, Event::Ended(1, 0)), [Order::Retire(1)], "what is left of it is asked to stop, too");
-    assert_eq!(story.at(3, Event::Gone(1)), [told(1, News::Gone)]);
+    assert_eq!(story.at(3, Event::Gone(1)), [told(1, Transition::Gone)]);
     assert_eq!(story.0.deadline(), None);
 }
 
@@ -64,8 +64,8 @@ fn a_successor_that_is_ready_retires_the_one_that_serves() {
 fn a_successor_that_ends_before_it_is_ready_changes_nothing_for_the_one_that_serves() {
     let mut story = Story::serving();
     story.at(1, Event::Reload);
-    assert_eq!(story.at(2, Event::Ended(2, 3)), [told(2, News::Failed(3)), Order::Retire(2)]);
-    assert_eq!(story.at(2, Event::Gone(2)), [told(2, News::Gone)]);
+    assert_eq!(story.at(2, Event::Ended(2, 3)), [told(2, Transition::Failed(3)), Order::Retire(2)]);
+    assert_eq!(story.at(2, Event::Gone(2)), [told(2, Transition::Gone)]);
     assert_eq!(story.0, Plan { next: 3, ..Story::serving().0 });
 }
 
@@ -74,7 +74,7 @@ fn a_successor_that_is_not_ready_in_time_is_killed_and_the_one_that_serves_stays
     let mut story = Story::serving();
     story.at(1, Event::Reload);
     assert_eq!(story.at(60, Event::Tick), []);
-    assert_eq!(story.at(61, Event::Tick), [told(2, News::TimedOut), Order::Kill(2)]);
+    assert_eq!(story.at(61, Event::Tick), [told(2, Transition::TimedOut), Order::Kill(2)]);
     assert_eq!(story.at(62, Event::Ready(2)), [], "too late");
     story.at(62, Event::Ended(2, KILLED));
     story.at(62, Event::Gone(2));
@@ -84,12 +84,12 @@ fn a_successor_that_is_not_ready_in_time_is_killed_and_the_one_that_serves_stays
 #[test]
 fn a_first_generation_that_fails_ends_all_with_its_status() {
     let mut story = Story::begin();
-    assert_eq!(story.at(1, Event::Ended(1, 7)), [told(1, News::Failed(7)), Order::Retire(1)]);
-    assert_eq!(story.at(1, Event::Gone(1)), [told(1, News::Gone), Order::Finish(7)]);
+    assert_eq!(story.at(1, Event::Ended(1, 7)), [told(1, Transition::Failed(7)), Order::Retire(1)]);
+    assert_eq!(story.at(1, Event::Gone(1)), [told(1, Transition::Gone), Order::Finish(7)]);
 
     let mut story = Story::begin();
-    assert_eq!(story.at(60, Event::Tick), [told(1, News::TimedOut), Order::Kill(1)]);
-    assert_eq!(story.at(60, Event::Gone(1)), [told(1, News::Gone), Order::Finish(137)]);
+    assert_eq!(story.at(60, Event::Tick), [told(1, Transition::TimedOut), Order::Kill(1)]);
+    assert_eq!(story.at(60, Event::Gone(1)), [told(1, Transition::Gone), Order::Finish(137)]);
 }
 
 #[test]
@@ -98,8 +98,8 @@ fn a_wish_that_waited_for_a_first_generation_which_fails_is_cancelled() {
     assert_eq!(story.0.answer(), Answer::Generation(2));
     story.at(1, Event::Reload);
     let orders = story.at(2, Event::Ended(1, 7));
-    assert_eq!(orders, [told(1, News::Failed(7)), Order::Retire(1), told(2, News::Cancelled)]);
-    assert_eq!(story.at(2, Event::Gone(1)), [told(1, News::Gone), Order::Finish(7)]);
+    assert_eq!(orders, [told(1, Transition::Failed(7)), Order::Retire(1), told(2, Transition::Cancelled)]);
+    assert_eq!(story.at(2, Event::Gone(1)), [told(1, Transition::Gone), Order::Finish(7)]);
 }
 
 #[test]
@@ -110,8 +110,8 @@ fn reloads_during_a_reload_are_remembered_as_one() {
         assert_eq!(story.0.answer(), Answer::Generation(3));
         assert_eq!(story.at(2, Event::Reload), []);
     }
-    assert_eq!(story.at(3, Event::Ready(2)), [told(2, News::Serves), Order::Retire(1), Order::Start(3)]);
-    assert_eq!(story.at(4, Event::Ready(3)), [told(3, News::Serves), Order::Retire(2)]);
+    assert_eq!(story.at(3, Event::Ready(2)), [told(2, Transition::Serves), Order::Retire(1), Order::Start(3)]);
+    assert_eq!(story.at(4, Event::Ready(3)), [told(3, Transition::Serves), Order::Retire(2)]);
 }
 
 #[test]
@@ -137,11 +137,11 @@ fn a_stop_drains_everything_and_ends_with_0() {
     let mut story = Story::serving();
     story.at(1, Event::Reload);
     story.at(1, Event::Reload);
-    let orders = [told(3, News::Cancelled), told(2, News::Cancelled), Order::Retire(2), Order::Retire(1)];
+    let orders = [told(3, Transition::Cancelled), told(2, Transition::Cancelled), Order::Retire(2), Order::Retire(1)];
     assert_eq!(story.at(2, STOP), orders);
     assert_eq!(story.at(3, STOP), [], "asked again, it asks nobody again");
-    assert_eq!(story.at(3, Event::Gone(2)), [told(2, News::Gone)]);
-    assert_eq!(story.at(3, Event::Gone(1)), [told(1, News::Gone), Order::Finish(0)]);
+    assert_eq!(story.at(3, Event::Gone(2)), [told(2, Transition::Gone)]);
+    assert_eq!(story.at(3, Event::Gone(1)), [told(1, Transition::Gone), Order::Finish(0)]);
 }
 
 #[test]
@@ -149,10 +149,10 @@ fn what_does_not_drain_in_time_is_killed_once_and_the_status_says_so() {
     let mut story = Story::serving();
     story.at(1, STOP);
     assert_eq!(story.at(30, Event::Tick), []);
-    assert_eq!(story.at(31, Event::Tick), [told(1, News::Killed), Order::Kill(1)]);
+    assert_eq!(story.at(31, Event::Tick), [told(1, Transition::Killed), Order::Kill(1)]);
     assert_eq!(story.at(40, Event::Tick), []);
     assert_eq!(story.0.deadline(), None);
-    assert_eq!(story.at(41, Event::Gone(1)), [told(1, News::Gone), Order::Finish(137)]);
+    assert_eq!(story.at(41, Event::Gone(1)), [told(1, Transition::Gone), Order::Finish(137)]);
 }
 
 #[test]
@@ -160,17 +160,17 @@ fn an_old_generation_that_is_killed_is_no_failure_of_the_supervisor() {
     let mut story = Story::serving();
     story.at(1, Event::Reload);
     story.at(2, Event::Ready(2));
-    assert_eq!(story.at(32, Event::Tick), [told(1, News::Killed), Order::Kill(1)]);
+    assert_eq!(story.at(32, Event::Tick), [told(1, Transition::Killed), Order::Kill(1)]);
     story.at(32, Event::Gone(1));
     story.at(33, STOP);
-    assert_eq!(story.at(33, Event::Gone(2)), [told(2, News::Gone), Order::Finish(0)]);
+    assert_eq!(story.at(33, Event::Gone(2)), [told(2, Transition::Gone), Order::Finish(0)]);
 }
 
 #[test]
 fn a_stop_at_once_kills_also_what_was_draining() {
     let mut story = Story::serving();
     story.at(1, STOP);
-    assert_eq!(story.at(2, Event::Stop(Haste::Now)), [told(1, News::Killed), Order::Kill(1)]);
+    assert_eq!(story.at(2, Event::Stop(Haste::Now)), [told(1, Transition::Killed), Order::Kill(1)]);
     assert_eq!(story.at(3, Event::Stop(Haste::Now)), []);
 }
 
@@ -181,7 +181,9 @@ fn pauses_before_a_restart_double_up_to_ten_seconds() {
     let mut pauses = Vec::new();
     for id in 1..=9 {
         let orders = story.0.handle(Event::Ended(id, 1), LIMITS, now);
-        let [Order::Tell(_, News::Crashed(1, pause)), Order::Retire(_)] = orders[..] else { panic!("{orders:?}") };
+        let [Order::Report(_, Transition::Crashed(1, pause)), Order::Retire(_)] = orders[..] else {
+            panic!("{orders:?}")
+        };
         pauses.push(pause.as_millis());
         story.0.handle(Event::Gone(id), LIMITS, now);
         let (at, orders) = story.starts_again();
@@ -202,7 +204,7 @@ fn a_restart_that_fails_is_tried_again_for_ever() {
         let (at, orders) = story.starts_again();
         assert_eq!(orders, [Order::Start(id)]);
         let orders = story.0.handle(Event::Ended(id, 2), LIMITS, at);
-        assert_eq!(orders, [told(id, News::Failed(2)), Order::Retire(id)]);
+        assert_eq!(orders, [told(id, Transition::Failed(2)), Order::Retire(id)]);
         story.0.handle(Event::Gone(id), LIMITS, at);
     }
 }
@@ -214,7 +216,7 @@ fn pauses_begin_anew_after_ten_seconds_of_service() {
     story.at(2, Event::Tick);
     story.at(3, Event::Ready(2));
     let pause = |orders: Vec<Order>| match orders[0] {
-        Order::Tell(_, News::Crashed(_, pause)) => pause.as_millis(),
+        Order::Report(_, Transition::Crashed(_, pause)) => pause.as_millis(),
         other => panic!("{other:?}"),
     };
     let mut longer = Story(story.0.clone());
@@ -226,10 +228,10 @@ fn pauses_begin_anew_after_ten_seconds_of_service() {
 fn a_successor_under_way_takes_the_place_of_one_that_crashes() {
     let mut story = Story::serving();
     story.at(1, Event::Reload);
-    assert_eq!(story.at(2, Event::Ended(1, 1)), [told(1, News::Crashed(1, Duration::ZERO)), Order::Retire(1)]);
+    assert_eq!(story.at(2, Event::Ended(1, 1)), [told(1, Transition::Crashed(1, Duration::ZERO)), Order::Retire(1)]);
     story.at(2, Event::Gone(1));
     assert_eq!(story.0.deadline(), Some(seconds(61)), "nothing else is to be started");
-    assert_eq!(story.at(3, Event::Ready(2)), [told(2, News::Serves)]);
+    assert_eq!(story.at(3, Event::Ready(2)), [told(2, Transition::Serves)]);
 }
 
 #[test]
@@ -238,7 +240,7 @@ fn where_nothing_serves_any_more_a_reload_that_fails_is_tried_again() {
     story.at(1, Event::Reload);
     story.at(2, Event::Ended(1, 1));
     story.at(2, Event::Ended(2, 1));
-    assert_eq!(story.0.deadline(), Some(seconds(2) + FIRST_PAUSE));
+    assert_eq!(story.0.deadline(), Some(seconds(2) + FIRST_BACKOFF));
 }
 
 #[test]

@@ -2,127 +2,183 @@
 //!
 //! A new program that cannot take over is found out before: it is run once, beside us, only to read the state.
 
-mod resume;
 pub(crate) mod state;
 
+use std::convert::Infallible;
+use std::env;
 use std::ffi::CString;
-use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{env, fs};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use log::{error, info};
+use nix::errno::Errno;
 use nix::fcntl::FdFlag;
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::Signal;
-use nix::sys::wait::{Id as WaitId, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{ForkResult, Pid};
+use nix::unistd::Pid;
 
-use crate::failure::ExitStatus;
-use crate::supervise::Supervisor;
-use crate::supervise::plan::Moment;
-use crate::supervise::upgrade::state::State;
-use crate::sys;
+use crate::supervise::poll::{Source, Table};
+use crate::supervise::signals::Dispositions;
+use crate::sys::{self, Claimed, Ending, Helper, Timestamp};
 use crate::target::environ::{self, Variable};
+use state::State;
 
 /// How long the new program may take to read the state.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The exit status by which a program shows that it understood; a shell or `true` would not end so.
-const UNDERSTOOD: u8 = 93;
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The exit status of a probe that passed; a shell or `true` would not end so.
+pub(crate) const PASSED: u8 = 93;
 
-/// A new program that reads the state beside us.
-///
-/// However we lose interest in it, it ends.
+/// How this program is replaced by a newer one.
 #[derive(Debug)]
-pub(crate) struct Check {
-    pub(crate) pid: Pid,
+pub(crate) struct Upgrade {
+    /// Where it is started from.
+    pub(crate) program: PathBuf,
+    probe: Option<Probe>,
+}
+
+/// A new program that reads the state beside us. However we lose interest in it, it ends.
+#[derive(Debug)]
+struct Probe {
+    helper: Helper,
+    /// Readable when it has ended.
     pidfd: OwnedFd,
-    pub(crate) deadline: Moment,
-}
-
-impl Check {
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-}
-
-impl Drop for Check {
-    fn drop(&mut self) {
-        // It is our child, so this reaches it or, where it was reaped before, nobody.
-        let _ = sys::send_signal(&self.pidfd, Signal::SIGKILL as i32);
-        let _ = waitid(WaitId::PIDFd(self.fd()), WaitPidFlag::WEXITED);
-    }
+    deadline: Timestamp,
 }
 
 /// What HANDOFF_STATE asks of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Errand {
-    /// Read the state at this descriptor, and say whether it makes sense.
-    Check(RawFd),
+pub(crate) enum Mode {
+    /// Read the state at this descriptor, and end with `PASSED` if it can be taken over.
+    Probe(RawFd),
     /// Read it and take over.
     TakeOver(RawFd),
 }
 
-impl Errand {
+impl Mode {
     /// What the environment says, if it says anything.
-    pub(crate) fn read() -> Result<Option<Errand>> {
+    pub(crate) fn read() -> Result<Option<Mode>> {
         let environment = sys::environment();
         let Some(value) = sys::variable(&environment, environ::STATE) else { return Ok(None) };
-        let (word, number) = str::from_utf8(value).ok().and_then(|text| text.split_once(':')).context("no errand")?;
+        let (word, number) = str::from_utf8(value).ok().and_then(|text| text.split_once(':')).context("no mode")?;
         let fd = number.parse().context("no descriptor")?;
         match word {
-            "check" => Ok(Some(Errand::Check(fd))),
-            "take" => Ok(Some(Errand::TakeOver(fd))),
-            _ => bail!("{word} is no errand"),
+            "probe" => Ok(Some(Mode::Probe(fd))),
+            "take" => Ok(Some(Mode::TakeOver(fd))),
+            _ => bail!("{word} is no mode"),
         }
-    }
-
-    fn number(self) -> RawFd {
-        match self {
-            Errand::Check(fd) | Errand::TakeOver(fd) => fd,
-        }
-    }
-
-    fn variable(self) -> CString {
-        let word = match self {
-            Errand::Check(_) => "check",
-            Errand::TakeOver(_) => "take",
-        };
-        CString::new(format!("{}={word}:{}", environ::STATE, self.number())).expect("there is no NUL in it")
     }
 
     /// The state, which leaves `claimed`.
-    pub(crate) fn state(self, claimed: &mut Vec<OwnedFd>) -> Result<State> {
-        let mut file = File::from(take(claimed, self.number())?);
-        let mut text = String::new();
-        // A check before us may have read it to the end.
-        file.rewind()?;
-        file.read_to_string(&mut text).context("cannot read the predecessor's state")?;
-        let state = State::read(&text)?;
-        let whose = match self {
-            Errand::Check(_) => Pid::parent(),
-            Errand::TakeOver(_) => Pid::this(),
+    pub(crate) fn state(self, claimed: &mut Claimed) -> Result<State> {
+        let (number, whose) = match self {
+            Mode::Probe(fd) => (fd, Pid::parent()),
+            Mode::TakeOver(fd) => (fd, Pid::this()),
         };
+        let memory = claimed.take(number).ok().with_context(|| format!("descriptor {number} is not open"))?;
+        let state = State::read(memory)?;
         // The variable may have come to us by somebody's environment.
         ensure!(state.pid == whose.as_raw(), "the state is of process {}, not of {whose}", state.pid);
         Ok(state)
     }
+
+    /// Our own environment with this mode in it.
+    fn environment(self) -> Vec<Variable<'static>> {
+        let (word, number) = match self {
+            Mode::Probe(fd) => ("probe", fd),
+            Mode::TakeOver(fd) => ("take", fd),
+        };
+        let variable = CString::new(format!("{}={word}:{number}", environ::STATE)).expect("there is no NUL in it");
+        environ::with(&sys::environment(), variable)
+    }
 }
 
-/// The status to end a check with.
-pub(crate) fn checked(state: Result<State>) -> Result<u8> {
-    state.map(|_| UNDERSTOOD)
+impl Upgrade {
+    pub(crate) fn new(program: PathBuf) -> Upgrade {
+        Upgrade { program, probe: None }
+    }
+
+    /// Add what is waited for to the round's table.
+    pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
+        if let Some(probe) = &self.probe {
+            table.input(Source::Probe, probe.pidfd.as_fd());
+            table.until(Some(probe.deadline));
+        }
+    }
+
+    /// Is a new program being probed already?
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.probe.is_some()
+    }
+
+    /// The probe's process, which nobody else may wait for.
+    pub(crate) fn probe_pid(&self) -> Option<Pid> {
+        self.probe.as_ref().map(|probe| probe.helper.pid())
+    }
+
+    /// Let the new program read our state.
+    pub(crate) fn begin(&mut self, state: &State, dispositions: Dispositions) -> Result<()> {
+        let memory = state.write()?;
+        let (program, arguments) = self.own_line()?;
+        let environment = Mode::Probe(memory.as_raw_fd()).environment();
+        let helper = Helper::fork(|| {
+            sys::set_close_on_exec(&memory, FdFlag::empty())?;
+            dispositions.restore()?;
+            // Whatever keeps it from being executed, it is not a matter of a command that was not found.
+            sys::execve(&program, &arguments, &environment);
+            Err(Errno::EACCES)
+        });
+        let helper = helper.context("cannot fork")?;
+        let pidfd = sys::pidfd_of(helper.pid()).context("cannot open a pidfd")?;
+        self.probe = Some(Probe { helper, pidfd, deadline: sys::now() + TIMEOUT });
+        Ok(())
+    }
+
+    /// How the probe ended, if it has: may we become the new program?
+    pub(crate) fn outcome(&mut self, now: Timestamp) -> Option<Result<()>> {
+        let probe = self.probe.as_mut()?;
+        let outcome = match probe.helper.ending() {
+            None if probe.deadline > now => return None,
+            None => Err(Error::msg("it did not read the state in time")),
+            Some(Ending::Exited(PASSED)) => Ok(()),
+            Some(Ending::Exited(126)) => Err(Error::msg("it cannot be executed")),
+            Some(ending) => Err(Error::msg(format!("it {ending}"))),
+        };
+        self.probe = None;
+        Some(outcome)
+    }
+
+    /// Report that this supervisor stays.
+    pub(crate) fn refuse(&self, why: &Error) {
+        error!("{} cannot take over, this supervisor goes on: {why:#}", self.program.display());
+    }
+
+    /// Become the new program, with `state` and with `handed_on` open; returns only when that failed, with everything
+    /// as it was.
+    pub(crate) fn become_successor(&self, state: &State, handed_on: &[BorrowedFd]) -> Result<Infallible> {
+        let memory = state.write()?;
+        let (program, arguments) = self.own_line()?;
+        let environment = Mode::TakeOver(memory.as_raw_fd()).environment();
+        info!("becoming {}", self.program.display());
+        sys::set_close_on_exec(&memory, FdFlag::empty())?;
+        set_close_on_exec(handed_on, FdFlag::empty())?;
+        let errno = sys::execve(&program, &arguments, &environment);
+        set_close_on_exec(handed_on, FdFlag::FD_CLOEXEC)?;
+        Err(errno).context("cannot execute it")
+    }
+
+    /// Our own command line, with the program by its path.
+    fn own_line(&self) -> Result<(CString, Vec<CString>)> {
+        let program = CString::new(self.program.as_os_str().as_bytes())?;
+        let arguments = env::args_os().map(|word| CString::new(word.into_vec()));
+        Ok((program, arguments.collect::<Result<_, _>>()?))
+    }
 }
 
-/// One of the claimed descriptors, by its number.
-pub(crate) fn take(claimed: &mut Vec<OwnedFd>, number: RawFd) -> Result<OwnedFd> {
-    let at = claimed.iter().position(|fd| fd.as_raw_fd() == number);
-    Ok(claimed.swap_remove(at.with_context(|| format!("descriptor {number} is not open"))?))
+fn set_close_on_exec(fds: &[BorrowedFd], flag: FdFlag) -> Result<()> {
+    fds.iter().try_for_each(|fd| sys::set_close_on_exec(fd, flag)).context("cannot hand the descriptors on")
 }
 
 /// Where this program is started from: as the caller named it, for the name may lead to another file by next time.
@@ -143,133 +199,4 @@ fn find(name: &Path) -> Option<PathBuf> {
     }
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
-}
-
-impl Supervisor {
-    /// Begin: let the new program read our state.
-    pub(in crate::supervise) fn begin_upgrade(&mut self) {
-        if self.upgrade.is_some() {
-            return info!("the new supervisor is being checked already");
-        }
-        match self.start_check() {
-            Ok(check) => self.upgrade = Some(check),
-            Err(error) => self.refuse_upgrade(&format!("{error:#}")),
-        }
-    }
-
-    fn refuse_upgrade(&mut self, why: &str) {
-        error!("{} cannot take over, this supervisor goes on: {why}", self.program.display());
-    }
-
-    fn start_check(&self) -> Result<Check> {
-        let memory = self.write_state()?;
-        let (program, arguments) = self.own_line()?;
-        let environment = state_environment(Errand::Check(memory.as_raw_fd()));
-        // SAFETY: this program has one thread.
-        match unsafe { sys::fork() }.context("cannot fork")? {
-            ForkResult::Child => {
-                let ready =
-                    sys::set_close_on_exec(&memory, FdFlag::empty()).and_then(|()| self.signals.inherited().restore());
-                if ready.is_ok() {
-                    sys::execve(&program, &arguments, &environment);
-                }
-                sys::exit_at_once(ExitStatus::CannotExecute as u8)
-            }
-            ForkResult::Parent { child } => {
-                let pidfd = sys::pidfd_of_child(child).context("cannot open a pidfd")?;
-                Ok(Check { pid: child, pidfd, deadline: sys::now() + PATIENCE })
-            }
-        }
-    }
-
-    /// The new program has read the state, or failed to.
-    pub(in crate::supervise) fn end_upgrade_check(&mut self) {
-        let Some(check) = self.upgrade.take() else { return };
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-        match waitid(WaitId::PIDFd(check.fd()), flags) {
-            Ok(WaitStatus::StillAlive) => self.upgrade = Some(check),
-            Ok(WaitStatus::Exited(_, status)) if status == i32::from(UNDERSTOOD) => {
-                let error = self.become_successor();
-                self.refuse_upgrade(&format!("{error:#}"));
-            }
-            Ok(WaitStatus::Exited(_, 126)) => self.refuse_upgrade("it cannot be executed"),
-            Ok(WaitStatus::Exited(_, status)) => self.refuse_upgrade(&format!("it ended with status {status}")),
-            Ok(WaitStatus::Signaled(_, signal, _)) => self.refuse_upgrade(&format!("it was ended by {signal}")),
-            Ok(_) => self.upgrade = Some(check),
-            Err(errno) => self.refuse_upgrade(&errno.to_string()),
-        }
-    }
-
-    /// End a check that takes too long.
-    pub(in crate::supervise) fn time_upgrade(&mut self, now: Moment) {
-        if self.upgrade.take_if(|check| check.deadline <= now).is_some() {
-            self.refuse_upgrade("it did not read the state in time");
-        }
-    }
-
-    /// Exec; returns only when that failed, with everything as it was.
-    fn become_successor(&mut self) -> anyhow::Error {
-        match self.try_become_successor() {
-            Ok(never) => match never {},
-            Err(error) => error,
-        }
-    }
-
-    fn try_become_successor(&mut self) -> Result<std::convert::Infallible> {
-        // What happened until now is in the state, what happens from now on stays in the descriptors.
-        self.handle_events();
-        ensure!(self.finished.is_none(), "everything stops");
-        let memory = self.write_state()?;
-        let (program, arguments) = self.own_line()?;
-        let environment = state_environment(Errand::TakeOver(memory.as_raw_fd()));
-        info!("becoming {}", self.program.display());
-        self.set_handed_on(&memory, FdFlag::empty())?;
-        let errno = sys::execve(&program, &arguments, &environment);
-        self.set_handed_on(&memory, FdFlag::FD_CLOEXEC)?;
-        Err(errno).context("cannot execute it")
-    }
-
-    /// Let everything that the state speaks of be inherited, or not any more.
-    fn set_handed_on(&self, memory: &OwnedFd, flag: FdFlag) -> Result<()> {
-        let mut fds: Vec<BorrowedFd> = vec![memory.as_fd()];
-        fds.extend(self.listeners.iter().map(AsFd::as_fd));
-        for generation in &self.generations {
-            fds.extend([
-                generation.child.pidfd.as_fd(),
-                generation.child.complaint_fd().as_fd(),
-                generation.inbox.as_fd(),
-            ]);
-            fds.extend(generation.watch.as_ref().and_then(|watch| watch.pipe()));
-        }
-        if let Some(control) = &self.control {
-            fds.push(control.fd().as_fd());
-            // The others are cut off by exec, not left open for ever.
-            fds.extend(control.clients.iter().filter(|client| client.save().is_some()).map(AsFd::as_fd));
-        }
-        fds.into_iter().try_for_each(|fd| sys::set_close_on_exec(fd, flag)).context("cannot hand the descriptors on")
-    }
-
-    /// The state in a file of memory, close-on-exec.
-    fn write_state(&self) -> Result<OwnedFd> {
-        let memory = memory().context("cannot make a memory file")?;
-        let mut file = File::from(sys::duplicate_from(&memory, sys::FIRST_FD)?);
-        file.write_all(self.state().write().as_bytes()).context("cannot write the state")?;
-        Ok(memory)
-    }
-
-    /// Our own command line, with the program by its path.
-    fn own_line(&self) -> Result<(CString, Vec<CString>)> {
-        let program = CString::new(self.program.as_os_str().as_bytes())?;
-        let arguments = env::args_os().map(|word| CString::new(word.into_vec()));
-        Ok((program, arguments.collect::<Result<_, _>>()?))
-    }
-}
-
-fn memory() -> nix::Result<OwnedFd> {
-    memfd_create(c"handoff-run", MFdFlags::MFD_CLOEXEC)
-}
-
-/// Our environment, with the errand.
-fn state_environment(errand: Errand) -> Vec<Variable<'static>> {
-    environ::with(&sys::environment(), errand.variable())
 }

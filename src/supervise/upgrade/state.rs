@@ -1,187 +1,81 @@
-//! What a supervisor leaves to the one that takes its place: lines of words, the first with the version. Pure.
+//! What a supervisor leaves to the one that takes its place, as JSON in a file of memory.
 //!
-//! Text is written in hexadecimal, so that a word never holds a space. Descriptors are numbers, which exec keeps.
+//! A release takes over from the one before it and the other way round: what is missing has a default, what is unknown
+//! is passed over, and only what `needs` names must be understood.
 
-use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::OwnedFd;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::supervise::control::Wants;
-use crate::supervise::generation::Ending;
-use crate::supervise::plan::{Id, Moment, Plan};
-use lines::{
-    bytes, path, read_file, read_generation, read_plan, read_wants, write_file, write_generation, write_plan,
-    write_wants,
-};
-use words::{Line, Words};
+use crate::saved::SavedPath;
+use crate::supervise::control::server::SavedClients;
+use crate::supervise::plan::Plan;
+use crate::supervise::signals::SavedSignals;
+use crate::supervise::sockets::SavedSockets;
+use crate::sys::{self, FIRST_FD};
 
-mod lines;
-#[cfg(test)]
-mod tests;
-mod words;
+/// What this version understands of `needs`.
+const UNDERSTOOD: [&str; 0] = [];
 
-/// To be raised whenever a line changes its meaning.
-const VERSION: &str = "handoff-run state 1";
-
-/// Everything that cannot be found out anew.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Everything that cannot be found out anew. What each part saves is beside the part.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct State {
-    /// Whose state it is.
+    /// The process whose state it is.
     pub(crate) pid: i32,
-    /// Where the program is looked for, and the directory by its name.
-    pub(crate) program: PathBuf,
-    pub(crate) directory: Option<PathBuf>,
-    /// The signals that were blocked at start, and whether SIGCHLD and SIGPIPE were ignored.
-    pub(crate) blocked: Vec<i32>,
-    pub(crate) child_ignored: bool,
-    pub(crate) pipe_ignored: bool,
-    pub(crate) listeners: Vec<SavedListener>,
-    pub(crate) control: Option<SavedControl>,
-    pub(crate) clients: Vec<SavedClient>,
+    /// What a program has to understand to take over.
+    #[serde(default)]
+    pub(crate) needs: Vec<String>,
+    /// Where the program is looked for.
+    #[serde(default)]
+    pub(crate) program: SavedPath,
+    /// The working directory by its name.
+    #[serde(default)]
+    pub(crate) directory: Option<SavedPath>,
+    #[serde(default)]
+    pub(crate) signals: SavedSignals,
+    #[serde(default)]
+    pub(crate) sockets: SavedSockets,
+    #[serde(default)]
+    pub(crate) control: SavedClients,
+    #[serde(default)]
     pub(crate) plan: Plan,
-    pub(crate) generations: Vec<SavedGeneration>,
+    #[serde(default)]
+    pub(crate) generations: Vec<Value>,
+    #[serde(default)]
     pub(crate) last_failure: Option<String>,
     /// The pid file was written.
+    #[serde(default)]
     pub(crate) pid_file: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SavedListener {
-    pub(crate) fd: RawFd,
-    pub(crate) name: String,
-    pub(crate) backlog: Option<u32>,
-    pub(crate) file: Option<SavedFile>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SavedControl {
-    pub(crate) fd: RawFd,
-    pub(crate) file: Option<SavedFile>,
-}
-
-/// The file we made for a socket, with its device and inode: another one may be at the path by now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SavedFile {
-    pub(crate) path: PathBuf,
-    pub(crate) identity: (u64, u64),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SavedClient {
-    pub(crate) fd: RawFd,
-    pub(crate) wants: Wants,
-    pub(crate) heard: Vec<u8>,
-    pub(crate) to_send: Vec<u8>,
-    /// It was told everything and has only to read it.
-    pub(crate) closing: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SavedGeneration {
-    pub(crate) id: Id,
-    pub(crate) pid: i32,
-    pub(crate) pidfd: RawFd,
-    pub(crate) complaint: RawFd,
-    pub(crate) inbox: RawFd,
-    pub(crate) started: Moment,
-    pub(crate) ended: Option<Ending>,
-    /// It gets ready: whether it said so, and the pipe by which it does.
-    pub(crate) watch: Option<SavedWatch>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SavedWatch {
-    pub(crate) begun: Moment,
-    pub(crate) told: bool,
-    pub(crate) pipe: Option<RawFd>,
-}
-
 impl State {
-    /// Write it down.
-    pub(crate) fn write(&self) -> String {
-        let mut lines = vec![Line::of(VERSION)];
-        let directory = self.directory.as_deref().map(bytes);
-        lines.push(Line::of("program").word(self.pid).text(bytes(&self.program)).maybe_text(directory));
-        let flags = Line::of("signals").word(u8::from(self.child_ignored)).word(u8::from(self.pipe_ignored));
-        lines.push(self.blocked.iter().fold(flags, Line::word));
-        lines.extend(self.listeners.iter().map(|listener| {
-            let line = Line::of("listener").word(listener.fd).text(listener.name.as_bytes());
-            write_file(line.maybe(listener.backlog), listener.file.as_ref())
-        }));
-        let control = |control: &SavedControl| write_file(Line::of("control").word(control.fd), control.file.as_ref());
-        lines.extend(self.control.as_ref().map(control));
-        lines.extend(self.clients.iter().map(|client| {
-            let line = Line::of("client").word(client.fd).text(&client.heard).text(&client.to_send);
-            write_wants(line.word(u8::from(client.closing)), client.wants)
-        }));
-        lines.extend(write_plan(&self.plan));
-        lines.extend(self.generations.iter().map(write_generation));
-        lines.push(
-            Line::of("rest").word(u8::from(self.pid_file)).maybe_text(self.last_failure.as_deref().map(str::as_bytes)),
-        );
-        lines.into_iter().map(|line| line.0 + "\n").collect()
+    /// Write it to a file of memory, close-on-exec.
+    pub(crate) fn write(&self) -> Result<OwnedFd> {
+        let memory = memfd_create(c"handoff-run", MFdFlags::MFD_CLOEXEC).context("cannot make a memory file")?;
+        let mut file = File::from(sys::duplicate_from(&memory, FIRST_FD)?);
+        let text = serde_json::to_string(self).context("cannot write the state")?;
+        file.write_all(text.as_bytes()).context("cannot write the state")?;
+        Ok(memory)
     }
 
-    /// Read it; an error if it is of another version or makes no sense.
-    pub(crate) fn read(text: &str) -> Result<State> {
-        let mut lines = text.lines();
-        ensure!(lines.next() == Some(VERSION), "the state is of another version");
-        let mut state = State::empty();
-        for line in lines {
-            let mut words = Words(line.split_ascii_whitespace());
-            state.read_line(&mut words).with_context(|| format!("the state's line {line:?} makes no sense"))?;
+    /// Read it; a probe before us may have read the file to its end.
+    ///
+    /// # Errors
+    /// If it is no state, or needs something that this version does not understand.
+    pub(crate) fn read(memory: OwnedFd) -> Result<State> {
+        let mut file = File::from(memory);
+        let mut text = String::new();
+        file.rewind()?;
+        file.read_to_string(&mut text).context("cannot read the predecessor's state")?;
+        let state: State = serde_json::from_str(&text).context("the predecessor's state makes no sense")?;
+        if let Some(need) = state.needs.iter().find(|need| !UNDERSTOOD.contains(&need.as_str())) {
+            bail!("the predecessor's state needs {need}, which this version does not understand");
         }
         Ok(state)
-    }
-
-    fn empty() -> State {
-        State {
-            pid: 0,
-            program: PathBuf::new(),
-            directory: None,
-            blocked: vec![],
-            child_ignored: false,
-            pipe_ignored: false,
-            listeners: vec![],
-            control: None,
-            clients: vec![],
-            plan: Plan::idle(),
-            generations: vec![],
-            last_failure: None,
-            pid_file: false,
-        }
-    }
-
-    fn read_line(&mut self, words: &mut Words) -> Result<()> {
-        match words.word()? {
-            "program" => {
-                (self.pid, self.program) = (words.number()?, path(words.bytes()?));
-                self.directory = words.maybe_bytes()?.map(path);
-            }
-            "signals" => {
-                (self.child_ignored, self.pipe_ignored) = (words.flag()?, words.flag()?);
-                self.blocked = words.0.by_ref().map(|word| Ok(word.parse()?)).collect::<Result<_>>()?;
-            }
-            "listener" => self.listeners.push(SavedListener {
-                fd: words.number()?,
-                name: words.text()?,
-                backlog: words.maybe()?,
-                file: read_file(words)?,
-            }),
-            "control" => self.control = Some(SavedControl { fd: words.number()?, file: read_file(words)? }),
-            "client" => self.clients.push(SavedClient {
-                fd: words.number()?,
-                heard: words.bytes()?,
-                to_send: words.bytes()?,
-                closing: words.flag()?,
-                wants: read_wants(words)?,
-            }),
-            "generation" => self.generations.push(read_generation(words)?),
-            "rest" => (self.pid_file, self.last_failure) = (words.flag()?, words.maybe_text()?),
-            key => read_plan(&mut self.plan, key, words)?,
-        }
-        ensure!(words.0.next().is_none(), "there are too many words");
-        Ok(())
     }
 }

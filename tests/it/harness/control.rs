@@ -7,6 +7,19 @@ use std::os::unix::net::UnixStream;
 
 use super::{DEADLINE, Supervisor, wait_for};
 
+/// What a client sends.
+pub const STATUS: &str = "{\"request\":{\"status\":\"table\"}}\n";
+pub const STATUS_JSON: &str = "{\"request\":{\"status\":\"json\"}}\n";
+pub const RELOAD: &str = "{\"request\":{\"reload\":\"serving\"}}\n";
+pub const RELOAD_AND_WAIT: &str = "{\"request\":{\"reload\":\"old-gone\"}}\n";
+pub const RELOAD_LIVE: &str = "{\"request\":{\"reload\":\"old-gone\"},\"live\":true}\n";
+pub const STOP: &str = "{\"request\":\"stop\"}\n";
+/// The last reply, after a success.
+pub const SUCCESS: &str = "{\"exit\":0}";
+/// The replies to what is no request.
+pub const NOT_UNDERSTOOD: [&str; 2] =
+    ["{\"error\":\"the supervisor does not understand the request\"}", "{\"exit\":125}"];
+
 impl Supervisor {
     /// A connection to the control socket.
     pub fn control(&self) -> UnixStream {

@@ -13,15 +13,15 @@ use super::super::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
     Starting {
-        deadline: Moment,
+        deadline: Timestamp,
     },
     Serving {
-        since: Moment,
+        since: Timestamp,
     },
     /// It has a successor or has ended, and is to be retired before the event is over.
     Due,
     Draining {
-        deadline: Option<Moment>,
+        deadline: Option<Timestamp>,
     },
     Gone,
 }
@@ -30,19 +30,19 @@ enum Life {
 struct World {
     plan: Plan,
     limits: Limits,
-    now: Moment,
+    now: Timestamp,
     lives: BTreeMap<Id, Life>,
     /// The one piece of news that says what became of each wish and of each start.
-    outcomes: BTreeMap<Id, News>,
+    outcomes: BTreeMap<Id, Transition>,
     promised: BTreeSet<Id>,
     killed: BTreeSet<Id>,
     /// One more generation was asked for while one was starting.
     wanted: bool,
-    restart: Option<Moment>,
+    restart: Option<Timestamp>,
     restarts: u64,
-    pause: Duration,
+    backoff: Duration,
     /// Of the news of a crash in this event.
-    told_pause: Option<Duration>,
+    reported_backoff: Option<Duration>,
     /// To be killed by the very next order.
     doomed: Option<Id>,
     status: Option<u8>,
@@ -65,8 +65,8 @@ impl World {
             wanted: false,
             restart: None,
             restarts: 0,
-            pause: Duration::from_millis(100),
-            told_pause: None,
+            backoff: Duration::from_millis(100),
+            reported_backoff: None,
             doomed: None,
             status: None,
             finished: None,
@@ -86,7 +86,7 @@ impl World {
             assert_eq!(self.finished, None, "{order:?} after the end");
             self.obey(order, event);
         }
-        self.pause_if_nothing_serves();
+        self.back_off_if_nothing_serves();
         self.check(event, &before);
         self.finished = None;
     }
@@ -115,7 +115,7 @@ impl World {
             Order::Start(id) => self.start(id, event),
             Order::Retire(id) => self.retire(id, event),
             Order::Kill(id) => assert!(self.killed.insert(id), "{id} is killed twice"),
-            Order::Tell(id, news) => self.tell(id, news, event),
+            Order::Report(id, news) => self.tell(id, news, event),
             Order::Finish(status) => {
                 assert!(self.lives.values().all(|life| *life == Life::Gone), "{:?}", self.lives);
                 assert_eq!(Some(status), self.status);
@@ -145,53 +145,53 @@ impl World {
         }
     }
 
-    fn tell(&mut self, id: Id, news: News, event: Event) {
-        if matches!(news, News::Serves | News::Failed(_) | News::TimedOut | News::Cancelled) {
+    fn tell(&mut self, id: Id, news: Transition, event: Event) {
+        if matches!(news, Transition::Serves | Transition::Failed(_) | Transition::TimedOut | Transition::Cancelled) {
             assert_eq!(self.outcomes.insert(id, news), None, "{id} has two outcomes");
         }
         let life = self.lives.get(&id).copied();
         let next = match (news, life) {
-            (News::Serves, Some(Life::Starting { .. })) => {
+            (Transition::Serves, Some(Life::Starting { .. })) => {
                 assert_eq!(event, Event::Ready(id));
                 self.serving().map(|old| self.lives.insert(old, Life::Due));
                 Life::Serving { since: self.now }
             }
-            (News::Failed(status), Some(Life::Starting { .. })) => {
+            (Transition::Failed(status), Some(Life::Starting { .. })) => {
                 assert_eq!(event, Event::Ended(id, status));
                 self.first_failed(id, status);
                 Life::Due
             }
-            (News::TimedOut, Some(Life::Starting { deadline })) => {
+            (Transition::TimedOut, Some(Life::Starting { deadline })) => {
                 assert!(event == Event::Tick && deadline <= self.now);
                 self.first_failed(id, 137);
                 self.doomed = Some(id);
                 Life::Draining { deadline: None }
             }
-            (News::Cancelled, Some(Life::Starting { .. })) => {
+            (Transition::Cancelled, Some(Life::Starting { .. })) => {
                 assert!(matches!(event, Event::Stop(_)));
                 Life::Due
             }
-            (News::Cancelled, None) => {
+            (Transition::Cancelled, None) => {
                 assert!(self.status.is_some() && self.wanted && self.promised.contains(&id));
                 self.wanted = false;
                 return;
             }
-            (News::Crashed(status, pause), Some(Life::Serving { since })) => {
+            (Transition::Crashed(status, backoff), Some(Life::Serving { since })) => {
                 assert_eq!(event, Event::Ended(id, status));
-                self.told_pause = Some(pause);
+                self.reported_backoff = Some(backoff);
                 if self.now - since >= Duration::from_secs(10) {
-                    self.pause = Duration::from_millis(100);
+                    self.backoff = Duration::from_millis(100);
                 }
                 Life::Due
             }
-            (News::Killed, Some(Life::Draining { deadline: Some(deadline) })) => {
+            (Transition::Killed, Some(Life::Draining { deadline: Some(deadline) })) => {
                 let due = event == Event::Tick && deadline <= self.now;
                 assert!(due || event == Event::Stop(Haste::Now), "{id} had time until {deadline:?}");
                 self.status = self.status.map(|status| if status == 0 { 137 } else { status });
                 self.doomed = Some(id);
                 Life::Draining { deadline: None }
             }
-            (News::Gone, Some(Life::Draining { .. })) => {
+            (Transition::Gone, Some(Life::Draining { .. })) => {
                 assert_eq!(event, Event::Gone(id));
                 Life::Gone
             }
@@ -207,15 +207,15 @@ impl World {
     }
 
     /// What crashed, or failed to take the place of what crashed, is started again later and later.
-    fn pause_if_nothing_serves(&mut self) {
+    fn back_off_if_nothing_serves(&mut self) {
         let idle = self.starting().is_none() && self.serving().is_none();
         let mut expected = Duration::ZERO;
         if self.status.is_none() && idle && self.restart.is_none() {
-            expected = self.pause;
-            self.restart = Some(self.now + self.pause);
-            self.pause = (self.pause * 2).min(Duration::from_secs(10));
+            expected = self.backoff;
+            self.restart = Some(self.now + self.backoff);
+            self.backoff = (self.backoff * 2).min(Duration::from_secs(10));
         }
-        assert_eq!(self.told_pause.take().unwrap_or(expected), expected);
+        assert_eq!(self.reported_backoff.take().unwrap_or(expected), expected);
     }
 
     /// What is due was ordered.
@@ -257,7 +257,7 @@ impl World {
         matches!(life, Life::Starting { deadline } | Life::Draining { deadline: Some(deadline) } if deadline <= self.now)
     }
 
-    fn deadline(&self) -> Option<Moment> {
+    fn deadline(&self) -> Option<Timestamp> {
         let own = self.lives.values().filter_map(|life| match life {
             Life::Starting { deadline } => Some(*deadline),
             Life::Draining { deadline } => *deadline,

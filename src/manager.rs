@@ -1,0 +1,154 @@
+//! The service manager that started us: what we send it by sd_notify(3).
+
+use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use log::debug;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
+
+use crate::sys::{self, Timestamp};
+
+/// At most this many notifications wait for room in the service manager's queue; the last few have it all.
+const MOST_UNSENT: usize = 16;
+/// When to look for room again.
+const RETRY_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Does a service manager watch what we start?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watchdog {
+    Watched,
+    Unwatched,
+}
+
+/// The service manager, if there is one that wants to know.
+#[derive(Debug)]
+pub(crate) struct Manager {
+    address: Option<UnixAddr>,
+    /// The watchdog's timeout: without WATCHDOG=1 for that long, it ends us.
+    watchdog: Option<Duration>,
+    /// When to send WATCHDOG=1 next, while no generation serves that would.
+    next_keep_alive: Option<Timestamp>,
+    /// Notifications for which its queue had no room, and when to try again.
+    unsent: VecDeque<String>,
+    retry: Option<Timestamp>,
+}
+
+impl Manager {
+    /// Read NOTIFY_SOCKET and WATCHDOG_USEC.
+    pub(crate) fn of(environment: &[&CStr]) -> Manager {
+        let path = sys::variable(environment, "NOTIFY_SOCKET").unwrap_or_default();
+        let address = match path {
+            [b'@', name @ ..] => UnixAddr::new_abstract(name).ok(),
+            [b'/', ..] => UnixAddr::new(path).ok(),
+            _ => None,
+        };
+        let watched = sys::variable(environment, "WATCHDOG_USEC").and_then(|value| str::from_utf8(value).ok());
+        let watchdog = watched.and_then(|value| value.parse().ok()).map(Duration::from_micros);
+        let watchdog = watchdog.filter(|timeout| !timeout.is_zero());
+        Manager { address, watchdog, next_keep_alive: None, unsent: VecDeque::new(), retry: None }
+    }
+
+    /// Whether generations are told which process it watches.
+    pub(crate) fn watchdog(&self) -> Watchdog {
+        if self.watchdog.is_some() { Watchdog::Watched } else { Watchdog::Unwatched }
+    }
+
+    /// The first generation is being started, and may take as long as this.
+    pub(crate) fn starting(&mut self, status: &str, at_most: Duration) {
+        let limit = extended(at_most).as_micros();
+        self.send(format!("STATUS={status}\nEXTEND_TIMEOUT_USEC={limit}"));
+    }
+
+    /// What we serve is up, or what was to replace it has failed.
+    pub(crate) fn ready(&mut self, status: &str) {
+        self.send(format!("READY=1\nSTATUS={status}"));
+    }
+
+    /// A new generation was asked for.
+    pub(crate) fn reloading(&mut self, status: &str, now: Timestamp) {
+        self.send(format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS={status}", now.as_micros()));
+    }
+
+    /// Everything stops, and may take as long as this.
+    pub(crate) fn stopping(&mut self, status: &str, at_most: Duration) {
+        let limit = extended(at_most).as_micros();
+        self.send(format!("STOPPING=1\nSTATUS={status}\nEXTEND_TIMEOUT_USEC={limit}"));
+    }
+
+    /// Only the text that people read.
+    pub(crate) fn status(&mut self, status: &str) {
+        self.send(format!("STATUS={status}"));
+    }
+
+    /// The generation that serves is alive.
+    pub(crate) fn alive(&mut self) {
+        // A queued keep-alive would arrive too late: drop it.
+        if self.watchdog.is_some() && self.unsent.is_empty() {
+            self.send("WATCHDOG=1".to_owned());
+        }
+    }
+
+    /// No generation serves: all that can be watched is that this supervisor runs.
+    pub(crate) fn stand_in(&mut self, now: Timestamp) {
+        let Some(timeout) = self.watchdog else { return };
+        if self.next_keep_alive.is_none_or(|at| at <= now) {
+            self.alive();
+            self.next_keep_alive = Some(now + timeout / 2);
+        }
+    }
+
+    /// A generation serves and sends its own keep-alive. One more now: the time until it served has used up part of the
+    /// timeout.
+    pub(crate) fn stand_back(&mut self) {
+        self.next_keep_alive = None;
+        self.alive();
+    }
+
+    /// When there is something to send.
+    pub(crate) fn deadline(&self) -> Option<Timestamp> {
+        self.next_keep_alive.into_iter().chain(self.retry).min()
+    }
+
+    fn send(&mut self, text: String) {
+        if self.address.is_none() {
+            return;
+        }
+        if self.unsent.len() == MOST_UNSENT {
+            // What is that old has been sent anew since.
+            self.unsent.pop_front();
+        }
+        self.unsent.push_back(text);
+        self.send_unsent(sys::now());
+    }
+
+    /// Send what waits, in order, as far as there is room. A manager that does not read is no reason to stop serving or
+    /// to wait.
+    pub(crate) fn send_unsent(&mut self, now: Timestamp) {
+        self.retry = None;
+        while let Some((text, address)) = self.unsent.front().zip(self.address.as_ref()) {
+            match send_to(address, text) {
+                Err(Errno::EAGAIN | Errno::ENOBUFS) => {
+                    self.retry = Some(now + RETRY_BACKOFF);
+                    return;
+                }
+                Err(errno) => debug!("cannot notify the service manager: {errno}"),
+                Ok(_) => (),
+            }
+            self.unsent.pop_front();
+        }
+    }
+}
+
+fn send_to(address: &UnixAddr, text: &str) -> nix::Result<usize> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+    sendto(fd.as_raw_fd(), text.as_bytes(), address, MsgFlags::MSG_NOSIGNAL)
+}
+
+/// The kill at our own deadline, and what follows it, must come before the manager's.
+fn extended(at_most: Duration) -> Duration {
+    at_most.saturating_add(Duration::from_secs(5))
+}

@@ -1,0 +1,72 @@
+//! How paths stand in a state that is handed on: as text, in which every byte that is no printable ASCII is escaped, so
+//! that any name survives.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A path in a saved state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SavedPath(pub(crate) PathBuf);
+
+impl Serialize for SavedPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0.as_os_str().as_bytes().escape_ascii())
+    }
+}
+
+impl<'de> Deserialize<'de> for SavedPath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SavedPath, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes =
+            unescaped(text.as_bytes()).ok_or_else(|| D::Error::custom("a path is not escaped as it should be"))?;
+        Ok(SavedPath(OsString::from_vec(bytes).into()))
+    }
+}
+
+/// The opposite of `escape_ascii`.
+fn unescaped(mut text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    while let Some((&byte, rest)) = text.split_first() {
+        let (byte, behind) = match (byte, rest) {
+            (b'\\', [b'x', high, low, rest @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                let digits = [*high, *low];
+                (u8::from_str_radix(str::from_utf8(&digits).ok()?, 16).ok()?, rest)
+            }
+            (b'\\', [b't', rest @ ..]) => (b'\t', rest),
+            (b'\\', [b'r', rest @ ..]) => (b'\r', rest),
+            (b'\\', [b'n', rest @ ..]) => (b'\n', rest),
+            (b'\\', [quoted @ (b'\\' | b'\'' | b'"'), rest @ ..]) => (*quoted, rest),
+            (b'\\', _) => return None,
+            (byte, rest) => (byte, rest),
+        };
+        text = behind;
+        bytes.push(byte);
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_path_survives() {
+        let every: Vec<u8> = (1..=u8::MAX).collect();
+        for bytes in [&b""[..], b"/run/app", b"/a\\x41\\\\", b"/\xe9 \"'\n\t\r", &every] {
+            let path = SavedPath(OsString::from_vec(bytes.to_vec()).into());
+            let text = serde_json::to_string(&path).unwrap();
+            assert_eq!(serde_json::from_str::<SavedPath>(&text).unwrap(), path, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_escaped_so_is_an_error() {
+        for text in [r#""\\""#, r#""\\xg0""#, r#""\\x+1""#, "7"] {
+            serde_json::from_str::<SavedPath>(text).expect_err(text);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What goes over the control socket: one JSON text a line, both ways; one request a connection.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Request;
+use crate::supervise::plan::Id;
+
+/// What a client sends, once.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Call {
+    pub(crate) request: Request,
+    /// It shows numbers as they change.
+    #[serde(default)]
+    pub(crate) live: bool,
+}
+
+/// What it is sent. A client ignores what it does not understand: a newer supervisor may send more.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Reply {
+    /// What became of a generation.
+    Progress { generation: Id, text: String },
+    /// How far it is; only to a client that is live.
+    Live { generation: Id, text: String },
+    /// For stdout.
+    Output(String),
+    /// For stderr.
+    Error(String),
+    /// The last one: the exit status.
+    Exit(u8),
+}
+
+/// One line of the protocol.
+pub(crate) fn line(message: &impl Serialize) -> String {
+    serde_json::to_string(message).expect("it has no map with other keys than strings") + "\n"
+}
+
+/// The request in a line, if it is one.
+pub(crate) fn parse_call(line: &[u8]) -> Option<Call> {
+    serde_json::from_slice(line).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Form, Until};
+
+    #[test]
+    fn only_what_is_known_is_a_request() {
+        let call = |request, live| Some(Call { request, live });
+        let reload = call(Request::Reload(Until::OldGone), true);
+        assert_eq!(parse_call(br#"{"request":{"reload":"old-gone"},"live":true}"#), reload);
+        assert_eq!(parse_call(br#"{"request":{"status":"table"}}"#), call(Request::Status(Form::Table), false));
+        assert_eq!(parse_call(br#"{"request":"stop","from":"tomorrow"}"#), call(Request::Stop, false));
+        for line in ["", " ", "stop", "{}", r#"{"request":"Stop"}"#, r#"{"request":{"reload":"json"}}"#, "\u{ff}"] {
+            assert_eq!(parse_call(line.as_bytes()), None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_end_in_a_text_ends_no_line() {
+        let reply = Reply::Progress { generation: 1, text: "cannot run a\n{\"exit\":0}".into() };
+        let line = line(&reply);
+        assert_eq!(line.matches('\n').count(), 1);
+        assert_eq!(serde_json::from_str::<Reply>(&line).unwrap(), reply);
+    }
+}

@@ -1,0 +1,196 @@
+//! All generations of which something is left: which process belongs to which, and which is due to be observed.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use log::warn;
+use nix::sys::wait::{Id as WaitId, WaitPidFlag, waitid, waitpid};
+use nix::unistd::{Pid, geteuid};
+use serde_json::Value;
+
+use crate::config::Ready;
+use crate::kernel::members::{Members, strangers};
+use crate::kernel::processes::{Process, ProcessState, Table as Processes, are_visible};
+use crate::supervise::generation::notify_socket::Notification;
+use crate::supervise::generation::{Generation, SavedGeneration};
+use crate::supervise::plan::{Event, Id};
+use crate::supervise::poll::{Source, Table};
+use crate::supervise::signals::Dispositions;
+use crate::supervise::sockets::Sockets;
+use crate::sys::{Claimed, Timestamp};
+
+/// Notifications from strangers cause at most one survey of all processes in this time.
+const STRANGER_INTERVAL: Duration = Duration::from_millis(50);
+
+/// They, in the order of their start.
+#[derive(Debug, Default)]
+pub(crate) struct Generations {
+    all: Vec<Generation>,
+    /// When a notification from a stranger may cause a survey again.
+    next_stranger: Timestamp,
+}
+
+impl Generations {
+    pub(crate) fn add(&mut self, generation: Generation) {
+        self.all.push(generation);
+    }
+
+    pub(crate) fn get(&self, id: Id) -> Option<&Generation> {
+        self.all.iter().find(|generation| generation.id == id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut Generation> {
+        self.all.iter_mut().find(|generation| generation.id == id)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Generation> {
+        self.all.iter()
+    }
+
+    /// Add what is waited for to the round's table.
+    pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
+        for generation in &self.all {
+            for (role, fd) in generation.polled() {
+                table.input(Source::Generation(generation.id, role), fd);
+            }
+            table.until(generation.watch.as_ref().and_then(|watch| watch.deadline()));
+        }
+    }
+
+    /// Observe those that get ready and are due.
+    pub(crate) fn observe(&mut self, sockets: &Sockets, now: Timestamp, events: &mut VecDeque<Event>) {
+        let deadline = |generation: &Generation| generation.watch.as_ref()?.deadline();
+        if !self.all.iter().filter_map(deadline).any(|deadline| deadline <= now) {
+            return;
+        }
+        self.survey();
+        for generation in &mut self.all {
+            let Some(watch) = &mut generation.watch else { continue };
+            if watch.observe(|| generation.members.alive(), sockets.set(generation.share), now) {
+                events.push_back(Event::Ready(generation.id));
+            }
+        }
+    }
+
+    /// Learn which processes belong to which generation. Without /proc only the main processes are known.
+    pub(crate) fn survey(&mut self) {
+        if let Ok(processes) = Processes::read() {
+            self.learn(&processes);
+        }
+    }
+
+    fn learn(&mut self, processes: &Processes) {
+        for generation in &mut self.all {
+            generation.members.learn(processes);
+        }
+        let all: Vec<&Members> = self.all.iter().map(|generation| &generation.members).collect();
+        let unknown: Vec<Process> = strangers(processes, Pid::this(), &all).copied().collect();
+        for stranger in unknown {
+            let Ok(environment) = fs::read(format!("/proc/{}/environ", stranger.pid)) else { continue };
+            if let Some(owner) = self.all.iter_mut().find(|generation| generation.marks(&environment)) {
+                owner.members.adopt(&stranger);
+            }
+        }
+    }
+
+    /// Children ended: reap the orphans among them, and take out the generations of which nothing is left and that
+    /// `drains`. Nobody but their owner may reap `helpers`.
+    pub(crate) fn take_gone(&mut self, helpers: &[Pid], drains: impl Fn(Id) -> bool) -> Vec<Generation> {
+        self.survey();
+        self.reap_orphans(helpers);
+        // A process forked after the survey escaped SIGKILL; its parent's SIGCHLD brings us back, so kill again.
+        for generation in self.all.iter_mut().filter(|generation| generation.killed && !generation.is_over()) {
+            generation.kill();
+        }
+        // The end of one that does not drain yet is still to be handled.
+        self.all.extract_if(.., |generation| generation.is_over() && drains(generation.id)).collect()
+    }
+
+    /// Processes that came to us as their reaper.
+    fn reap_orphans(&self, helpers: &[Pid]) {
+        let is_held = |pid: Pid| helpers.contains(&pid) || self.all.iter().any(|generation| generation.pid == pid);
+        let Ok(processes) = Processes::read() else { return reap_unseen(is_held) };
+        let ended = processes.children(Pid::this()).filter(|child| child.state == ProcessState::Zombie);
+        for orphan in ended.filter(|child| !is_held(child.pid)) {
+            let _ = waitpid(orphan.pid, Some(WaitPidFlag::WNOHANG));
+        }
+    }
+
+    /// The processes of check commands.
+    pub(crate) fn checks(&self) -> impl Iterator<Item = Pid> {
+        self.all.iter().filter_map(|generation| generation.watch.as_ref()?.check_pid())
+    }
+
+    /// Is a notification to be obeyed? If it comes from root, our own user, or a process of the generation, which may
+    /// be another user's by now.
+    pub(crate) fn believes(&mut self, id: Id, notification: &Notification, now: Timestamp) -> bool {
+        let sender = Pid::from_raw(notification.pid);
+        let is_member = |all: &Generations| all.get(id).is_some_and(|generation| generation.has_member(sender));
+        if [0, geteuid().as_raw()].contains(&notification.uid) || is_member(self) {
+            return true;
+        }
+        // It may have been forked since the last survey; but a stranger that sends all the time is not to keep us busy.
+        if now < self.next_stranger {
+            return false;
+        }
+        self.next_stranger = now + STRANGER_INTERVAL;
+        self.survey();
+        is_member(self)
+    }
+
+    /// What the supervisor that takes the place of this one needs open.
+    pub(crate) fn handed_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.all.iter().flat_map(Generation::handed_on)
+    }
+
+    pub(crate) fn save(&self) -> Vec<Value> {
+        let value =
+            |generation: &Generation| serde_json::to_value(generation.save()).expect("its maps have string keys");
+        self.all.iter().map(value).collect()
+    }
+
+    /// What a predecessor started. One that cannot be resumed is reported and left alone.
+    pub(crate) fn resume(
+        saved: Vec<Value>,
+        how: &Ready,
+        dispositions: Dispositions,
+        claimed: &mut Claimed,
+    ) -> Generations {
+        let mut generations = Generations::default();
+        for value in saved {
+            let saved = serde_json::from_value::<SavedGeneration>(value).map_err(anyhow::Error::from);
+            match saved.and_then(|saved| Ok(Generation::resume(saved, how, dispositions, claimed)?)) {
+                Ok(generation) => generations.add(generation),
+                Err(error) => warn!("a generation of the predecessor is lost sight of: {error:#}"),
+            }
+        }
+        generations
+    }
+
+    /// Everything is over.
+    pub(crate) fn reap_all(&mut self) {
+        self.all.drain(..).for_each(Generation::reap);
+    }
+}
+
+/// Can it be seen which processes there are?
+pub(crate) fn warn_if_blind() {
+    if let Err(error) = are_visible() {
+        warn!(
+            "/proc cannot be read ({error}): of a generation only the main process is watched over, and only READY=1 \
+             or --ready tells that it is ready"
+        );
+    }
+}
+
+/// Reap ended children, up to the first that `is_held`: it hides those behind it until it is reaped itself.
+fn reap_unseen(is_held: impl Fn(Pid) -> bool) {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Ok(status) = waitid(WaitId::All, flags)
+        && let Some(pid) = status.pid().filter(|pid| !is_held(*pid))
+    {
+        let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+    }
+}

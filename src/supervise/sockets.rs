@@ -1,0 +1,116 @@
+//! The sockets of a supervisor, and which of them each generation serves on.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use anyhow::Result;
+use log::warn;
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::descriptors::SocketInode;
+use crate::socket::listener::{Listener, SavedListener};
+use crate::sys::Claimed;
+use crate::target::Program;
+use crate::target::handout::Handout;
+
+/// They, at the numbers where every generation finds them.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    listeners: Vec<Listener>,
+    /// In the same order.
+    inodes: Vec<SocketInode>,
+    /// What else was inherited, by us and so by every generation.
+    others: Vec<OwnedFd>,
+}
+
+/// Which set of sockets a generation serves on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Share {
+    /// The one that all generations share.
+    #[default]
+    #[serde(other)]
+    One,
+}
+
+/// The sockets that one generation serves on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SocketSet<'a> {
+    pub(crate) listeners: &'a [Listener],
+    /// In the same order.
+    pub(crate) inodes: &'a [SocketInode],
+}
+
+/// The sockets in a state that is handed on.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SavedSockets {
+    listeners: Vec<serde_json::Value>,
+    others: Vec<RawFd>,
+}
+
+impl Sockets {
+    pub(crate) fn new(listeners: Vec<Listener>, others: Vec<OwnedFd>) -> nix::Result<Sockets> {
+        let inodes = listeners.iter().map(SocketInode::of).collect::<nix::Result<_>>()?;
+        Ok(Sockets { listeners, inodes, others })
+    }
+
+    /// The set that the next generation is to serve on.
+    pub(crate) fn next_share(&self) -> Share {
+        Share::One
+    }
+
+    pub(crate) fn set(&self, share: Share) -> SocketSet<'_> {
+        match share {
+            Share::One => SocketSet { listeners: &self.listeners, inodes: &self.inodes },
+        }
+    }
+
+    /// What a generation that serves on this set is given.
+    pub(crate) fn handout(&self, share: Share, program: &Program) -> Handout<'_> {
+        Handout::of(self.set(share).listeners, program)
+    }
+
+    /// Every listener once, as the user asked for them.
+    pub(crate) fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Is this the number of a descriptor that every generation has?
+    pub(crate) fn has_number(&self, number: RawFd) -> bool {
+        let sockets = self.listeners.iter().map(|listener| listener.as_fd().as_raw_fd());
+        sockets.chain(self.others.iter().map(AsRawFd::as_raw_fd)).any(|fd| fd == number)
+    }
+
+    /// Servers call listen(2) again and make the backlog shorter for everybody.
+    pub(crate) fn restore_backlogs(&self) {
+        self.listeners.iter().for_each(Listener::restore_backlog);
+    }
+
+    /// What the supervisor that takes the place of this one needs open.
+    pub(crate) fn handed_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        // The others were never close-on-exec.
+        self.listeners.iter().map(AsFd::as_fd)
+    }
+
+    pub(crate) fn save(&self) -> SavedSockets {
+        let value = |listener: &Listener| serde_json::to_value(listener.save()).expect("it has no map with other keys");
+        SavedSockets {
+            listeners: self.listeners.iter().map(value).collect(),
+            others: self.others.iter().map(AsRawFd::as_raw_fd).collect(),
+        }
+    }
+
+    /// What a predecessor held. A listener that cannot be resumed is reported and left out: the rest serves on.
+    pub(crate) fn resume(saved: SavedSockets, claimed: &mut Claimed) -> Result<Sockets> {
+        let mut listeners = Vec::new();
+        for value in saved.listeners {
+            let resumed = serde_json::from_value::<SavedListener>(value).map_err(anyhow::Error::from);
+            match resumed.and_then(|saved| Listener::resume(saved, claimed)) {
+                Ok(listener) => listeners.push(listener),
+                Err(error) => warn!("a listener of the predecessor is lost: {error:#}"),
+            }
+        }
+        let others = saved.others.into_iter().filter_map(|number| claimed.take_as_it_is(number)).collect();
+        Ok(Sockets::new(listeners, others)?)
+    }
+}
