@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid};
 
 use crate::harness::process::{exists, with_variable};
-use crate::harness::supervisor::Setup;
+use crate::harness::setup::Setup;
 use crate::harness::{Run, Server, skip, supervise};
 
 // handoff-run(1), --stop-signal: "The signal that asks a generation to drain".

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::harness::client::Client;
 use crate::harness::manager::Manager;
 use crate::harness::python::python;
-use crate::harness::supervisor::supervise_in;
+use crate::harness::setup::supervise_in;
 use crate::harness::{Folder, Run, Server, is_root_to, supervise, wait_for};
 
 // handoff-run(1): "only the serving generation's WATCHDOG=1 is passed up".

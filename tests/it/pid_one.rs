@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use crate::harness::client::{Answer, ask};
 use crate::harness::process::{children, stat};
-use crate::harness::supervisor::{Setup, supervise_in};
+use crate::harness::setup::{Setup, supervise_in};
 use crate::harness::{Folder, PROGRAM, Run, Server, Supervisor, is_root_to, wait_for};
 
 /// A namespace whose first process is handoff-run with a server in Python on the socket `s` in the folder.

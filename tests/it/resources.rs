@@ -181,7 +181,7 @@ fn a_supervisor_with_nothing_to_do_makes_no_system_call_and_is_small() {
     }
     let trace = supervisor.folder.path("trace");
     let pid = supervisor.pid.to_string();
-    let tracer = Run::of("timeout").args(&["-s", "INT", "3", "strace", "-o"]).args(&[&trace]).args(&["-p", &pid]);
+    let tracer = Run::of("timeout").args(&["-s", "INT", "2", "strace", "-o"]).args(&[&trace]).args(&["-p", &pid]);
     let output = tracer.output();
     let Ok(calls) = fs::read_to_string(&trace) else { return skip(&output.stderr) };
     // The one that it was in when the tracer came, and is still in.

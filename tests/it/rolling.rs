@@ -1,16 +1,15 @@
 //! Reloading under load: nobody is refused, and who was accepted is served.
 //!
-//! HANDOFF_RELOADS says how often real servers are reloaded, 20 times unless told.
+//! HANDOFF_RELOADS says how often real servers are reloaded, 10 times unless told.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{env, thread};
 
 use crate::harness::case::{CASE, Case, is_installed};
-use crate::harness::remark;
-use crate::harness::server;
-use crate::harness::socket::accepted;
+use crate::harness::client::{Answer, Client};
 use crate::harness::trial::Trial;
+use crate::harness::{Server, remark, server, supervise};
 use crate::load::{Load, Report};
 use crate::servers::CASES;
 
@@ -62,7 +61,7 @@ fn a_hundred_reloads_of_a_graceful_server_lose_nobody() {
 fn nobody_is_refused(name: &str) {
     let case = CASES.iter().find(|case| case.name == name).unwrap();
     if is_installed(case) {
-        let reloads = env::var("HANDOFF_RELOADS").map_or(20, |number| number.parse().unwrap());
+        let reloads = env::var("HANDOFF_RELOADS").map_or(10, |number| number.parse().unwrap());
         let report = reload_under_load(case, "", reloads);
         // Some servers lose a few of those whom they had just accepted when they are told to stop.
         let Report { ok, refused, reset, timeout, short, other, .. } = report;
@@ -92,18 +91,26 @@ fn reloads_of_nginx_refuse_nobody() {
 // handoff-run(1), --stop-signal: "The signal that asks a generation to drain".
 #[test]
 fn a_request_that_outlasts_reloads_is_answered_by_the_generation_that_accepted_it() {
-    let case = hello();
-    let server = Trial::start(&case, "--env HELLO_VERSION={gen}");
-    server.ready(1);
+    let script = "
+client = None
+signal.signal(signal.SIGTERM, lambda *_: client or os._exit(0))
+client, _ = s.accept()
+request = client.recv(1000)
+mark('begun-' + gen)
+wait_for('go')
+client.sendall(f'hello from {gen}, pid {os.getpid()}\\n'.encode())";
+    let supervisor = supervise(Server::Python(script), &[]).serving();
     let mut under_way = Vec::new();
-    for _ in 0..5 {
-        under_way.push(server.ask_slowly("/slow?10000"));
-        assert_eq!(server.reload(&[]).failure(), (0, ""), "{}", server.log());
+    for generation in 1..=5 {
+        let mut client = Client::connect(&supervisor.address()).unwrap();
+        client.send().unwrap();
+        supervisor.folder.read(&format!("begun-{generation}"));
+        assert_eq!(supervisor.reload().failure(), (0, ""));
+        under_way.push((client, Answer { generation, pid: supervisor.generation(generation) }));
     }
-    assert!(under_way.last().is_some_and(|(client, _)| accepted(client).is_some()), "a reload took too long to tell");
-    for (client, pid) in under_way {
-        let answer = server.check_answer(client);
-        assert!(answer.ends_with(&format!(", pid {pid}\n")), "{pid} accepted, {answer:?}");
+    supervisor.folder.open("go");
+    for (mut client, by) in under_way {
+        assert_eq!(client.answer().unwrap(), by);
     }
-    server.stop();
+    supervisor.stopped();
 }

@@ -40,11 +40,11 @@ servers! {
         instead: &[("--master", "--plugin python3 --callable wsgi --master")], ..CASE
     };
     java_serves_and_drains: Case {
-        name: "java", needs: &["java", "javac"], files: "java", build: "javac Main.java", status: 128 + 15, ..CASE
+        name: "java", needs: &["java", "javac"], files: "java", compile: "javac Main.java", status: 128 + 15, ..CASE
     };
     a_static_go_program_serves_and_drains: Case {
         line: "./hello", needs: &["go"], files: "go",
-        build: "CGO_ENABLED=0 GOPROXY=off GOTOOLCHAIN=local go build -o hello .", ..CASE
+        compile: "CGO_ENABLED=0 GOPROXY=off GOTOOLCHAIN=local go build -o hello .", ..CASE
     };
     h2o_serves_and_drains: Case { name: "h2o", needs: &["h2o"], files: "h2o", ..CASE };
     nghttpx_serves_and_drains: Case {

@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::harness::client::Client;
 use crate::harness::manager::Manager;
-use crate::harness::supervisor::supervise_in;
+use crate::harness::setup::supervise_in;
 use crate::harness::{Folder, Server, Supervisor, handoff_run, supervise};
 
 /// A server in Python whose supervisor reports to `manager`.

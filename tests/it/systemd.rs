@@ -30,7 +30,7 @@ fn a_unit_is_active_when_the_server_is_ready_and_its_stop_drains() {
     let folder = Folder::new();
     let script = "
 def drain(*_):
-    mark('draining'); wait_for('answer'); time.sleep(2)
+    mark('draining'); wait_for('answer'); time.sleep(0.8)
     connection.sendall(b'late'); os._exit(0)
 signal.signal(signal.SIGTERM, drain)
 mark('early'); wait_for('go')
@@ -38,7 +38,7 @@ connection, _ = s.accept()
 mark('accepted')
 signal.pause()";
     // It drains for longer than systemd would wait by itself.
-    let unit = supervised(&folder, "", script, "TimeoutStopSec=1");
+    let unit = supervised(&folder, "", script, "TimeoutStopSec=500ms");
     let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
     systemd.succeed(&["start", "--no-block", "a"]);
     systemd.folder.read("early");
@@ -128,7 +128,7 @@ fn a_first_generation_that_fails_fails_the_unit_with_its_status() {
 #[test]
 fn a_slow_start_is_given_the_time_that_ready_timeout_gives() {
     let folder = Folder::new();
-    let unit = supervised(&folder, "", "time.sleep(2); serve()", "TimeoutStartSec=1");
+    let unit = supervised(&folder, "", "time.sleep(1); serve()", "TimeoutStartSec=700ms");
     let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
     systemd.succeed(&["start", "a"]);
     assert_eq!(systemd.answer("s").generation, 1);
@@ -141,19 +141,19 @@ fn systemds_watchdog_spares_a_crash_loop_and_a_slow_drain_and_ends_a_server_that
     let script = "
 if not exists('well'): s.listen(); sys.exit(4) if gen != '1' else None
 if gen == '1': s.accept(); sys.exit(4)
-signal.signal(signal.SIGTERM, lambda *_: (mark('draining'), time.sleep(3), os._exit(0)))
+signal.signal(signal.SIGTERM, lambda *_: (mark('draining'), time.sleep(1.5), os._exit(0)))
 import threading
 def beat():
     while not exists('hang'): say('WATCHDOG=1'); time.sleep(0.1)
 threading.Thread(target=beat, daemon=True).start()
 serve()";
-    let unit = supervised(&folder, "", script, "WatchdogSec=2");
+    let unit = supervised(&folder, "", script, "WatchdogSec=1");
     let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
     systemd.succeed(&["start", "a"]);
     let _crash = Client::connect(&systemd.folder.text("s")).unwrap();
-    // The pauses add up to three seconds.
+    // The pauses add up to one and a half seconds.
     let generation = |status: String| status.split(' ').filter_map(|word| word.parse().ok()).max();
-    wait_for("generation 6", || (generation(systemd.property("a", "StatusText")) >= Some(6)).then_some(()));
+    wait_for("generation 5", || (generation(systemd.property("a", "StatusText")) >= Some(5)).then_some(()));
     systemd.folder.open("well");
     wait_for("one that serves", || systemd.property("a", "StatusText").ends_with("serves").then_some(()));
     assert_eq!(systemd.property("a", "Result"), "success");

@@ -1,8 +1,11 @@
 //! What a test knows of a real server: whether it is installed, how it is started, and what it does.
 
+use std::collections::hash_map::DefaultHasher;
 use std::fmt::Display;
+use std::hash::{Hash, Hasher};
 use std::path::Path;
-use std::{env, fs};
+use std::sync::Mutex;
+use std::{env, fs, process};
 
 use nix::sys::signal::Signal;
 use nix::unistd::setsid;
@@ -19,6 +22,8 @@ pub struct Case {
     pub needs: &'static [&'static str],
     /// Its folder in tests/servers, if it needs one. The server runs in a copy.
     pub files: &'static str,
+    /// What makes a program of them, once.
+    pub compile: &'static str,
     /// What is run there first.
     pub build: &'static str,
     /// What the test's line says instead of the example's words.
@@ -39,6 +44,7 @@ pub const CASE: Case = Case {
     line: "",
     needs: &[],
     files: "",
+    compile: "",
     build: "",
     instead: &[],
     backend: None,
@@ -124,6 +130,31 @@ pub fn fill(folder: &Folder, files: &str, port: u16) {
         let text = fs::read_to_string(entry.path()).unwrap();
         fs::write(folder.path(entry.file_name().to_str().unwrap()), fill_in(&text, folder, port)).unwrap();
     }
+}
+
+/// Run a shell command in `folder`, to succeed.
+pub fn run(command: &str, folder: &Folder) {
+    let output = shell(command, folder).output();
+    assert!(output.status.success(), "{command}: {output:?}");
+}
+
+/// Bring what the server's files in `folder` are compiled to, from where it is kept for the next time. Named for its
+/// sources, so that nobody replaces what another test reads.
+pub fn compiled(case: &Case, folder: &Folder) {
+    let mut hasher = DefaultHasher::new();
+    case.compile.hash(&mut hasher);
+    folder.names().iter().for_each(|name| fs::read(folder.path(name)).unwrap().hash(&mut hasher));
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{:x}", case.files, hasher.finish()));
+    // Tests of the same server wait for the first of them.
+    static ONE: Mutex<()> = Mutex::new(());
+    let one = ONE.lock();
+    if !kept.exists() {
+        run(case.compile, folder);
+        let new = kept.with_extension(process::id().to_string());
+        run(&format!("cp -r . {0} && mv -T {0} {1}", new.display(), kept.display()), folder);
+    }
+    drop(one);
+    run(&format!("cp -r {}/. .", kept.display()), folder);
 }
 
 pub fn fill_in(text: &str, folder: &Folder, port: u16) -> String {

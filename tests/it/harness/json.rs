@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Run;
 use super::python::python;
+use super::{Run, Supervisor};
 
 /// Prints a line for each value: where it is, and what it is.
 const FLATTEN: &str = "
@@ -21,4 +21,12 @@ pub fn flat(text: &str) -> BTreeMap<String, String> {
     let output = Run::of(python()).args(&["-IS", "-c", FLATTEN, text]).output();
     assert_eq!(output.failure(), (0, ""));
     output.stdout.lines().map(|line| line.split_once('=').unwrap()).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+}
+
+impl Supervisor {
+    /// What `--status --json` shows, but for what changes by itself.
+    pub fn json(&self) -> Vec<String> {
+        let flat = flat(&self.status(&["--json"])).into_iter().filter(|(key, _)| !key.ends_with(".age"));
+        flat.map(|(key, value)| format!("{key}={value}")).collect()
+    }
 }

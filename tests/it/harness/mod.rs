@@ -16,6 +16,7 @@ pub mod report;
 pub mod request;
 pub mod run;
 pub mod server;
+pub mod setup;
 pub mod socket;
 pub mod supervisor;
 pub mod systemd;
@@ -31,7 +32,8 @@ pub use folder::Folder;
 pub use report::Report;
 pub use run::{Output, Run, Running, handoff_run, handoff_run_with};
 pub use server::Server;
-pub use supervisor::{Supervisor, supervise};
+pub use setup::supervise;
+pub use supervisor::Supervisor;
 
 /// How long any fact may take to come true, on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -48,11 +50,14 @@ pub fn wait_for<T>(what: &str, fact: impl FnMut() -> Option<T>) -> T {
 /// The same; none when the deadline has come.
 pub fn try_for<T>(mut fact: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
+    let mut pause = Duration::from_millis(1);
     loop {
         match fact() {
-            None if start.elapsed() < DEADLINE => thread::sleep(Duration::from_millis(2)),
+            // Many facts are to be found in /proc, where to look takes the time of those who are to make them true.
+            None if start.elapsed() < DEADLINE => thread::sleep(pause),
             found => return found,
         }
+        pause = (pause * 5 / 4).min(Duration::from_millis(20));
     }
 }
 

@@ -96,11 +96,6 @@ impl Session {
     pub fn sockets(&self) -> Vec<u64> {
         self.processes().into_iter().flat_map(sockets).collect()
     }
-
-    /// Those of them that have this socket open.
-    pub fn holders(&self, inode: u64) -> Vec<Pid> {
-        self.processes().into_iter().filter(|pid| sockets(*pid).contains(&inode)).collect()
-    }
 }
 
 impl Drop for Session {

@@ -11,7 +11,7 @@ use nix::sys::socket::sockopt::ReuseAddr;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket};
 use nix::unistd::Pid;
 
-use super::case::{Case, Stop, fill, fill_in, is_installed, line, shell};
+use super::case::{Case, Stop, compiled, fill, fill_in, is_installed, line, run, shell};
 use super::process::{Session, stat};
 use super::request::Request;
 use super::socket::{accepted, listener_on, listening_of};
@@ -79,9 +79,11 @@ impl Trial<'_> {
         if !case.files.is_empty() {
             fill(&folder, case.files, port);
         }
+        if !case.compile.is_empty() {
+            compiled(case, &folder);
+        }
         if !case.build.is_empty() {
-            let output = shell(case.build, &folder).output();
-            assert!(output.status.success(), "{}: {output:?}", case.build);
+            run(case.build, &folder);
         }
         let (line, stop) = line(case, handoff_run);
         let mut line = fill_in(&line, &folder, port);
@@ -89,8 +91,8 @@ impl Trial<'_> {
             backend.listener();
             line = line.replace("@BACKEND@", &format!("127.0.0.1,{}", backend.port));
         }
-        let run = shell(&format!("exec {line} >&2"), &folder);
-        let process = Supervisor::start(folder, run, role);
+        let process = shell(&format!("exec {line} >&2"), &folder);
+        let process = Supervisor::start(folder, process, role);
         let session = Session(process.pid);
         Trial { case, port, _reserved: reserved, stop, process, session, _backend: backend }
     }
@@ -138,16 +140,6 @@ impl Trial<'_> {
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         client.write_all(&request.bytes(self.case.protocol, &self.process.folder.text("hello.php"))).unwrap();
         client
-    }
-
-    /// A request that takes its time, sent, read by a process of the server's, and not yet answered; and that process.
-    pub fn ask_slowly(&self, path: &'static str) -> (TcpStream, Pid) {
-        let client = self.ask(Request::Path(path));
-        let holder = wait_for("the request to be under way", || {
-            // It is a socket of the server's a moment before it has a descriptor.
-            accepted(&client).and_then(|connection| self.session.holders(connection).pop())
-        });
-        (client, holder)
     }
 
     /// The answer, which has to have a hello, and is given from there on; no answer at all fails the test.

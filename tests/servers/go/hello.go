@@ -1,4 +1,4 @@
-// `hello PID` on the listening socket at descriptor 3; /slow takes two seconds; SIGTERM drains.
+// `hello PID` on the listening socket at descriptor 3; /slow takes 0.6 seconds; SIGTERM drains.
 package main
 
 import (
@@ -22,7 +22,7 @@ func main() {
 	file.Close() // FileListener made its own copy
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
-			time.Sleep(2 * time.Second)
+			time.Sleep(600 * time.Millisecond)
 		}
 		fmt.Fprintf(w, "hello %d\n", os.Getpid())
 	})

@@ -1,1 +1,1 @@
-core.register_action("slow", { "http-req" }, function(txn) core.sleep(2) end)
+core.register_action("slow", { "http-req" }, function(txn) core.msleep(600) end)

@@ -7,7 +7,7 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
 
-/** `hello PID` on the listening socket at descriptor 0; /slow takes two seconds; SIGTERM drains. */
+/** `hello PID` on the listening socket at descriptor 0; /slow takes 0.6 seconds; SIGTERM drains. */
 public class Main {
     public static void main(String[] args) throws Exception {
         if (!(System.inheritedChannel() instanceof ServerSocketChannel channel)) {
@@ -37,7 +37,7 @@ public class Main {
             BufferedReader request = new BufferedReader(new InputStreamReader(client.getInputStream()));
             String first = request.readLine();
             for (String line = first; line != null && !line.isEmpty(); ) line = request.readLine();
-            if (first != null && first.contains(" /slow ")) Thread.sleep(2000);
+            if (first != null && first.contains(" /slow ")) Thread.sleep(600);
             String body = "hello " + ProcessHandle.current().pid() + "\n";
             client.getOutputStream().write(("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: "
                     + body.length() + "\r\n\r\n" + body).getBytes());
