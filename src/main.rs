@@ -36,7 +36,9 @@ use target::{exec, preset};
 /// the target would inherit both.
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
-extern "C" fn main() -> libc::c_int {
+extern "C" fn main(_count: libc::c_int, arguments: *const *const libc::c_char) -> libc::c_int {
+    // SAFETY: exec(3) made the array, which ends with a null pointer, and its strings stay.
+    unsafe { sys::record_arguments(arguments) };
     // SAFETY: main runs once, and nothing came before it.
     let claimed = unsafe { sys::claim() };
     handoff_run(claimed).into()
@@ -48,7 +50,7 @@ fn handoff_run(claimed: nix::Result<Claimed>) -> u8 {
 }
 
 fn run(claimed: nix::Result<Claimed>) -> Result<u8> {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(sys::arguments()) {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             output::print(&error.render().to_string())?;

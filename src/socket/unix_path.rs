@@ -11,7 +11,7 @@ use std::{process, thread};
 use anyhow::{Context, Result, bail, ensure};
 use log::{debug, warn};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::AT_FDCWD;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, lstat, major, minor, umask};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs};
@@ -23,6 +23,7 @@ use crate::kernel::sock_diag::{BoundFile, States, unix_sockets};
 use crate::saved::SavedPath;
 use crate::socket::lookup;
 use crate::socket::options::Options;
+use crate::sys;
 
 /// A socket's file that we made. Removed when dropped, if it is still the one we made.
 #[derive(Debug)]
@@ -186,9 +187,9 @@ fn remove_checked(path: &Path, file: &FileStat) -> Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".dead-{}", process::id()));
     let aside = PathBuf::from(aside);
-    renameat2(AT_FDCWD, path, AT_FDCWD, &aside, RenameFlags::RENAME_NOREPLACE)?;
+    sys::rename_to_free(path, &aside)?;
     if identity(&lstat(&aside)?) != identity(file) || bound_socket(&aside).is_some() {
-        renameat2(AT_FDCWD, &aside, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE)?;
+        sys::rename_to_free(&aside, path)?;
         bail!(Errno::EADDRINUSE);
     }
     debug!("{} was a dead socket and is removed", path.display());

@@ -67,7 +67,7 @@ pub(crate) enum Sender {
 impl Signals {
     /// Receive signals from now on.
     pub(crate) fn receive() -> Result<Signals> {
-        let mask = received().thread_swap_mask(SigmaskHow::SIG_BLOCK).context("cannot block signals")?;
+        let mask = sys::change_mask(SigmaskHow::SIG_BLOCK, &received()).context("cannot block signals")?;
         let child = set_handler(Signal::SIGCHLD, SigHandler::SigDfl)?;
         let pipe = set_handler(Signal::SIGPIPE, SigHandler::SigIgn)?;
         Signals::open(Dispositions { mask, child, pipe })
@@ -75,7 +75,7 @@ impl Signals {
 
     /// Go on receiving in the place of a predecessor, which left them blocked and knew what they were before.
     pub(crate) fn resume(saved: &SavedSignals) -> Result<Signals> {
-        received().thread_block().context("cannot block signals")?;
+        sys::change_mask(SigmaskHow::SIG_BLOCK, &received()).context("cannot block signals")?;
         set_handler(Signal::SIGCHLD, SigHandler::SigDfl)?;
         set_handler(Signal::SIGPIPE, SigHandler::SigIgn)?;
         Signals::open(Dispositions::resume(saved))
@@ -130,7 +130,7 @@ impl Dispositions {
     pub(crate) fn restore(&self) -> nix::Result<()> {
         sys::set_action(Signal::SIGCHLD, &self.child)?;
         sys::set_action(Signal::SIGPIPE, &self.pipe)?;
-        self.mask.thread_set_mask()
+        sys::change_mask(SigmaskHow::SIG_SETMASK, &self.mask).map(drop)
     }
 }
 

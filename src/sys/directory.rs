@@ -1,8 +1,10 @@
-//! The numbers that name the entries of a directory of /proc.
+//! Directories: the numbers that name the entries of one of /proc, and a rename that replaces nothing.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
+use nix::NixPath;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -45,4 +47,14 @@ fn entry_names(mut entries: &[u8]) -> impl Iterator<Item = &CStr> {
         entries = rest;
         CStr::from_bytes_until_nul(entry.get(19..)?).ok()
     })
+}
+
+/// renameat2(2), RENAME_NOREPLACE: give the file at `from` the name `to` if nothing has it. musl has no function for it.
+pub(crate) fn rename_to_free(from: &Path, to: &Path) -> nix::Result<()> {
+    let rename = |from: &CStr, to: &CStr| {
+        let (from, to, flags) = (from.as_ptr(), to.as_ptr(), libc::RENAME_NOREPLACE);
+        // SAFETY: the call reads two strings, which end with NUL and live through it.
+        unsafe { libc::syscall(libc::SYS_renameat2, libc::AT_FDCWD, from, libc::AT_FDCWD, to, flags) }
+    };
+    Errno::result(from.with_nix_path(|from| to.with_nix_path(|to| rename(from, to)))??).map(drop)
 }

@@ -47,7 +47,7 @@ impl Helper {
             prepare()?;
             let nothing = open(c"/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
             sys::place_in_child(&nothing, 0)?;
-            Err(sys::execvpe(words, environment))
+            Err(sys::execute(words, environment))
         })
     }
 

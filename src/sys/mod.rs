@@ -5,11 +5,12 @@ mod directory;
 mod fd;
 mod helper;
 mod process;
+mod search;
 mod signal;
 mod socket;
 
 pub(crate) use clock::{Timestamp, now};
-pub(crate) use directory::numbers_in;
+pub(crate) use directory::{numbers_in, rename_to_free};
 #[cfg(not(test))]
 pub(crate) use fd::claim;
 pub(crate) use fd::{
@@ -17,9 +18,12 @@ pub(crate) use fd::{
     set_close_on_exec, stdin_listens,
 };
 pub(crate) use helper::{Helper, output};
+#[cfg(not(test))]
+pub(crate) use process::record_arguments;
 pub(crate) use process::{
-    Ending, become_subreaper, environment, execve, execvpe, exit_at_once, fork, pidfd_getfd, pidfd_of, pidfd_of_child,
-    see_end_of, send_signal, variable,
+    Ending, arguments, become_subreaper, environment, execve, exit_at_once, fork, pidfd_getfd, pidfd_of,
+    pidfd_of_child, see_end_of, send_signal, variable,
 };
-pub(crate) use signal::{is_ignored, numbers_of, real_time_signals, set_action, set_of};
+pub(crate) use search::execute;
+pub(crate) use signal::{change_mask, is_ignored, numbers_of, real_time_signals, set_action, set_of};
 pub(crate) use socket::{Transport, accept, listen, option, receive, set_option};

@@ -1,7 +1,9 @@
 //! Processes: the environment, exec, fork, and other processes by their pidfd.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
 use std::{fmt, ptr};
 
 use nix::errno::Errno;
@@ -11,25 +13,54 @@ use serde::{Deserialize, Serialize};
 
 unsafe extern "C" {
     // environ(7)
-    static mut environ: *const *const c_char;
+    static environ: *const *const c_char;
+}
+
+/// What main was called with. `std::env::args_os` has it before Rust's runtime only where the libc is glibc.
+static ARGUMENTS: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// Keep the arguments that main was called with.
+///
+/// # Safety
+/// `argv` must be an array that ends with a null pointer, and its strings must live as long as the process.
+#[cfg_attr(test, expect(dead_code, reason = "the tests' main is another"))]
+pub(crate) unsafe fn record_arguments(argv: *const *const c_char) {
+    // SAFETY: the caller promises just this.
+    let arguments = unsafe { strings(argv) };
+    let arguments = arguments.into_iter().map(|word| OsStr::from_bytes(word.to_bytes()).to_owned());
+    ARGUMENTS.get_or_init(|| arguments.collect());
+}
+
+/// The arguments of this process, its name first.
+pub(crate) fn arguments() -> &'static [OsString] {
+    ARGUMENTS.get().map_or(&[], Vec::as_slice)
 }
 
 /// The variables this process was given, in their order, those without a `=` too, which `std::env` leaves out.
 pub(crate) fn environment() -> Vec<&'static CStr> {
-    let mut variables = Vec::new();
-    // SAFETY: `environ` is set before main, and what `execvpe` does to it is undone when that returns.
-    let mut entry = unsafe { environ };
-    if entry.is_null() {
-        return variables;
+    // SAFETY: `environ` is set before main, and nobody changes it.
+    let first = unsafe { environ };
+    if first.is_null() {
+        return Vec::new();
     }
+    // SAFETY: the array ends with a null pointer, and its strings live as long as the process.
+    unsafe { strings(first) }
+}
+
+/// The strings of an array that ends with a null pointer.
+///
+/// # Safety
+/// `entry` must be the first of such an array, and its strings must live as long as the process.
+unsafe fn strings(mut entry: *const *const c_char) -> Vec<&'static CStr> {
+    let mut strings = Vec::new();
     loop {
         // SAFETY: the array ends with a null pointer, and the loop stops there.
-        let variable = unsafe { *entry };
-        if variable.is_null() {
-            return variables;
+        let string = unsafe { *entry };
+        if string.is_null() {
+            return strings;
         }
-        // SAFETY: each entry is a string that ends with NUL and lives as long as the process.
-        variables.push(unsafe { CStr::from_ptr(variable) });
+        // SAFETY: each entry is a string that ends with NUL, and the caller promises that it lives.
+        strings.push(unsafe { CStr::from_ptr(string) });
         // SAFETY: the entry was not the null pointer, so there is another one behind it.
         entry = unsafe { entry.add(1) };
     }
@@ -38,22 +69,6 @@ pub(crate) fn environment() -> Vec<&'static CStr> {
 /// The value of the first entry for `name`, which is the one that getenv(3) finds.
 pub(crate) fn variable<'a>(environment: &[&'a CStr], name: &str) -> Option<&'a [u8]> {
     environment.iter().find_map(|entry| entry.to_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-}
-
-/// Become `arguments[0]`, looked for in the PATH of `environment`, as env(1) does and execvpe(3) does not: that one
-/// asks the caller's. Returns only when that failed.
-pub(crate) fn execvpe(arguments: &[CString], environment: &[impl AsRef<CStr>]) -> Errno {
-    let argv = pointers(arguments);
-    let envp = pointers(environment);
-    // SAFETY: the array ends with a null pointer, and there is no other thread to look at `environ` meanwhile.
-    let before = unsafe { ptr::replace(&raw mut environ, envp.as_ptr()) };
-    // SAFETY: both arrays end with a null pointer and point to strings that outlive the call; argv[0] is there,
-    // because the command line has a PROGRAM.
-    unsafe { libc::execvp(argv[0], argv.as_ptr()) };
-    let errno = Errno::last();
-    // SAFETY: as above; `envp` ends with this function.
-    unsafe { environ = before };
-    errno
 }
 
 /// execve(2): become the file `program`. Returns only when that failed.

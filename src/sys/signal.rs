@@ -1,10 +1,11 @@
 //! Signals by number and in sets, real-time ones included, which nix does not have.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_ulong};
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use nix::sys::signal::{SigAction, SigSet, Signal, sigaction};
+use nix::errno::Errno;
+use nix::sys::signal::{SigAction, SigSet, SigmaskHow, Signal, sigaction};
 
 /// sigaction(2) to an action that runs no code: the default, ignoring, or what was found before.
 pub(crate) fn set_action(signal: Signal, action: &SigAction) -> nix::Result<SigAction> {
@@ -21,25 +22,55 @@ pub(crate) fn is_ignored(number: c_int) -> bool {
     asked == 0 && unsafe { found.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-/// The numbers of the real-time signals, which nix's enumeration of signals does not have.
+/// The numbers of the real-time signals, which nix's enumeration of signals does not have: as glibc counts them, with
+/// which most servers are built. musl keeps one more for itself.
 pub(crate) fn real_time_signals() -> impl Iterator<Item = c_int> {
-    libc::SIGRTMIN()..=libc::SIGRTMAX()
+    34..=libc::SIGRTMAX()
+}
+
+/// The kernel's set of signals: what a libc's begins with, and without the signals that a libc keeps out of its own.
+type SignalBits = [c_ulong; 64 / c_ulong::BITS as usize];
+
+/// Where the bit of a signal is.
+fn place_of(number: c_int) -> (usize, c_ulong) {
+    let at = number as u32 - 1;
+    ((at / c_ulong::BITS) as usize, 1 << (at % c_ulong::BITS))
 }
 
 /// The signals in `signals`, by number, real-time ones too.
 pub(crate) fn numbers_of(signals: &SigSet) -> Vec<c_int> {
-    let set: libc::sigset_t = *signals.as_ref();
-    // SAFETY: `set` is an initialised set, and the numbers are of signals.
-    (1..=libc::SIGRTMAX()).filter(|number| unsafe { libc::sigismember(&raw const set, *number) } == 1).collect()
+    let set: *const libc::sigset_t = signals.as_ref();
+    // SAFETY: a libc's set is made of unsigned longs, and there are more of them than in the kernel's.
+    let bits = unsafe { set.cast::<SignalBits>().read() };
+    let contains = |number: &c_int| {
+        let (word, bit) = place_of(*number);
+        bits[word] & bit != 0
+    };
+    (1..=libc::SIGRTMAX()).filter(contains).collect()
 }
 
 /// The opposite; numbers of no signal are left out.
 pub(crate) fn set_of(numbers: &[c_int]) -> SigSet {
-    let mut set: libc::sigset_t = *SigSet::empty().as_ref();
-    for number in numbers {
-        // SAFETY: `set` is an initialised set; a wrong number is refused with EINVAL.
-        unsafe { libc::sigaddset(&raw mut set, *number) };
+    let mut bits = SignalBits::default();
+    for number in numbers.iter().filter(|number| (1..=libc::SIGRTMAX()).contains(*number)) {
+        let (word, bit) = place_of(*number);
+        bits[word] |= bit;
     }
-    // SAFETY: the set was initialised by nix and sigaddset keeps it so.
+    let mut set: libc::sigset_t = *SigSet::empty().as_ref();
+    // SAFETY: a libc's set is made of unsigned longs, and there are more of them than in the kernel's.
+    unsafe { (&raw mut set).cast::<SignalBits>().write(bits) };
+    // SAFETY: every combination of signals is a set, and nix initialised the rest.
     unsafe { SigSet::from_sigset_t_unchecked(set) }
+}
+
+/// rt_sigprocmask(2): what was blocked before. A libc's own function hides the signals that it keeps for itself.
+pub(crate) fn change_mask(how: SigmaskHow, signals: &SigSet) -> nix::Result<SigSet> {
+    let set: *const libc::sigset_t = signals.as_ref();
+    let mut old: libc::sigset_t = *SigSet::empty().as_ref();
+    // SAFETY: the kernel reads and writes sets of its own size, with which those of the libc begin.
+    let done =
+        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how as c_int, set, &raw mut old, size_of::<SignalBits>()) };
+    Errno::result(done)?;
+    // SAFETY: nix initialised the set, and the kernel wrote one.
+    Ok(unsafe { SigSet::from_sigset_t_unchecked(old) })
 }

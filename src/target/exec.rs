@@ -81,7 +81,7 @@ fn launch(target: &Target, handout: &Handout) -> Failure {
     if let Err(error) = handout.hand_on().context("cannot hand the sockets on") {
         return error.into();
     }
-    let errno = sys::execvpe(&target.arguments, &target.environment);
+    let errno = sys::execute(&target.arguments, &target.environment);
     cannot_run(&target.arguments[0], errno)
 }
 

@@ -9,7 +9,7 @@ use std::env;
 use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -172,7 +172,7 @@ impl Upgrade {
     /// Our own command line, with the program by its path.
     fn own_line(&self) -> Result<(CString, Vec<CString>)> {
         let program = CString::new(self.program.as_os_str().as_bytes())?;
-        let arguments = env::args_os().map(|word| CString::new(word.into_vec()));
+        let arguments = sys::arguments().iter().map(|word| CString::new(word.as_bytes()));
         Ok((program, arguments.collect::<Result<_, _>>()?))
     }
 }
@@ -184,7 +184,7 @@ fn set_close_on_exec(fds: &[BorrowedFd], flag: FdFlag) -> Result<()> {
 /// Where this program is started from: as the caller named it, for the name may lead to another file by next time.
 pub(crate) fn own_program() -> PathBuf {
     let running = fs::read_link("/proc/self/exe").unwrap_or_default();
-    let named = env::args_os().next().and_then(|name| find(Path::new(&name)));
+    let named = sys::arguments().first().and_then(|name| find(Path::new(name)));
     let same = |path: &PathBuf| {
         let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
         identity(path).is_some() && identity(path) == identity(Path::new("/proc/self/exe"))
