@@ -107,8 +107,14 @@ impl Candidate {
     }
 }
 
+/// What ptrace(2) is asked, of which the libcs have different types.
+#[cfg(target_env = "musl")]
+type Request = libc::c_int;
+#[cfg(not(target_env = "musl"))]
+type Request = libc::c_uint;
+
 /// ptrace(2), for the requests that use no address.
-fn ptrace(request: libc::c_uint, pid: libc::pid_t, data: usize) -> io::Result<()> {
+fn ptrace(request: Request, pid: libc::pid_t, data: usize) -> io::Result<()> {
     // SAFETY: the requests used here read and write no memory of ours.
     match unsafe { libc::ptrace(request, pid, 0, data) } {
         -1 => Err(io::Error::last_os_error()),
