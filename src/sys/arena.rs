@@ -1,8 +1,8 @@
-//! The allocator: a piece of the program's own memory first, and the libc's when that is used up.
+//! The allocator where the libc is musl: a piece of the program's own memory first, and musl's when that is used up.
 //!
-//! To parse a command line takes hundreds of small allocations, and the process soon becomes another. musl would map and
-//! unmap pages for them, at ten times the price. What is freed here is not used again, unless it came last; a supervisor,
-//! which lives on, allocates from the libc as soon as the piece is full.
+//! To parse a command line takes hundreds of small allocations, and the process soon becomes another. musl maps and unmaps
+//! pages for them, which takes longer than the parsing itself; glibc does not. What is freed here is not used again,
+//! unless it came last; a supervisor, which lives on, allocates from musl as soon as the piece is full.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;

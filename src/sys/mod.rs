@@ -1,5 +1,6 @@
 //! Every unsafe operation, behind a function that is typed on both sides. What nix offers safely is not repeated here.
 
+#[cfg(target_env = "musl")]
 mod arena;
 mod clock;
 mod directory;

@@ -160,8 +160,9 @@ pub fn ignore(signal: i32) -> io::Result<()> {
     done(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), ptr::null::<u8>(), 8) })
 }
 
-/// Lower the soft limit of `resource`.
-pub fn limit(resource: u32, soft: u64) -> io::Result<()> {
+/// Lower the soft limit of `resource`, whose type is not the same in every libc.
+pub fn limit(resource: impl Into<i64>, soft: u64) -> io::Result<()> {
+    let resource = resource.into();
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel fills the struct.
     done(unsafe { libc::getrlimit(resource as _, &raw mut limit) })?;
