@@ -8,11 +8,11 @@ use std::time::Duration;
 use log::warn;
 use nix::sys::wait::{Id as WaitId, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, geteuid};
-use serde_json::Value;
 
 use crate::config::Ready;
 use crate::kernel::members::{Members, strangers};
 use crate::kernel::processes::{Process, ProcessState, Table as Processes, are_visible};
+use crate::saved;
 use crate::supervise::generation::notify_socket::Notification;
 use crate::supervise::generation::{Generation, SavedGeneration};
 use crate::supervise::plan::{Event, Id};
@@ -145,28 +145,23 @@ impl Generations {
         self.all.iter().flat_map(Generation::handed_on)
     }
 
-    pub(crate) fn save(&self) -> Vec<Value> {
-        let value =
-            |generation: &Generation| serde_json::to_value(generation.save()).expect("its maps have string keys");
-        self.all.iter().map(value).collect()
+    pub(crate) fn save(&self) -> Vec<SavedGeneration> {
+        self.all.iter().map(Generation::save).collect()
     }
 
     /// What a predecessor started. One that cannot be resumed is reported and left alone.
     pub(crate) fn resume(
-        saved: Vec<Value>,
+        saved: Vec<SavedGeneration>,
         how: &Ready,
         dispositions: Dispositions,
         claimed: &mut Claimed,
     ) -> Generations {
-        let mut generations = Generations::default();
-        for value in saved {
-            let saved = serde_json::from_value::<SavedGeneration>(value).map_err(anyhow::Error::from);
-            match saved.and_then(|saved| Ok(Generation::resume(saved, how, dispositions, claimed)?)) {
-                Ok(generation) => generations.add(generation),
-                Err(error) => warn!("a generation of the predecessor is lost sight of: {error:#}"),
-            }
-        }
-        generations
+        let mut resume = |saved| {
+            let resumed = Generation::resume(saved, how, dispositions, claimed);
+            resumed.map_err(|error| saved::lost(&format_args!("a generation: {error}"))).ok()
+        };
+        let all = saved.into_iter().filter_map(&mut resume).collect();
+        Generations { all, ..Generations::default() }
     }
 
     /// Everything is over.

@@ -3,13 +3,13 @@
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::supervise::poll::{Source, Table};
-use crate::sys;
+use crate::sys::{self, Disposition};
 
 /// What comes in as a read.
 const RECEIVED: [Signal; 8] = [
@@ -35,8 +35,8 @@ pub(crate) struct Signals {
 pub(crate) struct Dispositions {
     mask: SigSet,
     /// Changed for the supervisor: it must see its children end, and outlive whoever reads its log.
-    child: SigAction,
-    pipe: SigAction,
+    child: Disposition,
+    pipe: Disposition,
 }
 
 /// The same in a state that is handed on.
@@ -68,20 +68,20 @@ impl Signals {
     /// Receive signals from now on.
     pub(crate) fn receive() -> Result<Signals> {
         let mask = sys::change_mask(SigmaskHow::SIG_BLOCK, &received()).context("cannot block signals")?;
-        let child = set_handler(Signal::SIGCHLD, SigHandler::SigDfl)?;
-        let pipe = set_handler(Signal::SIGPIPE, SigHandler::SigIgn)?;
+        let [child, pipe] = [Signal::SIGCHLD, Signal::SIGPIPE].map(|signal| sys::disposition(signal as i32));
         Signals::open(Dispositions { mask, child, pipe })
     }
 
     /// Go on receiving in the place of a predecessor, which left them blocked and knew what they were before.
     pub(crate) fn resume(saved: &SavedSignals) -> Result<Signals> {
         sys::change_mask(SigmaskHow::SIG_BLOCK, &received()).context("cannot block signals")?;
-        set_handler(Signal::SIGCHLD, SigHandler::SigDfl)?;
-        set_handler(Signal::SIGPIPE, SigHandler::SigIgn)?;
         Signals::open(Dispositions::resume(saved))
     }
 
     fn open(dispositions: Dispositions) -> Result<Signals> {
+        // Children are to be waited for, and a log's reader may end before us.
+        sys::set_disposition(Signal::SIGCHLD, Disposition::Default).context("cannot set SIGCHLD")?;
+        sys::set_disposition(Signal::SIGPIPE, Disposition::Ignored).context("cannot set SIGPIPE")?;
         let received = received();
         let fd = SignalFd::with_flags(&received, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot receive signals")?;
@@ -111,25 +111,23 @@ impl Signals {
 impl Dispositions {
     /// For the supervisor that takes the place of this one.
     pub(crate) fn save(&self) -> SavedSignals {
-        let ignored = |action: &SigAction| matches!(action.handler(), SigHandler::SigIgn);
         SavedSignals {
             blocked: sys::numbers_of(&self.mask),
-            child_ignored: ignored(&self.child),
-            pipe_ignored: ignored(&self.pipe),
+            child_ignored: self.child == Disposition::Ignored,
+            pipe_ignored: self.pipe == Disposition::Ignored,
         }
     }
 
     fn resume(saved: &SavedSignals) -> Dispositions {
-        let handler = |ignored| if ignored { SigHandler::SigIgn } else { SigHandler::SigDfl };
-        let action = |ignored| SigAction::new(handler(ignored), SaFlags::empty(), SigSet::empty());
-        let (child, pipe) = (action(saved.child_ignored), action(saved.pipe_ignored));
+        let disposition = |ignored| if ignored { Disposition::Ignored } else { Disposition::Default };
+        let (child, pipe) = (disposition(saved.child_ignored), disposition(saved.pipe_ignored));
         Dispositions { mask: sys::set_of(&saved.blocked), child, pipe }
     }
 
     /// Make the signals what they were; in a child, or before the supervisor execs itself.
     pub(crate) fn restore(&self) -> nix::Result<()> {
-        sys::set_action(Signal::SIGCHLD, &self.child)?;
-        sys::set_action(Signal::SIGPIPE, &self.pipe)?;
+        sys::set_disposition(Signal::SIGCHLD, self.child)?;
+        sys::set_disposition(Signal::SIGPIPE, self.pipe)?;
         sys::change_mask(SigmaskHow::SIG_SETMASK, &self.mask).map(drop)
     }
 }
@@ -137,12 +135,6 @@ impl Dispositions {
 /// RECEIVED and the real-time signals, but not a SIGHUP that nohup(1) ignored: if blocked, it would be kept for us.
 fn received() -> SigSet {
     let numbers = RECEIVED.iter().map(|signal| *signal as i32).chain(sys::real_time_signals());
-    let wanted = |number: &i32| *number != Signal::SIGHUP as i32 || !sys::is_ignored(*number);
+    let wanted = |number: &i32| *number != Signal::SIGHUP as i32 || sys::disposition(*number) != Disposition::Ignored;
     sys::set_of(&numbers.filter(wanted).collect::<Vec<_>>())
-}
-
-/// Neither of the two runs code of ours.
-fn set_handler(signal: Signal, handler: SigHandler) -> Result<SigAction> {
-    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
-    sys::set_action(signal, &action).with_context(|| format!("cannot set {signal}"))
 }

@@ -3,10 +3,10 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::Result;
-use log::warn;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::descriptors::SocketInode;
+use crate::saved;
 use crate::socket::listener::{Listener, SavedListener};
 use crate::sys::Claimed;
 use crate::target::Program;
@@ -44,7 +44,8 @@ pub(crate) struct SocketSet<'a> {
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SavedSockets {
-    listeners: Vec<serde_json::Value>,
+    #[serde(deserialize_with = "saved::lenient")]
+    listeners: Vec<SavedListener>,
     others: Vec<RawFd>,
 }
 
@@ -93,23 +94,16 @@ impl Sockets {
     }
 
     pub(crate) fn save(&self) -> SavedSockets {
-        let value = |listener: &Listener| serde_json::to_value(listener.save()).expect("it has no map with other keys");
         SavedSockets {
-            listeners: self.listeners.iter().map(value).collect(),
+            listeners: self.listeners.iter().map(Listener::save).collect(),
             others: self.others.iter().map(AsRawFd::as_raw_fd).collect(),
         }
     }
 
     /// What a predecessor held. A listener that cannot be resumed is reported and left out: the rest serves on.
     pub(crate) fn resume(saved: SavedSockets, claimed: &mut Claimed) -> Result<Sockets> {
-        let mut listeners = Vec::new();
-        for value in saved.listeners {
-            let resumed = serde_json::from_value::<SavedListener>(value).map_err(anyhow::Error::from);
-            match resumed.and_then(|saved| Listener::resume(saved, claimed)) {
-                Ok(listener) => listeners.push(listener),
-                Err(error) => warn!("a listener of the predecessor is lost: {error:#}"),
-            }
-        }
+        let resume = |saved| Listener::resume(saved, claimed).map_err(|error| saved::lost(&error)).ok();
+        let listeners = saved.listeners.into_iter().filter_map(resume).collect();
         let others = saved.others.into_iter().filter_map(|number| claimed.take_as_it_is(number)).collect();
         Ok(Sockets::new(listeners, others)?)
     }

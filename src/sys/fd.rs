@@ -113,23 +113,20 @@ pub(crate) fn stdin_listens() -> bool {
     done == 0 && value == 1
 }
 
-/// Put a copy of `fd` at descriptor 0, inheritable, in place of what was there.
-pub(crate) fn copy_to_stdin(fd: impl AsFd) -> nix::Result<()> {
-    // SAFETY: dup2 takes two integers; descriptor 0 is the caller's own, given up by asking for --stdin.
-    Errno::result(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), 0) }).map(drop)
-}
-
 /// Set or clear close-on-exec.
 pub(crate) fn set_close_on_exec(fd: impl AsFd, flag: FdFlag) -> nix::Result<()> {
     fcntl(fd, FcntlArg::F_SETFD(flag)).map(drop)
 }
 
-/// Put a copy of `fd` at `number` in a forked child, inheritable, in place of the parent's there.
-pub(crate) fn place_in_child(fd: impl AsFd, number: RawFd) -> nix::Result<()> {
+/// Put a copy of `fd` at `number`, inheritable, in place of what is there.
+///
+/// # Safety
+/// Nobody may own what is at `number`, or the process must be about to exec.
+pub(crate) unsafe fn place(fd: impl AsFd, number: RawFd) -> nix::Result<()> {
     // dup2(2) of a number to itself does nothing, and would leave it close-on-exec.
     if fd.as_fd().as_raw_fd() == number {
         return set_close_on_exec(fd, FdFlag::empty());
     }
-    // SAFETY: dup2 takes two integers; the child is about to exec and uses no other descriptor of the supervisor.
+    // SAFETY: dup2 takes two integers, and the caller promises that no owner of `number` is left to miss it.
     Errno::result(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) }).map(drop)
 }

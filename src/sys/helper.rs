@@ -46,7 +46,8 @@ impl Helper {
         Helper::fork(|| {
             prepare()?;
             let nothing = open(c"/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-            sys::place_in_child(&nothing, 0)?;
+            // SAFETY: the child is about to exec.
+            unsafe { sys::place(&nothing, 0)? };
             Err(sys::execute(words, environment))
         })
     }
@@ -99,8 +100,10 @@ pub(crate) fn output(words: &[CString]) -> io::Result<Vec<u8>> {
     let (ours, its) = pipe2(OFlag::O_CLOEXEC)?;
     let helper = Helper::start(words, &sys::environment(), || {
         let quiet = open(c"/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-        sys::place_in_child(&its, 1)?;
-        sys::place_in_child(&quiet, 2)
+        // SAFETY: the child is about to exec.
+        unsafe { sys::place(&its, 1)? };
+        // SAFETY: as above.
+        unsafe { sys::place(&quiet, 2) }
     })?;
     drop(its);
     let mut answer = Vec::new();

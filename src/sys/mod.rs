@@ -16,8 +16,8 @@ pub(crate) use directory::{numbers_in, rename_to_free};
 #[cfg(not(test))]
 pub(crate) use fd::claim;
 pub(crate) use fd::{
-    Claimed, FIRST_FD, copy_to_stdin, duplicate_from, duplicate_inheritable_from, duplicate_stdin, place_in_child,
-    set_close_on_exec, stdin_listens,
+    Claimed, FIRST_FD, duplicate_from, duplicate_inheritable_from, duplicate_stdin, place, set_close_on_exec,
+    stdin_listens,
 };
 pub(crate) use helper::{Helper, output};
 #[cfg(not(test))]
@@ -27,5 +27,7 @@ pub(crate) use process::{
     pidfd_of_child, see_end_of, send_signal, variable,
 };
 pub(crate) use search::execute;
-pub(crate) use signal::{change_mask, is_ignored, numbers_of, real_time_signals, set_action, set_of};
+pub(crate) use signal::{
+    Disposition, change_mask, disposition, numbers_of, real_time_signals, set_disposition, set_of,
+};
 pub(crate) use socket::{Transport, accept, listen, option, receive, set_option};

@@ -5,21 +5,34 @@ use std::mem::MaybeUninit;
 use std::ptr;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigAction, SigSet, SigmaskHow, Signal, sigaction};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction};
 
-/// sigaction(2) to an action that runs no code: the default, ignoring, or what was found before.
-pub(crate) fn set_action(signal: Signal, action: &SigAction) -> nix::Result<SigAction> {
-    // SAFETY: this program installs no handler, so whatever the action is, no handler of its own runs.
-    unsafe { sigaction(signal, action) }
+/// What becomes of a signal, as far as exec keeps it: no code of ours handles one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disposition {
+    Default,
+    Ignored,
 }
 
-/// Is a signal of this number ignored?
-pub(crate) fn is_ignored(number: c_int) -> bool {
+/// sigaction(2).
+pub(crate) fn set_disposition(signal: Signal, disposition: Disposition) -> nix::Result<()> {
+    let handler = match disposition {
+        Disposition::Default => SigHandler::SigDfl,
+        Disposition::Ignored => SigHandler::SigIgn,
+    };
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: neither of the two runs a handler.
+    unsafe { sigaction(signal, &action) }.map(drop)
+}
+
+/// What becomes of the signal of this number now.
+pub(crate) fn disposition(number: c_int) -> Disposition {
     let mut found = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: the new action is null, so that nothing is changed, and the old one is written where there is room for it.
     let asked = unsafe { libc::sigaction(number, ptr::null(), found.as_mut_ptr()) };
     // SAFETY: every part of it may be zero, as it is if sigaction failed.
-    asked == 0 && unsafe { found.assume_init() }.sa_sigaction == libc::SIG_IGN
+    let ignored = asked == 0 && unsafe { found.assume_init() }.sa_sigaction == libc::SIG_IGN;
+    if ignored { Disposition::Ignored } else { Disposition::Default }
 }
 
 /// The numbers of the real-time signals, which nix's enumeration of signals does not have: as glibc counts them, with

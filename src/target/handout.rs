@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use anyhow::Result;
 use nix::errno::Errno;
-use nix::fcntl::FdFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::socket::endpoint::Endpoint;
@@ -26,7 +25,7 @@ pub(crate) struct Handout<'a> {
 #[derive(Debug)]
 struct Given<'a> {
     name: &'a FdName,
-    /// Ours, which sits at `number` already.
+    /// Ours, which sits at `number` as a rule.
     fd: BorrowedFd<'a>,
     number: RawFd,
 }
@@ -68,10 +67,12 @@ impl<'a> Handout<'a> {
     /// The last step before exec: from here on the sockets are inherited.
     pub(crate) fn hand_on(&self) -> nix::Result<()> {
         for given in &self.sockets {
-            sys::set_close_on_exec(given.fd, FdFlag::empty())?;
+            // SAFETY: as below; and a socket that is not at its number yet finds it free.
+            unsafe { sys::place(given.fd, given.number)? };
         }
         match (self.stdin, self.sockets.first()) {
-            (Stdin::FirstSocket, Some(first)) => sys::copy_to_stdin(first.fd),
+            // SAFETY: this is the last step before exec.
+            (Stdin::FirstSocket, Some(first)) => unsafe { sys::place(first.fd, 0) },
             _ => Ok(()),
         }
     }

@@ -38,6 +38,7 @@ mod service_manager;
 mod signals;
 mod sockets;
 mod stamp;
+mod states;
 mod status;
 mod straits;
 mod systemd;

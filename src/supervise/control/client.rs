@@ -6,14 +6,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use log::LevelFilter;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
+use nix::sys::signal::Signal;
 
 use crate::config::Request;
 use crate::failure::{OneLine, plain};
 use crate::output::print;
 use crate::supervise::control::protocol::{Call, Reply, line};
 use crate::supervise::plan::Id;
-use crate::sys;
+use crate::sys::{self, Disposition};
 
 /// Ask the supervisor at `path` and give the exit status.
 pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
@@ -22,8 +22,7 @@ pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
     let mut screen = Screen::new();
     let call = Call { request, live: screen.terminal };
     // What is shown may go to a pipe that nobody reads: the outcome, and so the status, is the supervisor's all the same.
-    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
-    sys::set_action(Signal::SIGPIPE, &ignore).context("cannot ignore SIGPIPE")?;
+    sys::set_disposition(Signal::SIGPIPE, Disposition::Ignored).context("cannot ignore SIGPIPE")?;
     // A supervisor that turns us away may have closed already; what it sent is read all the same.
     let _ = stream.write_all(line(&call).as_bytes());
     follow(BufReader::new(stream), &mut screen)

@@ -12,8 +12,8 @@ use nix::poll::PollFlags;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use crate::saved;
 use crate::socket::options::Options;
 use crate::socket::unix_path::{self, Created, SavedFile};
 use crate::supervise::control::connection::{Client, SavedClient, WaitingFor};
@@ -56,7 +56,8 @@ struct Server {
 #[serde(default)]
 pub(crate) struct SavedClients {
     server: Option<SavedServer>,
-    clients: Vec<Value>,
+    #[serde(deserialize_with = "saved::lenient")]
+    clients: Vec<SavedClient>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -169,27 +170,18 @@ impl Clients {
             .server
             .as_ref()
             .map(|server| SavedServer { fd: server.fd.as_raw_fd(), file: server.created.as_ref().map(Created::save) });
-        let value = |client: SavedClient| serde_json::to_value(client).expect("its maps have string keys");
-        SavedClients { server, clients: self.all.iter().filter_map(Client::save).map(value).collect() }
+        SavedClients { server, clients: self.all.iter().filter_map(Client::save).collect() }
     }
 
     /// The control socket and the clients of a predecessor, if we are told to have any. One that cannot be resumed is
     /// reported and left out.
     pub(crate) fn resume(path: Option<&Path>, saved: SavedClients, claimed: &mut Claimed, now: Timestamp) -> Clients {
-        let mut clients = Clients::default();
-        for value in saved.clients {
-            let saved = serde_json::from_value::<SavedClient>(value).map_err(anyhow::Error::from);
-            match saved.and_then(|saved| Ok(Client::resume(saved, claimed, now)?)) {
-                Ok(client) => clients.all.push(client),
-                Err(error) => warn!("a client of the predecessor is lost: {error:#}"),
-            }
-        }
+        let mut resume = |saved| Client::resume(saved, claimed, now).map_err(|error| saved::lost(&error)).ok();
+        let all = saved.clients.into_iter().filter_map(&mut resume).collect();
         let Some((saved, path)) = saved.server.zip(path) else { return Clients::default() };
-        match claimed.take(saved.fd) {
-            Ok(fd) => clients.server = Some(Server::new(fd, path, saved.file.map(Created::resume))),
-            Err(errno) => warn!("the control socket of the predecessor is lost: {errno}"),
-        }
-        clients
+        let fd = claimed.take(saved.fd).map_err(|errno| saved::lost(&format_args!("the control socket: {errno}")));
+        let server = fd.ok().map(|fd| Server::new(fd, path, saved.file.map(Created::resume)));
+        Clients { server, all }
     }
 }
 

@@ -84,7 +84,8 @@ impl Launch<'_> {
             let _ = chdir(directory);
         }
         if let Some((pipe, number)) = ready {
-            sys::place_in_child(pipe, number).context("cannot place the readiness descriptor")?;
+            // SAFETY: the child is about to exec.
+            unsafe { sys::place(pipe, number) }.context("cannot place the readiness descriptor")?;
         }
         let mut variables = self.variables.clone();
         if self.watchdog == Watchdog::Watched {

@@ -10,10 +10,10 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context, Result, bail};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::saved::SavedPath;
+use crate::saved::{self, SavedPath};
 use crate::supervise::control::server::SavedClients;
+use crate::supervise::generation::SavedGeneration;
 use crate::supervise::plan::Plan;
 use crate::supervise::signals::SavedSignals;
 use crate::supervise::sockets::SavedSockets;
@@ -44,8 +44,8 @@ pub(crate) struct State {
     pub(crate) control: SavedClients,
     #[serde(default)]
     pub(crate) plan: Plan,
-    #[serde(default)]
-    pub(crate) generations: Vec<Value>,
+    #[serde(default, deserialize_with = "saved::lenient")]
+    pub(crate) generations: Vec<SavedGeneration>,
     #[serde(default)]
     pub(crate) last_failure: Option<String>,
     /// The pid file was written.

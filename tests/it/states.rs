@@ -1,0 +1,154 @@
+//! States that a release has written are taken over by every later one: as they are, with what it does not know, and
+//! without what is not there.
+
+use std::sync::Arc;
+
+use nix::unistd::Pid;
+
+use crate::harness::client::Client;
+use crate::harness::python;
+use crate::harness::supervisor::Role;
+use crate::harness::{Folder, PROGRAM, Run, Supervisor, wait_for};
+
+const WRITTEN: &str = include_str!("states/written.json");
+const UNKNOWN: &str = include_str!("states/unknown.json");
+const MISSING: &str = include_str!("states/missing.json");
+
+/// Becomes a supervisor that takes over from a predecessor which was at the very same numbers: generation 1, which
+/// drains until the file `drained` is there, generation 2, which serves, and a client that waits for the first to go.
+const PREDECESSOR: &str = r#"
+import fcntl, os, signal, socket, sys, time
+program, folder, server = sys.argv[1:]
+signal.alarm(120)
+path = lambda name: os.path.join(folder, name)
+opened = {}
+def at(number, fd): opened[number] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
+web = socket.create_server(('127.0.0.1', 0))
+app = socket.socket(socket.AF_UNIX); app.bind(path('app.sock')); app.listen()
+control = socket.socket(socket.AF_UNIX); control.bind(path('control')); control.listen()
+client, its = socket.socketpair()
+def notify():
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    s.bind('')
+    return s
+def generation(act, *numbers):
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        act()
+        os._exit(0)
+    try: os.setpgid(pid, pid)
+    except PermissionError: pass # It has done so, and become the server.
+    sender, pipe = notify(), os.pipe()
+    os.close(pipe[1])
+    for number, fd in zip(numbers, (sender.fileno(), os.pidfd_open(pid), pipe[0])): at(number, fd)
+    return pid
+def drain():
+    while not os.path.exists(path('drained')): time.sleep(0.005)
+def serve():
+    spare = fcntl.fcntl(app.fileno(), fcntl.F_DUPFD_CLOEXEC, 100)
+    os.dup2(web.fileno(), 3); os.set_inheritable(3, True)
+    os.dup2(spare, 4)
+    os.environ.update(FOLDER=folder, GENERATION='2')
+    os.execv(sys.executable, [sys.executable, '-IS', server])
+old = generation(drain, 12, 13, 14)
+new = generation(serve, 7, 11, 8)
+if os.fork() == 0:
+    client.close()
+    text = its.makefile().read()
+    open(path('replies.new'), 'w').write(text)
+    os.rename(path('replies.new'), path('replies'))
+    os._exit(0)
+its.close()
+for number, s in ((3, web), (4, app), (5, control), (6, client)): at(number, s.fileno())
+for end in (control, client): end.setblocking(False)
+at(15, os.memfd_create('spare'))
+file = os.stat(path('app.sock'))
+values = dict(PID=os.getpid(), OLD=old, NEW=new, PROGRAM=program, FOLDER=folder, DEVICE=file.st_dev, INODE=file.st_ino)
+state = open(path('state')).read()
+for name, value in values.items(): state = state.replace(f'@{name}@', str(value))
+memory = os.memfd_create('state'); os.write(memory, state.encode()); at(20, memory)
+print('handoff-run: web=127.0.0.1:0 listens on %s:%d' % web.getsockname(), file=sys.stderr, flush=True)
+print(f'handoff-run: generation 2: started (pid {new})', file=sys.stderr, flush=True)
+for number, fd in opened.items(): os.dup2(fd, number)
+os.environ['HANDOFF_STATE'] = 'take:20'
+line = [program, '--supervise', '--control', path('control'), '-l', 'web=127.0.0.1:0', '-l', path('app.sock'), '--env', 'GENERATION={gen}', '--',
+    sys.executable, '-IS', server]
+os.environ['FOLDER'] = folder
+os.execv(program, line)
+"#;
+
+/// Accepts on both sockets, and answers on the first.
+const SERVER: &str = "
+import threading
+app = socket.socket(fileno=4)
+threading.Thread(target=app.accept, daemon=True).start()
+serve()";
+
+/// A supervisor in that predecessor's place.
+fn take_over(state: &str) -> Supervisor {
+    let folder = Arc::new(Folder::new());
+    folder.write("state", state);
+    folder.write("predecessor.py", PREDECESSOR);
+    let server = python::write(&folder, SERVER);
+    let words = ["-IS".into(), folder.path("predecessor.py"), PROGRAM.into(), folder.path(""), server];
+    let run = Run::of(python::python()).args(&words).current_dir(&*folder);
+    Supervisor::start(folder, run, Role::Supervisor)
+}
+
+/// Which process answers a client.
+fn asked(supervisor: &Supervisor) -> Pid {
+    Client::connect(&supervisor.address().to_string()).unwrap().ask().unwrap().pid
+}
+
+/// The state is taken over, and the supervisor does everything with it.
+fn is_taken_over(state: &str) {
+    let mut supervisor = take_over(state);
+    let folder = supervisor.folder.clone();
+    wait_for("the control socket to answer", || {
+        (supervisor.command("--status", &[]).output().code() == 0).then_some(())
+    });
+    assert_eq!(supervisor.states(), [(1, "draining".into()), (2, "serving".into())], "{}", supervisor.log());
+    // The client that waited for the old generation is told when it is gone.
+    assert!(!folder.path("replies").exists());
+    folder.write("drained", "");
+    let replies = folder.read("replies");
+    assert!(replies.ends_with("{\"exit\":0}\n"), "{replies}");
+    // The one that serves is on our socket, and is replaced on the very same.
+    let serving = supervisor.generation(2);
+    assert_eq!(asked(&supervisor), serving);
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+    assert_eq!(supervisor.states(), [(3, "serving".into())]);
+    assert_eq!(asked(&supervisor), supervisor.generation(3));
+    // The end takes the socket's file along.
+    assert_eq!(supervisor.stop().failure(), (0, ""));
+    assert_eq!(supervisor.end().0, 0);
+    assert!(!folder.path("app.sock").exists());
+}
+
+#[test]
+fn a_state_of_the_first_release_is_taken_over() {
+    is_taken_over(WRITTEN);
+}
+
+#[test]
+fn a_state_with_what_is_not_known_yet_is_taken_over() {
+    is_taken_over(UNKNOWN);
+}
+
+#[test]
+fn a_state_without_what_was_added_later_is_taken_over() {
+    is_taken_over(MISSING);
+}
+
+// A pid or a descriptor that is missing has no default: 0 is some other process.
+#[test]
+fn a_generation_without_a_pid_is_reported_and_left_out_and_its_place_is_filled() {
+    let supervisor = take_over(&WRITTEN.replace("\"pid\":@NEW@,", ""));
+    supervisor.wait_log("something of the predecessor is lost: missing field `pid`");
+    supervisor.wait_ready(3);
+    supervisor.folder.write("drained", "");
+    supervisor.wait_gone(1);
+    assert_eq!(supervisor.states(), [(3, "serving".into())]);
+}
