@@ -36,6 +36,15 @@ pub struct Load {
     pub path: String,
     /// How long one request may take, from connecting to the last byte.
     pub timeout: Duration,
+    pub close: Close,
+}
+
+/// How a client closes once the server has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Close {
+    Orderly,
+    /// By a reset, so that nothing is left in TIME_WAIT: with ten thousands there, whoever reads /proc/net/tcp waits.
+    Reset,
 }
 
 /// What came of it. Every request that was begun is counted exactly once.
@@ -84,7 +93,7 @@ impl Load {
     pub fn on(address: SocketAddr) -> Self {
         let (connections, requests) = (4, 100_000);
         let (duration, timeout) = (Duration::from_secs(1), Duration::from_secs(10));
-        Self { address, connections, requests, duration, path: "/".into(), timeout }
+        Self { address, connections, requests, duration, path: "/".into(), timeout, close: Close::Orderly }
     }
 
     /// Load the server until a bound is reached or `stop` is set, then wait for what is under way.
@@ -144,6 +153,9 @@ impl Request {
             let last = 2 + (number % u64::from(SOURCES)) as u8;
             let source = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, last), 0));
             bind(socket.as_raw_fd(), &source)?;
+        }
+        if load.close == Close::Reset {
+            setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
         }
         match connect(socket.as_raw_fd(), &SockaddrStorage::from(load.address)) {
             Ok(()) | Err(Errno::EINPROGRESS) => {}

@@ -8,10 +8,10 @@ use std::os::unix::fs::MetadataExt;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt};
-use nix::unistd::{Group, User, geteuid};
+use nix::unistd::{Group, User};
 
 use crate::harness::socket::{address, ipv6_is_missing, listening, option};
-use crate::harness::{Folder, handoff_run_with, skip};
+use crate::harness::{Folder, handoff_run_with, is_root_to};
 
 /// The backlog of a listening TCP socket: TCP_INFO has it where a connection has its SACKs.
 fn backlog(listener: &OwnedFd) -> u32 {
@@ -77,8 +77,8 @@ fn the_mode_of_the_file_is_as_given() {
 
 #[test]
 fn the_owner_of_the_file_is_as_given_by_name_or_by_number() {
-    if !geteuid().is_root() {
-        return skip("only root gives files away");
+    if !is_root_to("give files away") {
+        return;
     }
     let folder = Folder::new();
     let user = User::from_name("nobody").unwrap().unwrap();

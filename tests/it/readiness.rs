@@ -40,7 +40,7 @@ fn case(name: &str) -> &'static Case {
 fn rolls_with(case: &Case, options: &str) {
     if is_installed(case) {
         let server = Trial::start(case, options);
-        server.ready(1);
+        server.process.wait_ready(1);
         server.answer();
         server.settle();
         server.roll(2);
@@ -61,7 +61,7 @@ fn is_ready_when_imported(server: Trial) {
     server.process.folder.read("importing");
     server.process.assert_keeps_starting(1);
     server.process.folder.open("go");
-    server.ready(1);
+    server.process.wait_ready(1);
     server.answer();
     server.stop();
 }
@@ -98,7 +98,7 @@ fn uvicorn_is_ready_when_a_slow_import_has_ended() {
 fn a_failing_import_is_a_failed_deploy(case: &Case, status: u8) {
     if is_installed(case) {
         let server = Trial::start(case, "");
-        server.ready(1);
+        server.process.wait_ready(1);
         let first = server.answer();
         server.process.folder.write("app.py", "raise SystemError('a broken release')\n");
         let output = server.reload(&["--wait"]);
@@ -157,7 +157,7 @@ fn a_server_that_listens_elsewhere_is_a_failed_deploy_which_says_where() {
     if is_installed(&case) {
         let server = Trial::start(&case, "--ready-timeout 4s");
         server.process.folder.write("bind", &server.address().to_string());
-        server.ready(1);
+        server.process.wait_ready(1);
         let first = server.answer();
         server.process.folder.write("bind", "127.0.0.1:0");
         let output = server.reload(&["--wait"]);
@@ -179,7 +179,7 @@ fn a_server_that_is_too_busy_to_wait_is_ready_when_it_holds_a_client() {
         let server = Trial::start(&case, "");
         server.listener();
         let client = TcpStream::connect(server.address()).unwrap();
-        server.ready(1);
+        server.process.wait_ready(1);
         drop(client);
         server.stop();
     }
@@ -197,7 +197,7 @@ fn is_believed(wrapper: &str, line: &'static str) {
     let case = Case { line, ..HIDDEN };
     if is_root_to("hide a process from itself") && is_installed(&case) {
         let server = Trial::start_by(wrapper, &case, "");
-        server.ready(1);
+        server.process.wait_ready(1);
         server.answer();
         server.roll(2);
         server.stop();

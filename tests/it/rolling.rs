@@ -10,7 +10,7 @@ use crate::harness::case::{CASE, Case, is_installed};
 use crate::harness::client::{Answer, Client};
 use crate::harness::trial::Trial;
 use crate::harness::{Server, remark, server, supervise};
-use crate::load::{Load, Report};
+use crate::load::{Close, Load, Report};
 use crate::servers::CASES;
 
 /// The server of examples/hello.rs.
@@ -21,8 +21,14 @@ fn hello() -> Case {
 /// Reload so many times while clients come all the time, and stop; what became of them.
 fn reload_under_load(case: &Case, options: &str, reloads: u32) -> Report {
     let server = Trial::start(case, options);
-    server.ready(1);
-    let load = Load { connections: 2, requests: u64::MAX, duration: Duration::MAX, ..Load::on(server.address()) };
+    server.process.wait_ready(1);
+    let load = Load {
+        connections: 2,
+        requests: u64::MAX,
+        duration: Duration::MAX,
+        close: Close::Reset,
+        ..Load::on(server.address())
+    };
     let stop = AtomicBool::new(false);
     let report = thread::scope(|scope| {
         let loading = scope.spawn(|| load.run(&stop));

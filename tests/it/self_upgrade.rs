@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::harness::control::{NOT_UNDERSTOOD, RELOAD, STATUS, SUCCESS};
 use crate::harness::process::{descriptors, status_field, variable};
 use crate::harness::{Folder, Server, handoff_run_with, supervise, wait_for};
-use crate::load::Load;
+use crate::load::{Close, Load};
 
 fn resident(pid: Pid) -> u64 {
     status_field(pid, "VmRSS").trim_end_matches(" kB").parse().unwrap()
@@ -130,6 +130,7 @@ fn fifty_upgrades_under_load_cost_no_request_and_no_descriptor() {
     let load = Load {
         duration: Duration::from_secs(60),
         requests: u64::MAX,
+        close: Close::Reset,
         ..Load::on(supervisor.address().parse().unwrap())
     };
     let report = thread::scope(|scope| {

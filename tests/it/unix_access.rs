@@ -7,8 +7,9 @@ use std::process::Command;
 
 use nix::sys::stat::{Mode, umask};
 
+use crate::harness::log::cannot_listen;
+use crate::harness::process::status_field;
 use crate::harness::{Folder, PROGRAM, Report, handoff_run_with, skip};
-use crate::unix_paths::cannot_listen;
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().mode() & 0o7777
@@ -33,9 +34,7 @@ fn without_a_mode_the_umask_decides_and_the_target_has_it_unchanged() {
 }
 
 fn umask_of(report: &Report) -> u32 {
-    let status = fs::read_to_string(format!("/proc/{}/status", report.running.pid())).unwrap();
-    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap();
-    u32::from_str_radix(umask.trim(), 8).unwrap()
+    u32::from_str_radix(&status_field(report.running.pid(), "Umask"), 8).unwrap()
 }
 
 // handoff-run(1): "there is no moment with the wrong mode".

@@ -14,6 +14,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, get
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
+use crate::harness::log::cannot_listen;
 use crate::harness::socket::listening;
 use crate::harness::{Folder, Output, PROGRAM, Run, handoff_run_with, skip, wait_for};
 
@@ -30,11 +31,6 @@ fn dead_socket(path: &Path) {
 fn wait_for_death(path: &Path) {
     let refused = || UnixStream::connect(path).is_err_and(|error| error.raw_os_error() == Some(libc::ECONNREFUSED));
     wait_for("the socket to be gone", || refused().then_some(()));
-}
-
-/// What a failed start says of `spec`.
-pub fn cannot_listen(spec: &str, reason: &str) -> String {
-    format!("handoff-run: cannot listen on {spec}: {reason}\n")
 }
 
 fn start(spec: &str) -> Output {

@@ -32,6 +32,11 @@ pub fn gone(generation: u64) -> String {
 /// How a line begins that the supervisor becomes another program.
 pub const UPGRADE: &str = "becoming ";
 
+/// The line that a socket cannot be had, and why.
+pub fn cannot_listen(spec: &str, reason: &str) -> String {
+    format!("handoff-run: cannot listen on {spec}: {reason}\n")
+}
+
 /// Where the first socket is bound.
 pub fn address(log: &str) -> Option<String> {
     let (_, rest) = log.split_once(LISTENS)?;

@@ -106,12 +106,6 @@ impl Trial<'_> {
         self.process.log()
     }
 
-    /// Wait until this generation is ready, and give the seconds it took.
-    #[track_caller]
-    pub fn ready(&self, generation: u64) -> f64 {
-        self.process.seconds_to_ready(generation)
-    }
-
     /// Every process but the supervisor.
     pub fn processes(&self) -> Vec<Pid> {
         self.session.processes().into_iter().filter(|pid| *pid != self.process.pid).collect()
