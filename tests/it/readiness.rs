@@ -155,7 +155,7 @@ fn a_server_that_listens_elsewhere_is_a_failed_deploy_which_says_where() {
     let line = "sh -c 'exec puma -b tcp://$(cat bind) config.ru'";
     let case = Case { line, needs: &["puma"], files: "ruby", build: "echo @ADDR@ >bind", ..CASE };
     if is_installed(&case) {
-        let server = Trial::start(&case, "--ready-timeout 4s");
+        let server = Trial::start(&case, "--ready-timeout 6s");
         server.process.folder.write("bind", &server.address().to_string());
         server.process.wait_ready(1);
         let first = server.answer();
@@ -163,7 +163,7 @@ fn a_server_that_listens_elsewhere_is_a_failed_deploy_which_says_where() {
         let output = server.reload(&["--wait"]);
         assert_eq!(output.code(), 124, "{output:?}");
         let (_, told) =
-            output.stderr.split_once("was not ready after 4.00 s and is killed: it listens on 127.0.0.1:").unwrap();
+            output.stderr.split_once("was not ready after 6.00 s and is killed: it listens on 127.0.0.1:").unwrap();
         let (port, _) = told.split_once(", not on our socket\n").unwrap();
         assert_ne!(port.parse::<u16>().unwrap(), server.address().port());
         assert_eq!(server.answer(), first);
