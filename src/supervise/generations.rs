@@ -74,11 +74,12 @@ impl Generations {
         }
     }
 
-    /// Learn which processes belong to which generation. Without /proc only the main processes are known.
-    pub(crate) fn survey(&mut self) {
-        if let Ok(processes) = Processes::read() {
-            self.learn(&processes);
-        }
+    /// Learn which processes belong to which generation, and return all that there are. Without /proc only the main
+    /// processes are known.
+    pub(crate) fn survey(&mut self) -> Option<Processes> {
+        let processes = Processes::read().ok()?;
+        self.learn(&processes);
+        Some(processes)
     }
 
     fn learn(&mut self, processes: &Processes) {
@@ -98,8 +99,8 @@ impl Generations {
     /// Children ended: reap the orphans among them, and take out the generations of which nothing is left and that
     /// `drains`. Nobody but their owner may reap `helpers`.
     pub(crate) fn take_gone(&mut self, helpers: &[Pid], drains: impl Fn(Id) -> bool) -> Vec<Generation> {
-        self.survey();
-        self.reap_orphans(helpers);
+        let processes = self.survey();
+        self.reap_orphans(processes.as_ref(), helpers);
         // A process forked after the survey escaped SIGKILL; its parent's SIGCHLD brings us back, so kill again.
         for generation in self.all.iter_mut().filter(|generation| generation.killed && !generation.is_over()) {
             generation.kill();
@@ -109,9 +110,9 @@ impl Generations {
     }
 
     /// Processes that came to us as their reaper.
-    fn reap_orphans(&self, helpers: &[Pid]) {
+    fn reap_orphans(&self, processes: Option<&Processes>, helpers: &[Pid]) {
         let is_held = |pid: Pid| helpers.contains(&pid) || self.all.iter().any(|generation| generation.pid == pid);
-        let Ok(processes) = Processes::read() else { return reap_unseen(is_held) };
+        let Some(processes) = processes else { return reap_unseen(is_held) };
         let ended = processes.children(Pid::this()).filter(|child| child.state == ProcessState::Zombie);
         for orphan in ended.filter(|child| !is_held(child.pid)) {
             let _ = waitpid(orphan.pid, Some(WaitPidFlag::WNOHANG));
