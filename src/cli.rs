@@ -25,8 +25,8 @@ use values::{duration, ready, signal};
 ///
 /// Binds the sockets that --listen asks for, or adopts those that were inherited, and becomes PROGRAM, which finds them
 /// from descriptor 3 on with LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES as systemd would set them. A server that runs
-/// the same line again hands its own sockets to its successor: what is inherited is not bound again. With --supervise it
-/// stays as the parent and rolls generations.
+/// the same line again hands its own sockets to its successor: what is inherited is not bound again. With --supervise
+/// it stays as the parent and rolls generations.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -43,13 +43,14 @@ pub(crate) struct Cli {
 
     /// Connections that may wait to be accepted
     ///
-    /// For the sockets whose SPEC does not say. The kernel lowers it to net.core.somaxconn, which is also the default.
+    /// For the sockets whose SPEC has no backlog. The kernel lowers it to net.core.somaxconn, which is also the
+    /// default.
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(0..))]
     backlog: Option<i32>,
 
     /// Set a variable of PROGRAM, placeholders replaced
     ///
-    /// Repeatable. {fd}, {addr}, {host}, {port} and {path} speak of the first listener, or with :NAME of another;
+    /// Repeatable. {fd}, {addr}, {host}, {port} and {path} refer to the first listener, or with :NAME of another;
     /// {gen} is the generation and {pid} the process. {{ is a literal brace. The same placeholders are replaced in
     /// PROGRAM's arguments.
     #[arg(long, value_name = "KEY=TEMPLATE")]
@@ -63,7 +64,7 @@ pub(crate) struct Cli {
 
     /// Make the first socket descriptor 0 too
     ///
-    /// For programs in the manner of inetd, FastCGI, and Java's inheritedChannel.
+    /// For programs of the inetd kind, FastCGI, and Java's inheritedChannel.
     #[arg(long)]
     stdin: bool,
 
@@ -104,12 +105,12 @@ pub(crate) struct Cli {
 
     /// When a generation counts as ready [default: auto]
     ///
-    /// auto: it is seen waiting on every socket, or where that cannot be seen, says READY=1 (sd_notify).
-    /// notify: it says READY=1 and, where that can be seen, waits on every socket.
+    /// auto: it is seen waiting on every socket, or where that cannot be seen, sends READY=1 (sd_notify).
+    /// notify: it sends READY=1 and, where that can be seen, waits on every socket.
     /// accepting: it is seen waiting on every socket.
     /// fd:N: it writes a byte to descriptor N.
     /// check:COMMAND: the command, run by sh, ends with status 0.
-    /// after:DURATION: that time is over.
+    /// after:DURATION: that time has passed.
     #[arg(long, value_name = "HOW", requires = "supervise", value_parser = ready)]
     ready: Option<Ready>,
 
@@ -142,7 +143,7 @@ pub(crate) struct Cli {
 
     /// Drain and stop the supervisor at this control socket
     ///
-    /// Ends when it has.
+    /// Ends when it has stopped.
     #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath)]
     stop: Option<PathBuf>,
 
@@ -158,13 +159,13 @@ pub(crate) struct Cli {
     #[arg(long)]
     help_servers: bool,
 
-    /// Say less; twice: errors only
+    /// Log less; twice: errors only
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose")]
     quiet: u8,
 
-    /// Say more; twice: everything
+    /// Log more; twice: everything
     ///
-    /// The environment variable HANDOFF_LOG wins over both.
+    /// The environment variable HANDOFF_LOG overrides both.
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
 
@@ -185,7 +186,7 @@ fn preset_parser() -> impl TypedValueParser<Value = &'static Preset> {
 }
 
 impl Cli {
-    /// How much is said when HANDOFF_LOG says nothing.
+    /// The log level when HANDOFF_LOG is not set.
     pub(crate) fn level(&self) -> LevelFilter {
         match (self.quiet, self.verbose) {
             (0, 0) => LevelFilter::Info,
