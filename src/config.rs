@@ -1,4 +1,4 @@
-//! What a command line means: plain data, the same for everybody who obeys it.
+//! What a command line means: plain data, the same whichever part reads it.
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ pub(crate) struct Exec {
     pub(crate) begin: Begin,
     /// Where to leave the process id.
     pub(crate) pid_file: Option<PathBuf>,
-    /// What to become, and how it is told its sockets.
+    /// What to become, and how its sockets are announced to it.
     pub(crate) program: Program,
 }
 
@@ -76,7 +76,7 @@ pub(crate) enum Ready {
 pub(crate) struct Limits {
     /// Until a generation is ready.
     pub(crate) ready: Duration,
-    /// Until a generation that was told to stop is gone.
+    /// From the stop signal until a generation is gone.
     pub(crate) drain: Duration,
 }
 

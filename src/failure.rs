@@ -1,4 +1,4 @@
-//! What went wrong: the exit status, the line that says so, and where one is known, the line with the remedy.
+//! What went wrong: the exit status, the error line and, where one is known, a second line with the remedy.
 
 use std::error::Error as _;
 use std::fmt;
@@ -53,9 +53,9 @@ impl Failure {
 
     /// Print one line, or two, and give the exit status.
     pub(crate) fn report(&self) -> u8 {
-        say(&self.message());
+        print_line(&self.message());
         if let Some(remedy) = &self.remedy {
-            say(remedy);
+            print_line(remedy);
         }
         self.status()
     }
@@ -67,7 +67,7 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
-/// std's words for an error of the system, in the form that all others have: `ENOENT: No such file or directory`.
+/// An error of the system as std reports it, in the form that all others have: `ENOENT: No such file or directory`.
 pub(crate) fn plain(error: io::Error) -> Error {
     match error.raw_os_error() {
         Some(number) => Errno::from_raw(number).into(),
@@ -80,10 +80,10 @@ pub(crate) fn usage(error: clap::Error) -> u8 {
     let text = with_words_escaped(error);
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or_default();
-    say(&joined(first.strip_prefix("error: ").unwrap_or(first), &mut lines));
+    print_line(&joined(first.strip_prefix("error: ").unwrap_or(first), &mut lines));
     match lines.find_map(|line| line.strip_prefix("tip: ")) {
-        Some(tip) => say(tip),
-        None => say("see handoff-run --help"),
+        Some(tip) => print_line(tip),
+        None => print_line("see handoff-run --help"),
     }
     ExitStatus::Ours as u8
 }
@@ -118,10 +118,10 @@ fn joined<'a>(first: &str, lines: &mut impl Iterator<Item = &'a str>) -> String 
     }
 }
 
-/// One line on stderr, whatever characters the user's words hold.
-fn say(line: &str) {
+/// One line on stderr, with control characters escaped.
+fn print_line(line: &str) {
     let line = format!("handoff-run: {}\n", OneLine(line));
-    // In one write(2), so that no other process' line gets in between. Nobody is left to tell that stderr is closed.
+    // In one write(2), so that no other process' line gets in between. A closed stderr cannot be reported anywhere.
     let _ = stderr().write_all(line.as_bytes());
 }
 

@@ -1,4 +1,4 @@
-//! What is said on stderr beside errors: one line each, the target's own `RUST_LOG` left alone.
+//! The log on stderr: one line for each message; `RUST_LOG` is the target's and not read.
 
 use std::io::Write;
 
@@ -7,7 +7,7 @@ use log::LevelFilter;
 
 use crate::failure::OneLine;
 
-/// Say what is at `level` or above, or what the environment variable HANDOFF_LOG wants instead.
+/// Log what is at `level` or above, or what the environment variable HANDOFF_LOG selects instead.
 pub(crate) fn start(level: LevelFilter) {
     Builder::new()
         .filter_level(level)

@@ -71,7 +71,7 @@ fn run(claimed: nix::Result<Claimed>) -> Result<u8> {
     }
 }
 
-/// HANDOFF_STATE may have been set by something else than our predecessor.
+/// HANDOFF_STATE may not have been set by our predecessor.
 const CANNOT_TAKE_OVER: &str = "cannot take over from another supervisor, as HANDOFF_STATE demands";
 
 /// Supervise, from the beginning or in the place of a predecessor.

@@ -11,9 +11,9 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, se
 
 use crate::sys::{self, Timestamp};
 
-/// At most this many notifications wait for room in the service manager's queue; the last few have it all.
+/// At most this many notifications wait for room in the service manager's queue; later ones supersede the oldest.
 const MOST_UNSENT: usize = 16;
-/// When to look for room again.
+/// When to try again.
 const RETRY_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Does a service manager watch what we start?
@@ -23,7 +23,7 @@ pub(crate) enum Watchdog {
     Unwatched,
 }
 
-/// The service manager, if there is one that wants to know.
+/// The service manager, if NOTIFY_SOCKET names one.
 #[derive(Debug)]
 pub(crate) struct Manager {
     address: Option<UnixAddr>,
@@ -51,12 +51,12 @@ impl Manager {
         Manager { address, watchdog, next_keep_alive: None, unsent: VecDeque::new(), retry: None }
     }
 
-    /// Whether generations are told which process it watches.
+    /// Whether generations get WATCHDOG_PID.
     pub(crate) fn watchdog(&self) -> Watchdog {
         if self.watchdog.is_some() { Watchdog::Watched } else { Watchdog::Unwatched }
     }
 
-    /// The first generation is being started, and may take as long as this.
+    /// The first generation is being started, which may take up to `at_most`.
     pub(crate) fn starting(&mut self, status: &str, at_most: Duration) {
         let limit = extended(at_most).as_micros();
         self.send(format!("STATUS={status}\nEXTEND_TIMEOUT_USEC={limit}"));
@@ -72,13 +72,13 @@ impl Manager {
         self.send(format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS={status}", now.as_micros()));
     }
 
-    /// Everything stops, and may take as long as this.
+    /// Everything stops, which may take up to `at_most`.
     pub(crate) fn stopping(&mut self, status: &str, at_most: Duration) {
         let limit = extended(at_most).as_micros();
         self.send(format!("STOPPING=1\nSTATUS={status}\nEXTEND_TIMEOUT_USEC={limit}"));
     }
 
-    /// Only the text that people read.
+    /// Only STATUS, a text for people.
     pub(crate) fn status(&mut self, status: &str) {
         self.send(format!("STATUS={status}"));
     }
@@ -91,8 +91,8 @@ impl Manager {
         }
     }
 
-    /// No generation serves: all that can be watched is that this supervisor runs.
-    pub(crate) fn stand_in(&mut self, now: Timestamp) {
+    /// No generation serves: send the supervisor's own keep-alive, when it is due.
+    pub(crate) fn start_keep_alive(&mut self, now: Timestamp) {
         let Some(timeout) = self.watchdog else { return };
         if self.next_keep_alive.is_none_or(|at| at <= now) {
             self.alive();
@@ -100,9 +100,9 @@ impl Manager {
         }
     }
 
-    /// A generation serves and sends its own keep-alive. One more now: the time until it served has used up part of the
-    /// timeout.
-    pub(crate) fn stand_back(&mut self) {
+    /// A generation serves and sends its own keep-alive. Send one more now: part of the timeout was used up before it
+    /// served.
+    pub(crate) fn stop_keep_alive(&mut self) {
         self.next_keep_alive = None;
         self.alive();
     }
@@ -117,7 +117,7 @@ impl Manager {
             return;
         }
         if self.unsent.len() == MOST_UNSENT {
-            // What is that old has been sent anew since.
+            // A newer notification has superseded it.
             self.unsent.pop_front();
         }
         self.unsent.push_back(text);
@@ -148,7 +148,7 @@ fn send_to(address: &UnixAddr, text: &str) -> nix::Result<usize> {
     sendto(fd.as_raw_fd(), text.as_bytes(), address, MsgFlags::MSG_NOSIGNAL)
 }
 
-/// The kill at our own deadline, and what follows it, must come before the manager's.
+/// Our own deadline, with the kill and what follows it, must come before the manager's.
 fn extended(at_most: Duration) -> Duration {
     at_most.saturating_add(Duration::from_secs(5))
 }

@@ -1,5 +1,5 @@
-//! What the parts of a state that is handed on have in common: lists whose broken entries are left out, and paths as text
-//! in which every byte that is no printable ASCII is escaped, so that any name survives.
+//! What the parts of a state that is handed on have in common: lists whose broken entries are left out, and paths as
+//! text in which every byte that is no printable ASCII is escaped, so that any name survives.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -10,17 +10,17 @@ use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-/// For `deserialize_with`: the entries that make sense. One that does not is reported and left out: a pid or a descriptor
-/// that is missing has no default.
+/// For `deserialize_with`: the entries that can be read. One that cannot is reported and left out: a pid or a
+/// descriptor that is missing has no default.
 pub(crate) fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Vec<T>, D::Error> {
     let entries = Vec::<Value>::deserialize(deserializer)?;
     let read = |entry: Value| serde_json::from_value(entry).map_err(|error| lost(&error)).ok();
     Ok(entries.into_iter().filter_map(read).collect())
 }
 
-/// Report what the predecessor had and we cannot take over.
+/// Report what cannot be taken over from the predecessor.
 pub(crate) fn lost(error: &dyn std::fmt::Display) {
-    warn!("something of the predecessor is lost: {error}");
+    warn!("cannot take over a part of the state: {error}");
 }
 
 /// A path in a saved state.

@@ -18,7 +18,7 @@ use crate::target::preset::{Blocking, Every, Preset, Stdin};
 use crate::target::{Announce, Begin, Program};
 
 impl Cli {
-    /// What it all means.
+    /// The command that these arguments ask for.
     pub(crate) fn into_command(self) -> Command {
         if self.help_servers {
             return Command::ShowServers;
@@ -81,7 +81,7 @@ impl Cli {
     }
 }
 
-/// A preset says what `:PORT` means and whether the socket must not block, unless the user did.
+/// Apply the preset's meaning of `:PORT` and its O_NONBLOCK, unless the user chose.
 fn fit_preset(mut spec: Spec, preset: Option<&Preset>) -> Spec {
     let Some(preset) = preset else { return spec };
     if let Address::Inet(Inet { host: Host::Every, family, .. }) = &mut spec.address

@@ -1,5 +1,5 @@
 //! The manual and the completions are made from the command line's definition; a committed file that is stale fails
-//! here, and `BLESS=1 cargo test current` mends it.
+//! here, and `BLESS=1 cargo test current` regenerates it.
 
 use std::path::Path;
 use std::{env, fs};

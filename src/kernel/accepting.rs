@@ -1,5 +1,5 @@
-//! Is anybody waiting on these sockets? Told from outside, by what /proc shows of epolls, system calls and rings, so
-//! that the server need not cooperate. What cannot be looked into is said, never guessed.
+//! Does a process wait on these sockets? Seen from outside, in what /proc shows of epolls, system calls and rings,
+//! so that the server need not cooperate. What cannot be observed is reported, never guessed.
 
 use std::fmt;
 use std::fs::File;
@@ -15,14 +15,14 @@ use crate::kernel::fdinfo;
 use crate::kernel::syscall::{Wait, waits};
 use crate::sys;
 
-/// What one look at a generation has shown.
+/// What one observation of a generation has shown.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Observation {
-    /// Who waits for connections, at most once for each socket.
+    /// The processes that wait for connections, at most one for each socket.
     pub(crate) evidence: Vec<Evidence>,
-    /// The sockets on which nobody was seen to wait. When it is empty, the generation accepts.
+    /// The sockets on which no process was seen to wait. When it is empty, the generation accepts.
     pub(crate) missing: Vec<SocketInode>,
-    /// Why somebody may wait on the missing ones nevertheless.
+    /// Why a process may wait on the missing ones nevertheless.
     pub(crate) obstacle: Option<Obstacle>,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Evidence {
     pub(crate) wait: Wait,
 }
 
-/// Why a process could not be judged.
+/// Why a process could not be observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Obstacle {
     /// `/proc/PID/fd` and the like are closed to us: another user's, not dumpable, or hidden by the mount.
@@ -62,31 +62,31 @@ pub(crate) fn observe(members: &[Pid], sockets: &[SocketInode]) -> Observation {
         if seen.missing.is_empty() {
             break;
         }
-        let mut look = Look { pid, wanted: seen.missing, waited: Vec::new() };
-        let obstacle = look.look().unwrap_or_else(|error| closed(pid, &error));
-        seen.missing = look.wanted;
-        seen.evidence.extend(look.waited.into_iter().map(|(socket, wait)| Evidence { socket, pid, wait }));
-        // A process that is closed to us says more than one that may do something else with its ring.
+        let mut observer = Observer { pid, wanted: seen.missing, waited: Vec::new() };
+        let obstacle = observer.observe().unwrap_or_else(|error| closed(pid, &error));
+        seen.missing = observer.wanted;
+        seen.evidence.extend(observer.waited.into_iter().map(|(socket, wait)| Evidence { socket, pid, wait }));
+        // A process that is closed to us is the better explanation: a ring may be used for something else.
         seen.obstacle = seen.obstacle.filter(|known| !matches!(known, Obstacle::Ring { .. })).or(obstacle);
     }
     seen.obstacle = seen.obstacle.filter(|_| !seen.missing.is_empty());
     seen
 }
 
-/// One look at one process.
-struct Look {
+/// The observation of one process.
+struct Observer {
     pid: Pid,
     /// The sockets on which it was not yet seen to wait.
     wanted: Vec<SocketInode>,
     waited: Vec<(SocketInode, Wait)>,
 }
 
-impl Look {
+impl Observer {
     /// The cheap ways first: links, then epolls, and only if the process holds a socket, its rings and threads.
     ///
     /// # Errors
-    /// What has kept us from looking further.
-    fn look(&mut self) -> io::Result<Option<Obstacle>> {
+    /// What stopped the observation.
+    fn observe(&mut self) -> io::Result<Option<Obstacle>> {
         let open = descriptors(self.pid)?;
         let of_kind = |wanted: Kind| open.iter().filter(move |(_, kind)| *kind == wanted).map(|(fd, _)| *fd);
         for fd in of_kind(Kind::Epoll) {
@@ -95,7 +95,7 @@ impl Look {
         }
         let held = self.held(&open);
         for fd in of_kind(Kind::Ring) {
-            // It does not say on which socket; one accept for each that this process holds leaves no doubt.
+            // fdinfo does not name the socket; one accept for each that this process holds is proof.
             if fdinfo::pending_accepts(&fdinfo::read(self.pid, fd)?) >= held.len() {
                 self.note(held.iter().map(|(_, socket)| *socket), Wait::Ring);
             }
@@ -106,12 +106,12 @@ impl Look {
         if is_compat(self.pid) {
             return Ok(Some(Obstacle::Compat { pid: self.pid }));
         }
-        self.look_at_threads(&open)?;
+        self.observe_threads(&open)?;
         let suspect = of_kind(Kind::Ring).next().is_some() && !self.held(&open).is_empty();
         Ok(suspect.then_some(Obstacle::Ring { pid: self.pid }))
     }
 
-    fn look_at_threads(&mut self, open: &[(ForeignFd, Kind)]) -> io::Result<()> {
+    fn observe_threads(&mut self, open: &[(ForeignFd, Kind)]) -> io::Result<()> {
         let tasks = format!("/proc/{}/task", self.pid);
         for thread in sys::numbers_in(&tasks)? {
             let held = self.held(open);
@@ -178,16 +178,17 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::kernel::processes::Table;
+    use crate::kernel::processes::Processes;
     use crate::kernel::testing::{Spawned, listener, until};
 
-    /// Run `script` in Python, with the listener as `s`, until somebody in it accepts; how, and in the main process?
+    /// Run `script` in Python, with the listener as `s`, until a process of it accepts; how, and is it the main
+    /// process?
     fn seen(script: &str) -> (Wait, bool) {
         let (listener, copy) = listener();
         let server = Spawned::python(copy, script);
         let socket = SocketInode::of(&listener).unwrap();
         let evidence = until(script, || {
-            let members = Table::read().unwrap().members(server.pid());
+            let members = Processes::read().unwrap().members(server.pid());
             observe(&members, &[socket]).evidence.pop()
         });
         assert_eq!(evidence.socket, socket);
@@ -234,7 +235,7 @@ open('/proc/self/comm', 'w').write('idle'); p.poll()";
     }
 
     #[test]
-    fn each_socket_needs_somebody() {
+    fn each_socket_needs_a_process_that_waits() {
         let sockets = [0; 2].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
         let inodes = [0, 1].map(|which| SocketInode::of(&sockets[which]).unwrap());
         let copy = sockets[0].try_clone().unwrap();
@@ -256,7 +257,7 @@ open('/proc/self/comm', 'w').write('idle'); p.poll()";
     }
 
     #[test]
-    fn a_process_that_has_ended_is_no_obstacle_and_one_that_hides_is() {
+    fn a_process_that_has_ended_is_no_obstacle_and_one_that_is_hidden_is() {
         assert_eq!(observe(&[Pid::from_raw(i32::MAX)], &[SocketInode(1)]).obstacle, None);
         let refused = io::Error::from_raw_os_error(libc::EACCES);
         let obstacle = closed(Pid::from_raw(12), &refused).unwrap();

@@ -59,8 +59,8 @@ pub(crate) fn held_by(members: &[Pid], open: &[SocketInode]) -> usize {
 
 /// Does any of these processes hold a connection that came in by `listener`? Then it has accepted it.
 ///
-/// The kernel's list says it of those above, but takes milliseconds to read on a large machine, and a busy server may
-/// hold each for less. So copies are looked at, as far as we may have them, and closed at once.
+/// The kernel's list would show it, but takes milliseconds to read on a large machine, and a busy server may hold
+/// each connection for less. So copies are inspected, where pidfd_getfd(2) permits, and closed at once.
 pub(crate) fn serve(members: &[Pid], listener: impl AsFd) -> nix::Result<bool> {
     let address: SockaddrStorage = getsockname(listener.as_fd().as_raw_fd())?;
     let kind = getsockopt(&listener, sockopt::SockType)?;
@@ -122,17 +122,17 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
-    use crate::kernel::processes::Table;
+    use crate::kernel::processes::Processes;
     use crate::kernel::testing::{Spawned, listener, until};
 
     #[test]
-    fn a_connection_counts_for_who_accepted_it_and_once_although_a_fork_shares_it() {
+    fn a_connection_counts_for_the_process_that_accepted_it_and_once_although_a_fork_shares_it() {
         let (listener, copy) = listener();
         let address = listener.local_addr().unwrap();
         let server = Spawned::python(copy, "a = [s.accept() for _ in range(3)]; os.fork(); time.sleep(100)");
         let _clients = [0; 3].map(|_| TcpStream::connect(address).unwrap());
         until("three are counted, of two processes", || {
-            let members = Table::read().unwrap().members(server.pid());
+            let members = Processes::read().unwrap().members(server.pid());
             let open = open_connections(&[&listener]).unwrap();
             (members.len() == 2 && held_by(&members, &open) == 3).then_some(())
         });
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_accepted_a_connection_serves_the_listener_it_came_in_by() {
+    fn a_process_that_has_accepted_a_connection_serves_the_listener_it_came_in_by() {
         let (listener, copy) = listener();
         let address = listener.local_addr().unwrap();
         let beside = TcpListener::bind(("127.0.0.2", address.port())).unwrap();

@@ -16,7 +16,7 @@ use crate::sys;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ForeignFd(pub(crate) c_int);
 
-/// A socket's inode in sockfs: what says that the descriptors of two processes are the same socket.
+/// A socket's inode in sockfs: equal if the descriptors of two processes are the same socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SocketInode(pub(crate) u64);
 
@@ -51,7 +51,7 @@ impl Kind {
 /// The sockets, epolls and rings that `pid` has open; none if it has ended.
 ///
 /// # Errors
-/// EACCES, where we may not look: another user's process, or one that is not dumpable.
+/// EACCES, without permission: another user's process, or one that is not dumpable.
 pub(crate) fn descriptors(pid: Pid) -> io::Result<Vec<(ForeignFd, Kind)>> {
     let mut found = Vec::new();
     for number in sys::numbers_in(&format!("/proc/{pid}/fd"))? {
@@ -65,7 +65,7 @@ pub(crate) fn descriptors(pid: Pid) -> io::Result<Vec<(ForeignFd, Kind)>> {
     Ok(found)
 }
 
-/// The sockets among them; none where we may not look.
+/// The sockets among them; none without permission.
 pub(crate) fn sockets(pid: Pid) -> impl Iterator<Item = SocketInode> {
     descriptors(pid).unwrap_or_default().into_iter().filter_map(|(_, kind)| match kind {
         Kind::Socket(inode) => Some(inode),
@@ -73,7 +73,7 @@ pub(crate) fn sockets(pid: Pid) -> impl Iterator<Item = SocketInode> {
     })
 }
 
-/// A file of /proc says this when its process, thread or descriptor is no more.
+/// The error of a file of /proc whose process, thread or descriptor is gone.
 pub(crate) fn has_vanished(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }

@@ -1,4 +1,4 @@
-//! Where else a generation listens: what to say of one that runs but did not take our socket.
+//! Where else a generation listens, to explain why one that runs did not take our socket.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,24 +11,24 @@ use crate::sys::Transport;
 
 /// A listening socket of a generation that did not come from us.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Elsewhere {
+pub(crate) struct ForeignListener {
     /// The first of the members that holds it.
     pub(crate) pid: Pid,
     pub(crate) inode: SocketInode,
-    pub(crate) address: Address,
+    pub(crate) address: ForeignAddress,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Address {
+pub(crate) enum ForeignAddress {
     Tcp(SocketAddr),
     Unix(Vec<u8>),
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for ForeignAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Tcp(address) => address.fmt(f),
-            Address::Unix(name) => match name.strip_prefix(b"\0") {
+            ForeignAddress::Tcp(address) => address.fmt(f),
+            ForeignAddress::Unix(name) => match name.strip_prefix(b"\0") {
                 Some(abstract_name) => write!(f, "@{}", abstract_name.escape_ascii()),
                 None => name.escape_ascii().fmt(f),
             },
@@ -36,8 +36,8 @@ impl fmt::Display for Address {
     }
 }
 
-/// The TCP and Unix sockets but `ours` that `members` listen on, as far as they let us look.
-pub(crate) fn listening_elsewhere(members: &[Pid], ours: &[SocketInode]) -> nix::Result<Vec<Elsewhere>> {
+/// The TCP and Unix sockets but `ours` that `members` listen on, as far as /proc shows them.
+pub(crate) fn listening_elsewhere(members: &[Pid], ours: &[SocketInode]) -> nix::Result<Vec<ForeignListener>> {
     let mut holders: Vec<(SocketInode, Pid)> = Vec::new();
     for pid in members.iter().copied() {
         for inode in sockets(pid).filter(|inode| !ours.contains(inode)) {
@@ -49,15 +49,15 @@ pub(crate) fn listening_elsewhere(members: &[Pid], ours: &[SocketInode]) -> nix:
     }
     let holds = |inode, address| {
         let (_, pid) = holders.iter().find(|(held, _)| *held == inode)?;
-        Some(Elsewhere { pid: *pid, inode, address })
+        Some(ForeignListener { pid: *pid, inode, address })
     };
     let mut found = Vec::new();
     for family in [IpVersion::V4, IpVersion::V6] {
         let listening = inet_sockets(Transport::Tcp, family, States::LISTENING, None)?;
-        found.extend(listening.into_iter().filter_map(|socket| holds(socket.inode, Address::Tcp(socket.local))));
+        found.extend(listening.into_iter().filter_map(|socket| holds(socket.inode, ForeignAddress::Tcp(socket.local))));
     }
     let listening = unix_sockets(States::LISTENING)?;
-    found.extend(listening.into_iter().filter_map(|socket| holds(socket.inode, Address::Unix(socket.name))));
+    found.extend(listening.into_iter().filter_map(|socket| holds(socket.inode, ForeignAddress::Unix(socket.name))));
     Ok(found)
 }
 
@@ -84,14 +84,14 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_told_as_they_are_written() {
+    fn addresses_are_shown_as_they_are_written() {
         let name = format!("elsewhere {}", std::process::id());
         let unix = UnixListener::bind_addr(&net::SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         let tcp = TcpListener::bind("[::1]:0").unwrap();
         let found = listening_elsewhere(&[Pid::this()], &[]).unwrap();
-        let told = |inode| found.iter().find(|other| other.inode == inode).unwrap().address.to_string();
-        assert_eq!(told(SocketInode::of(&unix).unwrap()), format!("@{name}"));
-        assert_eq!(told(SocketInode::of(&tcp).unwrap()), tcp.local_addr().unwrap().to_string());
+        let shown = |inode| found.iter().find(|other| other.inode == inode).unwrap().address.to_string();
+        assert_eq!(shown(SocketInode::of(&unix).unwrap()), format!("@{name}"));
+        assert_eq!(shown(SocketInode::of(&tcp).unwrap()), tcp.local_addr().unwrap().to_string());
     }
 
     #[test]

@@ -1,15 +1,15 @@
-//! Which processes belong to one generation. Fed with snapshots, it remembers whom it has seen, so that a daemon that
-//! left the group and lost its parent is still known. Pure.
+//! Which processes belong to one generation. Fed with snapshots, it remembers the processes it has seen, so that a
+//! daemon that left the group and lost its parent is still known. Pure.
 
 use nix::unistd::Pid;
 
-use crate::kernel::processes::{Process, ProcessState, Table};
+use crate::kernel::processes::{Process, ProcessState, Processes};
 
 /// The processes of the generation that began with `main`.
 #[derive(Clone, Debug)]
 pub(crate) struct Members {
     main: Pid,
-    /// Whom the last snapshot showed, zombies included.
+    /// The members in the last snapshot, zombies included.
     known: Vec<Process>,
     /// Groups and sessions that a member leads or led, and that members are still in.
     led: Vec<Pid>,
@@ -18,15 +18,15 @@ pub(crate) struct Members {
 }
 
 impl Members {
-    /// `main` is to be a child that is not waited for before its group is empty, so that nobody else gets its number.
+    /// `main` is to be a child that is not reaped before its group is empty, so that its number is not reused.
     pub(crate) fn of(main: Pid) -> Members {
         Members { main, known: Vec::new(), led: vec![main], ended: false }
     }
 
-    /// Take over what `table` says about those already known, and who has joined them.
-    pub(crate) fn learn(&mut self, table: &Table) {
+    /// Update the known members from `table`, and add those that are new.
+    pub(crate) fn learn(&mut self, table: &Processes) {
         let mut known: Vec<Process> = table.iter().filter(|process| self.claims(process)).copied().collect();
-        // As children are added behind, their own children are found when it is their turn.
+        // Children are appended, so the loop reaches their own children later.
         let mut next = 0;
         while let Some(parent) = known.get(next).map(|process| process.pid) {
             let born = table.children(parent).filter(|child| known.iter().all(|other| other.pid != child.pid));
@@ -39,18 +39,18 @@ impl Members {
                 self.led.push(leader.pid);
             }
         }
-        // Once nobody is left in it, the number may become that of a stranger's group.
+        // Once it is empty, its number may be reused for another group.
         let main = (!self.ended).then_some(self.main);
         self.led.retain(|number| Some(*number) == main || known.iter().any(|process| process.is_in(*number)));
         self.known = known;
     }
 
-    /// Take in a stranger that something else shows to belong here.
+    /// Add a stranger that was found to belong here by other means.
     pub(crate) fn adopt(&mut self, process: &Process) {
         self.known.push(*process);
     }
 
-    /// `main` has ended, which /proc does not tell of one that it hides.
+    /// `main` has ended, which /proc does not show for one that it hides.
     pub(crate) fn end_main(&mut self) {
         self.ended = true;
     }
@@ -83,9 +83,9 @@ impl Members {
     }
 }
 
-/// Children of `parent` that no generation knows: daemons that broke all ties between two snapshots.
+/// Children of `parent` that no generation knows: daemons that left group and parent between two snapshots.
 pub(crate) fn strangers<'a>(
-    table: &'a Table,
+    table: &'a Processes,
     parent: Pid,
     generations: &'a [&Members],
 ) -> impl Iterator<Item = &'a Process> {
@@ -114,7 +114,7 @@ mod tests {
     const SUPERVISOR: i32 = 10;
 
     /// Each process as pid, parent, group and session; it starts at the time of its pid.
-    fn table(processes: &[[i32; 4]]) -> Table {
+    fn table(processes: &[[i32; 4]]) -> Processes {
         processes.iter().map(|numbers| process(*numbers, 0)).collect()
     }
 
@@ -132,19 +132,19 @@ mod tests {
     }
 
     /// The members of the generation of 20 after each of the snapshots.
-    fn after(snapshots: &[Table]) -> Vec<i32> {
+    fn after(snapshots: &[Processes]) -> Vec<i32> {
         alive(&of(snapshots))
     }
 
     /// The same if it ends after the first.
-    fn after_its_end(first: &Table, later: &[Table]) -> Vec<i32> {
+    fn after_its_end(first: &Processes, later: &[Processes]) -> Vec<i32> {
         let mut members = of(std::slice::from_ref(first));
         members.end_main();
         later.iter().for_each(|table| members.learn(table));
         alive(&members)
     }
 
-    fn of(snapshots: &[Table]) -> Members {
+    fn of(snapshots: &[Processes]) -> Members {
         let mut members = Members::of(Pid::from_raw(20));
         snapshots.iter().for_each(|table| members.learn(table));
         members
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_number_of_another_process_is_nobody() {
+    fn the_same_number_of_another_process_is_no_member() {
         let before = table(&[[20, 10, 20, 1], [25, 20, 25, 25]]);
         let gone = table(&[[20, 10, 20, 1]]);
         let reused = [process([20, 10, 20, 1], 0), process([25, 10, 25, 25], 100)].into_iter().collect();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_main_process_whose_number_comes_back_is_nobody() {
+    fn an_ended_main_process_whose_number_is_reused_is_no_member() {
         let reused = [process([20, 10, 20, 1], 100)].into_iter().collect();
         assert_eq!(after_its_end(&table(&[[20, 10, 20, 1]]), &[table(&[]), reused]), [] as [i32; 0]);
     }

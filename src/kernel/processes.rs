@@ -1,5 +1,5 @@
-//! The processes that descend from this one, as /proc shows them at one moment: by the kernel's lists of children, or,
-//! where it keeps none, by looking at every process. One that ends meanwhile, or that hidepid hides, is left out.
+//! The processes that descend from this one, in a snapshot of /proc: by the kernel's lists of children, or, where it
+//! keeps none, by reading every process. One that ends meanwhile, or that hidepid hides, is left out.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::kernel::members::Members;
 use crate::sys;
 
-/// What `/proc/PID/stat` says of one process.
+/// The fields of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Process {
     pub(crate) pid: Pid,
@@ -20,7 +20,7 @@ pub(crate) struct Process {
     pub(crate) session: Pid,
     pub(crate) state: ProcessState,
     pub(crate) threads: usize,
-    /// Clock ticks from boot to its birth: with the pid, the name of one process for ever.
+    /// Its start time in clock ticks since boot: with the pid, unique to one process.
     pub(crate) started: u64,
 }
 
@@ -34,26 +34,27 @@ pub(crate) enum ProcessState {
 
 /// A snapshot; this process itself is not in it.
 #[derive(Clone, Debug)]
-pub(crate) struct Table(Vec<Process>);
+pub(crate) struct Processes(Vec<Process>);
 
-/// Walks of a tree that loses members meanwhile.
+/// How often a tree is walked that loses members meanwhile.
 const ATTEMPTS: usize = 3;
 
 /// A line of `/proc/PID/stat` is at most half as long.
 const LINE: usize = 1024;
 
-impl Table {
+impl Processes {
     /// All descendants of this process, and possibly others.
-    pub(crate) fn read() -> io::Result<Table> {
-        match Table::walk() {
-            Err(error) if error.kind() == ErrorKind::NotFound => Table::scan(),
+    pub(crate) fn read() -> io::Result<Processes> {
+        match Processes::walk() {
+            Err(error) if error.kind() == ErrorKind::NotFound => Processes::scan(),
             walked => walked,
         }
     }
 
-    /// Go down the lists of children (CONFIG_PROC_CHILDREN), which costs what we have, not what the machine has.
-    fn walk() -> io::Result<Table> {
-        let mut table = Table(Vec::new());
+    /// Go down the lists of children (CONFIG_PROC_CHILDREN), which costs time for our processes only, not for all of
+    /// the machine.
+    fn walk() -> io::Result<Processes> {
+        let mut table = Processes(Vec::new());
         for _ in 0..ATTEMPTS {
             let mut vanished = false;
             table.0.clear();
@@ -63,7 +64,7 @@ impl Table {
                     vanished = true;
                     continue;
                 };
-                // Its children were given away if it ended just now, and it is then missing from the next walk.
+                // If it ended just now, its children were reparented, and it is then missing from the next walk.
                 let _ = children(&process, &mut waiting);
                 table.0.push(process);
             }
@@ -75,9 +76,9 @@ impl Table {
         Ok(table)
     }
 
-    /// Look at every process.
-    pub(crate) fn scan() -> io::Result<Table> {
-        // A place to mount /proc at has no processes in it, and is no picture of them.
+    /// Read every process.
+    pub(crate) fn scan() -> io::Result<Processes> {
+        // An empty mount point at /proc must not pass for a system without processes.
         are_visible()?;
         let own = Pid::this();
         let pids = sys::numbers_in("/proc")?.into_iter();
@@ -86,7 +87,7 @@ impl Table {
 
     /// Everything that has not ended of what `main` started: itself, its descendants, and the group it leads.
     ///
-    /// `main` is in it too where /proc hides it: it is our child and not ours to overlook.
+    /// `main` is in it too where /proc hides it: it is our child, and must not be overlooked.
     #[cfg(test)]
     pub(crate) fn members(&self, main: Pid) -> Vec<Pid> {
         let mut members = Members::of(main);
@@ -94,7 +95,8 @@ impl Table {
         members.alive()
     }
 
-    /// The children of `parent`: of this process, its generations' main processes and the orphans it was left.
+    /// The children of `parent`: of this process, its generations' main processes and the orphans that were reparented
+    /// to it.
     pub(crate) fn children(&self, parent: Pid) -> impl Iterator<Item = &Process> {
         self.0.iter().filter(move |process| process.parent == parent)
     }
@@ -112,14 +114,14 @@ impl Table {
 /// Is /proc there?
 ///
 /// # Errors
-/// What keeps us from seeing even this process.
+/// Why not even this process can be read.
 pub(crate) fn are_visible() -> io::Result<()> {
     fs::metadata("/proc/self/stat").map(drop)
 }
 
-impl FromIterator<Process> for Table {
-    fn from_iter<I: IntoIterator<Item = Process>>(processes: I) -> Table {
-        Table(processes.into_iter().collect())
+impl FromIterator<Process> for Processes {
+    fn from_iter<I: IntoIterator<Item = Process>>(processes: I) -> Processes {
+        Processes(processes.into_iter().collect())
     }
 }
 
@@ -127,7 +129,7 @@ impl Process {
     /// The process of this number as it is now.
     pub(crate) fn read(pid: Pid) -> Option<Process> {
         let mut line = [0; LINE];
-        // Anything that keeps us from reading it means that it is not, or no longer, there to be seen.
+        // Any error means that it has ended or is hidden.
         let length = File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut line).ok()?;
         Process::parse(pid, &line[..length])
     }
@@ -175,7 +177,7 @@ fn children(process: &Process, pids: &mut Vec<Pid>) -> io::Result<()> {
         return Ok(());
     }
     for thread in sys::numbers_in(&format!("/proc/{pid}/task"))? {
-        // A thread that ended has given its children to another one.
+        // When a thread ends, its children go to another one.
         let Ok(list) = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")) else { continue };
         pids.extend(parse_children(&list));
     }
@@ -244,18 +246,19 @@ mod tests {
         until("the child has ended", || {
             Process::read(child.pid()).filter(|process| process.state == ProcessState::Zombie)
         });
-        assert!(!Table::read().unwrap().members(child.pid()).contains(&child.pid()));
+        assert!(!Processes::read().unwrap().members(child.pid()).contains(&child.pid()));
         child.wait();
         assert_eq!(Process::read(child.pid()), None);
     }
 
     #[test]
     fn descendants_are_members_and_so_is_the_group_when_the_parent_has_gone() {
-        // The inner shell ends at once, and its child, in the group of the outer one, is nobody's descendant.
+        // The inner shell ends at once, and its child, in the group of the outer one, is not a descendant of the outer
+        // one.
         let script = "(sleep 100 & sleep 100 & exec sleep 0); exec sleep 100";
         let main = Spawned::new(Command::new("sh").args(["-c", script]));
         until("three members, two of them orphans", || {
-            let table = Table::scan().unwrap();
+            let table = Processes::scan().unwrap();
             let members = table.members(main.pid());
             let orphans = members.iter().filter(|pid| table.get(**pid).unwrap().parent != main.pid()).count();
             (members.len() == 3 && orphans == 3).then_some(())
@@ -266,8 +269,8 @@ mod tests {
     fn walking_and_scanning_find_the_same_descendants() {
         let main = Spawned::new(Command::new("sh").args(["-c", "sleep 100 & sleep 100"]));
         until("both find three", || {
-            let mut walked = Table::walk().unwrap().members(main.pid());
-            let mut scanned = Table::scan().unwrap().members(main.pid());
+            let mut walked = Processes::walk().unwrap().members(main.pid());
+            let mut scanned = Processes::scan().unwrap().members(main.pid());
             walked.sort_unstable();
             scanned.sort_unstable();
             (walked == scanned && walked.len() == 3).then_some(())

@@ -20,7 +20,8 @@ impl States {
     pub(crate) const LISTENING: States = States(1 << 10);
     /// Every one.
     pub(crate) const ALL: States = States(u32::MAX);
-    /// Whatever else a process can hold: no TIME_WAIT (6), nor the half-open ones that the kernel keeps (3, 12).
+    /// Every other state that a process can hold: no TIME_WAIT (6), nor the half-open ones that the kernel keeps (3,
+    /// 12).
     pub(crate) const CONNECTED: States = States(0xfff & !(1 << 10 | 1 << 6 | 1 << 3));
 }
 
@@ -42,7 +43,7 @@ pub(crate) struct InetSocket {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct UnixSocket {
     pub(crate) inode: SocketInode,
-    /// A path, or, after a NUL, an abstract name; empty for an unnamed one. An accepted socket bears its listener's.
+    /// A path, or, after a NUL, an abstract name; empty for an unnamed one. An accepted socket has its listener's.
     pub(crate) name: Vec<u8>,
     /// The file it is bound to (UNIX_DIAG_VFS), which an accepted socket shares with its listener.
     pub(crate) file: Option<BoundFile>,
@@ -50,7 +51,7 @@ pub(crate) struct UnixSocket {
     pub(crate) connected: bool,
 }
 
-/// A file as the kernel knows it inside.
+/// A file by the kernel's internal numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BoundFile {
     /// Its inode, 32 bits of it.
@@ -190,14 +191,14 @@ fn read_unix(message: &[u8]) -> Option<UnixSocket> {
         }
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    // The NUL at the end of a path is counted or not, as bind(2) was told.
+    // The NUL at the end of a path is counted or not, as bind(2) was called.
     if name.first() != Some(&0) && name.last() == Some(&0) {
         name.pop();
     }
     Some(UnixSocket { inode, name, file, connected })
 }
 
-/// 0 is a socket that no process has: not yet accepted, or closed and not yet done with.
+/// 0 is a socket that no process has: not yet accepted, or closed and not yet freed.
 fn held(inode: u32) -> Option<SocketInode> {
     (inode != 0).then_some(SocketInode(inode.into()))
 }

@@ -31,9 +31,9 @@ const SELECT_BYTES: usize = 1024;
 /// A line of `/proc/PID/task/TID/syscall` is at most this long.
 const LINE: usize = 256;
 
-/// A system call a thread is in, with the arguments that tell what it waits for.
+/// A system call a thread is in, with the arguments that show what it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Call {
+struct SystemCall {
     number: c_long,
     first: u64,
     second: u64,
@@ -41,9 +41,9 @@ struct Call {
 
 /// What a call waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
+enum WaitTarget {
     Descriptor(ForeignFd),
-    /// An array of struct pollfd, or a set of select(2), of so many bytes at this address.
+    /// An array of struct pollfd, or a set of select(2): its address and length in bytes.
     Array {
         address: u64,
         length: usize,
@@ -53,17 +53,17 @@ enum Target {
 /// How the thread whose directory in /proc is `thread` waits, and for which of `held`.
 ///
 /// # Errors
-/// EACCES or EPERM, where we may not look.
+/// EACCES or EPERM, without permission.
 pub(crate) fn waits(
     thread: &Path,
     held: impl Iterator<Item = ForeignFd>,
 ) -> io::Result<Option<(Wait, Vec<ForeignFd>)>> {
     let mut line = [0; LINE];
     let length = File::open(thread.join("syscall"))?.read(&mut line)?;
-    let Some((wait, target)) = Call::parse(&line[..length]).and_then(Call::target) else { return Ok(None) };
+    let Some((wait, target)) = SystemCall::parse(&line[..length]).and_then(SystemCall::target) else { return Ok(None) };
     let fds = match target {
-        Target::Descriptor(fd) => held.filter(|other| *other == fd).collect(),
-        Target::Array { address, length } => {
+        WaitTarget::Descriptor(fd) => held.filter(|other| *other == fd).collect(),
+        WaitTarget::Array { address, length } => {
             let set = read_memory(thread, address, length)?;
             let is_in = if wait == Wait::Poll { polls } else { selects };
             held.filter(|fd| is_in(&set, *fd)).collect()
@@ -82,29 +82,29 @@ fn read_memory(thread: &Path, address: u64, length: usize) -> io::Result<Vec<u8>
     Ok(bytes)
 }
 
-impl Call {
+impl SystemCall {
     /// proc_pid_syscall(5): the number in decimal, the arguments in hexadecimal. None for a thread that runs, or
     /// sleeps elsewhere (-1).
-    fn parse(line: &[u8]) -> Option<Call> {
+    fn parse(line: &[u8]) -> Option<SystemCall> {
         let mut words = str::from_utf8(line).ok()?.split_ascii_whitespace();
         let number = words.next()?.parse().ok().filter(|number| *number >= 0)?;
         let mut argument = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
-        Some(Call { number, first: argument()?, second: argument()? })
+        Some(SystemCall { number, first: argument()?, second: argument()? })
     }
 
-    fn target(self) -> Option<(Wait, Target)> {
-        // The upper half of a register that holds an int is not the kernel's business, and not ours.
-        let descriptor = Target::Descriptor(ForeignFd(self.first as c_int));
+    fn target(self) -> Option<(Wait, WaitTarget)> {
+        // The upper half of a register that holds an int is undefined; the kernel ignores it too.
+        let descriptor = WaitTarget::Descriptor(ForeignFd(self.first as c_int));
         let wait = wait_of(self.number)?;
         let target = match wait {
             Wait::Poll => {
                 let entries = (self.second as u32 as usize).min(POLL_ENTRIES);
-                Target::Array { address: self.first, length: entries * size_of::<libc::pollfd>() }
+                WaitTarget::Array { address: self.first, length: entries * size_of::<libc::pollfd>() }
             }
             Wait::Select => {
                 let bits = usize::try_from(self.first as c_int).ok()?;
                 let words = bits.div_ceil(c_ulong::BITS as usize);
-                Target::Array { address: self.second, length: (words * size_of::<c_ulong>()).min(SELECT_BYTES) }
+                WaitTarget::Array { address: self.second, length: (words * size_of::<c_ulong>()).min(SELECT_BYTES) }
             }
             _ => descriptor,
         };
@@ -120,7 +120,7 @@ fn wait_of(number: c_long) -> Option<Wait> {
         libc::SYS_accept4 => Some(Wait::Accept),
         libc::SYS_ppoll => Some(Wait::Poll),
         libc::SYS_pselect6 => Some(Wait::Select),
-        // The younger architectures have only the two above; 32-bit x86 has another call under the name of select.
+        // The newer architectures have only the two above; 32-bit x86 has another call under the name of select.
         #[cfg(any(target_arch = "x86_64", target_arch = "x86", target_arch = "arm", target_arch = "s390x"))]
         libc::SYS_poll => Some(Wait::Poll),
         #[cfg(any(target_arch = "x86_64", target_arch = "s390x"))]
@@ -150,8 +150,8 @@ fn selects(set: &[u8], fd: ForeignFd) -> bool {
 mod tests {
     use super::*;
 
-    fn target(line: &str) -> Option<(Wait, Target)> {
-        Call::parse(line.as_bytes()).and_then(Call::target)
+    fn target(line: &str) -> Option<(Wait, WaitTarget)> {
+        SystemCall::parse(line.as_bytes()).and_then(SystemCall::target)
     }
 
     #[test]
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn accept_names_its_descriptor_whatever_is_in_the_upper_half_of_the_register() {
         let line = format!("{} 0xdeadbeef00000007 0x0 0x0 0x80000 0x0 0x0 0x7ffe 0x7f23\n", libc::SYS_accept4);
-        assert_eq!(target(&line), Some((Wait::Accept, Target::Descriptor(ForeignFd(7)))));
+        assert_eq!(target(&line), Some((Wait::Accept, WaitTarget::Descriptor(ForeignFd(7)))));
     }
 
     #[test]
@@ -175,10 +175,10 @@ mod tests {
     #[test]
     fn what_is_read_of_the_sets_is_bounded() {
         let poll = format!("{} 0x1000 0xffffffff 0x0 0x0 0x0 0x0 0x0 0x0", libc::SYS_ppoll);
-        assert_eq!(target(&poll), Some((Wait::Poll, Target::Array { address: 0x1000, length: 8 * POLL_ENTRIES })));
+        assert_eq!(target(&poll), Some((Wait::Poll, WaitTarget::Array { address: 0x1000, length: 8 * POLL_ENTRIES })));
         let select = |count: &str| target(&format!("{} {count} 0x1000 0x0 0x0 0x0 0x0 0x0", libc::SYS_pselect6));
-        assert_eq!(select("0x41"), Some((Wait::Select, Target::Array { address: 0x1000, length: 16 })));
-        let most = Target::Array { address: 0x1000, length: SELECT_BYTES };
+        assert_eq!(select("0x41"), Some((Wait::Select, WaitTarget::Array { address: 0x1000, length: 16 })));
+        let most = WaitTarget::Array { address: 0x1000, length: SELECT_BYTES };
         assert_eq!(select("0x7fffffff"), Some((Wait::Select, most)));
         assert_eq!(select("0xffffffff"), None);
     }

@@ -51,11 +51,11 @@ pub(crate) fn listener() -> (TcpListener, TcpListener) {
     (listener, copy)
 }
 
-/// What `look` finds, once it finds something.
-pub(crate) fn until<T>(fact: &str, mut look: impl FnMut() -> Option<T>) -> T {
+/// What `attempt` finds, once it finds something.
+pub(crate) fn until<T>(fact: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        if let Some(found) = look() {
+        if let Some(found) = attempt() {
             return found;
         }
         assert!(Instant::now() < deadline, "waited too long until {fact}");

@@ -1,4 +1,4 @@
-//! Where the sockets come from: inherited, or else bound. The variables are hints; what the kernel says decides.
+//! Where the sockets come from: inherited, or else bound. The variables are hints; what the kernel reports decides.
 
 use anyhow::{Context, ensure};
 use libc::c_int;
@@ -19,7 +19,7 @@ pub(crate) struct Acquired {
     pub(crate) others: Vec<std::os::fd::OwnedFd>,
 }
 
-/// A SPEC on its way to a socket.
+/// A SPEC that has no socket yet.
 struct Wanted<'a> {
     spec: &'a Spec,
     endpoints: Vec<Endpoint>,
@@ -65,12 +65,12 @@ pub(crate) fn adopt_all(mut candidates: Candidates, announced: &Announced) -> an
             listeners.extend(Candidate::from_stdin().map(|socket| Listener::adopted(FdName::default(), socket.fd)));
         }
     }
-    ensure!(!listeners.is_empty(), "no listening socket was inherited, and no --listen says what to bind");
+    ensure!(!listeners.is_empty(), "no listening socket was inherited, and no --listen was given");
     let others = candidates.let_go(&taken, announced.count)?;
     Ok(Acquired { listeners, others })
 }
 
-/// One more listener, unless it is one we have.
+/// Add a listener, unless its socket was adopted already.
 fn adopt(listeners: &mut Vec<Listener>, taken: &mut Vec<u64>, socket: Candidate, name: FdName) {
     if !taken.contains(&socket.inode) {
         taken.push(socket.inode);
@@ -84,7 +84,7 @@ impl<'a> Wanted<'a> {
         Ok(Wanted { spec, endpoints, found: None })
     }
 
-    /// Neither the address nor anything else tells which socket is meant.
+    /// The address does not identify a socket, and none was found by other means yet.
     fn is_open(&self) -> bool {
         self.found.is_none() && (self.is_descriptor() || self.endpoints.iter().any(Endpoint::has_free_port))
     }
@@ -167,7 +167,7 @@ fn take_whole(candidates: &mut Candidates, number: i32) -> Option<Candidate> {
 fn match_names(wanted: &mut [Wanted], candidates: &mut Candidates, announced: &Announced) {
     for wanted in wanted.iter_mut().filter(|wanted| wanted.is_open()) {
         let Some(name) = &wanted.spec.name else { continue };
-        // Asked socket by socket, for the count in LISTEN_FDS may be any lie.
+        // Asked socket by socket, for the count in LISTEN_FDS may be anything.
         let is_named = |socket: &&Candidate| announced_name(announced, socket).as_ref() == Some(name);
         let socket = candidates.sockets.iter().filter(is_named).find(|socket| wanted.accepts(socket));
         let number = socket.map(|socket| socket.number);
@@ -187,7 +187,7 @@ fn match_order(wanted: &mut [Wanted], candidates: &mut Candidates) {
     }
 }
 
-/// Some wrappers close everything but the standard descriptors: what --stdin put there is still a socket.
+/// Some wrappers close everything but the standard descriptors: descriptor 0, set by --stdin, is still a socket.
 fn match_stdin(wanted: &mut [Wanted]) {
     if wanted.iter().all(|wanted| wanted.found.is_some()) {
         return;

@@ -127,7 +127,7 @@ fn inet(prefix: &str, kind: Transport, family: Family, text: &str) -> Result<Add
         let here = if family == Family::V6 { "[::1]" } else { "127.0.0.1" };
         parse_port(text)?;
         bail!(
-            "a bare number says too little: write {prefix}:{text} for every interface or {prefix}{here}:{text} for \
+            "a bare number is ambiguous: write {prefix}:{text} for every interface or {prefix}{here}:{text} for \
              this host only"
         );
     }

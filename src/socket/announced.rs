@@ -1,4 +1,4 @@
-//! What LISTEN_FDS and LISTEN_FDNAMES say of the inherited descriptors, by `sd_listen_fds(3)`. Pure.
+//! The inherited descriptors as LISTEN_FDS and LISTEN_FDNAMES announce them, by `sd_listen_fds(3)`. Pure.
 
 use std::ffi::CStr;
 
@@ -10,7 +10,7 @@ use crate::sys::variable;
 pub(crate) const LISTEN_FDS: &str = "LISTEN_FDS";
 pub(crate) const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
 
-/// What the environment says of the inherited descriptors. Hints: the pid may be a predecessor's.
+/// The inherited descriptors as the environment announces them. Hints: the pid may be a predecessor's.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Announced {
     /// How many, from descriptor 3 on.
@@ -33,7 +33,7 @@ impl Announced {
         Ok(Announced { count: number as usize, names })
     }
 
-    /// A name for each; `unknown` where LISTEN_FDNAMES has too few or too many to be believed.
+    /// A name for each; `unknown` where LISTEN_FDNAMES has too few or too many to be right.
     pub(crate) fn names(&self) -> impl Iterator<Item = FdName> {
         (0..self.count).map_while(|at| self.name(at))
     }
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_that_is_none_is_an_error_in_the_callers_words() {
+    fn a_count_that_is_no_number_is_an_error_that_quotes_it() {
         for text in [c"LISTEN_FDS=-1", c"LISTEN_FDS=+1", c"LISTEN_FDS=x", c"LISTEN_FDS=99999999999"] {
             let error = announced(&[text]).unwrap_err().to_string();
             assert_eq!(error, format!("{} is not a count of descriptors", text.to_str().unwrap()));

@@ -1,4 +1,5 @@
-//! What this process was given open: sockets with what the kernel says of them, and the rest, which stays as it is.
+//! The descriptors that this process inherited: sockets, with what the kernel reports of them, and the rest, left
+//! unchanged.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -11,16 +12,16 @@ use crate::socket::endpoint::Endpoint;
 use crate::socket::unix_path;
 use crate::sys;
 
-/// Every descriptor from 3 on that somebody left us.
+/// Every inherited descriptor from 3 on.
 #[derive(Debug)]
 pub(crate) struct Candidates {
-    /// In the order of their numbers; a socket that is taken leaves.
+    /// In the order of their numbers; a socket that is taken is removed.
     pub(crate) sockets: Vec<Candidate>,
-    /// Not sockets, or none of our business; neither closed nor changed.
+    /// Not sockets, or sockets that do not concern us; neither closed nor changed.
     pub(crate) others: Vec<OwnedFd>,
 }
 
-/// A socket that somebody left us.
+/// An inherited socket.
 #[derive(Debug)]
 pub(crate) struct Candidate {
     pub(crate) fd: OwnedFd,
@@ -53,7 +54,7 @@ impl Candidates {
         Some(self.sockets.remove(at))
     }
 
-    /// Let go of what no SPEC asked for: a second descriptor of a taken socket is closed, and so is a listener that
+    /// Close what no SPEC asked for: a second descriptor of a taken socket is closed, and so is a listener that
     /// was announced and is wanted no more; everything else stays open.
     pub(crate) fn let_go(self, taken: &[u64], announced: usize) -> nix::Result<Vec<OwnedFd>> {
         let mut others = self.others;
@@ -76,7 +77,7 @@ impl Candidates {
     }
 }
 
-/// Does LISTEN_FDS with this count speak of `number`?
+/// Does LISTEN_FDS with this count include `number`?
 pub(crate) fn is_announced(number: RawFd, count: usize) -> bool {
     usize::try_from(number - sys::FIRST_FD).is_ok_and(|at| at < count)
 }
@@ -109,7 +110,7 @@ impl Candidate {
                 Endpoint::Unix { kind, name: UnixName::Path(path) },
                 Endpoint::Unix { kind: bound, name: UnixName::Path(_) },
             ) => {
-                // The name is what it was bound to once; only the file tells who answers there now.
+                // The name is what it was bound to once; only the file shows which socket is bound there now.
                 kind == bound
                     && unix_path::bound_socket(path.as_ref()).is_some_and(|bound| bound.0 as u32 == self.inode as u32)
             }
@@ -123,7 +124,7 @@ impl Candidate {
     }
 }
 
-/// A datagram socket with a peer is somebody's connection, not a listener.
+/// A datagram socket with a peer is a connection, not a listener.
 fn is_connected(fd: &OwnedFd) -> bool {
     nix::sys::socket::getpeername::<nix::sys::socket::SockaddrStorage>(fd.as_raw_fd()).is_ok()
 }

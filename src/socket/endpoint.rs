@@ -1,4 +1,4 @@
-//! A concrete address: what is given to bind(2), what getsockname(2) answers, and whether the two are the same.
+//! A concrete address: what bind(2) takes, what getsockname(2) returns, and whether the two are the same.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -89,7 +89,7 @@ fn resolve_name(name: &str, family: Family, v6only: bool) -> Result<IpAddr> {
 }
 
 impl Endpoint {
-    /// What the kernel says of a socket; an error for one of no family that we know, or that has no name.
+    /// The address that the kernel has for a socket; an error for an unknown family or an unbound socket.
     pub(crate) fn of(socket: impl AsFd) -> Result<Endpoint> {
         let address: SockaddrStorage = getsockname(socket.as_fd().as_raw_fd())?;
         let kind = sys::option(&socket, libc::SOL_SOCKET, libc::SO_TYPE)?;
@@ -111,8 +111,8 @@ impl Endpoint {
         Ok(Endpoint::Unix { kind, name })
     }
 
-    /// Does a socket bound to `bound` serve whoever asked for `self`? A port 0 takes any. A path is not compared
-    /// here: its name tells nothing, since the file may be another socket's by now.
+    /// Can a socket bound to `bound` be adopted for `self`? A port 0 matches any. A path is not compared here:
+    /// its name proves nothing, since the file may be another socket's by now.
     pub(crate) fn is_served_by(&self, bound: &Endpoint) -> bool {
         match (self, bound) {
             (

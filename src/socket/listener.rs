@@ -1,6 +1,6 @@
 //! A listener: bound, recognised, and put at the number where the target looks for it.
 //!
-//! Every socket is born close-on-exec; only `exec.rs` clears that.
+//! Every socket is created close-on-exec; only `exec.rs` clears that.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -38,14 +38,14 @@ pub(crate) struct Listener {
     pub(crate) name: FdName,
     /// The length of its backlog, if we bound it.
     backlog: Option<u32>,
-    /// The file that goes when this listener goes without having been handed on. Before the socket, while nobody else
-    /// can take the file for dead.
+    /// The file, removed if this listener is dropped without being handed on. Declared before the socket, so that the
+    /// file goes while no other process can take it for dead.
     created: Option<Created>,
     fd: OwnedFd,
 }
 
 impl Listener {
-    /// A listener that somebody else bound.
+    /// A listener that another process bound.
     pub(crate) fn adopted(name: FdName, fd: OwnedFd) -> Listener {
         Listener { name, fd, backlog: None, created: None }
     }
@@ -76,11 +76,12 @@ impl Listener {
         Endpoint::of(&self.fd)
     }
 
-    /// Restore the backlog of a socket that we bound: listen(2), called again by a server, changes it for everybody.
+    /// Restore the backlog of a socket that we bound: listen(2), called again by a server, changes it for all
+    /// generations.
     pub(crate) fn restore_backlog(&self) {
         let listens = || sys::option(&self.fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1);
         if let Some(backlog) = self.backlog.filter(|_| listens()) {
-            // A socket that listens can only listen better.
+            // An error leaves the socket listening as it was.
             let _ = sys::listen(&self.fd, backlog as c_int);
         }
     }
@@ -93,7 +94,7 @@ impl Listener {
     /// The same listener at `number`, which is free or its own.
     fn at(self, number: RawFd) -> nix::Result<Listener> {
         let listener = if self.fd.as_raw_fd() == number { self } else { self.moved(number)? };
-        // EBUSY cannot be: whoever sat there was moved.
+        // EBUSY cannot be: the descriptor that was there was moved.
         if listener.fd.as_raw_fd() == number { Ok(listener) } else { Err(Errno::EBUSY) }
     }
 }
@@ -104,7 +105,7 @@ impl AsFd for Listener {
     }
 }
 
-/// Bind the first of `endpoints` whose family this kernel has. `backlog` counts where the SPEC says nothing.
+/// Bind the first of `endpoints` whose family this kernel has. `backlog` is for a SPEC without one.
 pub(crate) fn bind_first(spec: &Spec, endpoints: &[Endpoint], backlog: c_int) -> failure::Result<Listener> {
     let context = || format!("cannot listen on {spec}");
     let (last, others) = endpoints.split_last().with_context(context)?;
@@ -117,7 +118,7 @@ pub(crate) fn bind_first(spec: &Spec, endpoints: &[Endpoint], backlog: c_int) ->
     finish(spec, last, backlog, open(last, &spec.options, backlog))
 }
 
-/// Name what was opened, or say why it was not and what helps.
+/// Make the listener of what was opened, or the error with its remedy.
 fn finish(
     spec: &Spec,
     endpoint: &Endpoint,
@@ -166,7 +167,7 @@ fn set_before_bind(fd: &OwnedFd, endpoint: &Endpoint, options: &Options) -> Resu
         if endpoint.socket_type() == SockType::Stream {
             sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         }
-        // Said aloud, for net.ipv6.bindv6only may have turned the default round.
+        // Set explicitly: net.ipv6.bindv6only may have changed the default.
         if address.is_ipv6() && address.ip().is_unspecified() {
             sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, (*v6only).into())?;
         }
@@ -174,14 +175,15 @@ fn set_before_bind(fd: &OwnedFd, endpoint: &Endpoint, options: &Options) -> Resu
     options.apply(fd)
 }
 
-/// Where a standard descriptor is closed, socket(2) fills its place: what is said on stderr must not reach a client.
+/// Where a standard descriptor is closed, socket(2) takes its number: what is written to stderr must not reach a
+/// client.
 fn above_standard(fd: OwnedFd) -> nix::Result<OwnedFd> {
     if fd.as_raw_fd() >= FIRST_FD { Ok(fd) } else { sys::duplicate_from(&fd, FIRST_FD) }
 }
 
 /// Give the listeners the numbers the protocol wants, `first` and on; `others` in the way move up.
 ///
-/// Gives back `others`, with the numbers they have now.
+/// Return `others`, with the numbers they have now.
 pub(crate) fn arrange(
     listeners: Vec<Listener>,
     others: Vec<OwnedFd>,
@@ -198,24 +200,24 @@ pub(crate) fn arrange(
     let mut listeners: Vec<Option<Listener>> = listeners.into_iter().map(Some).collect();
     let mut arranged = Vec::with_capacity(listeners.len());
     for (at, number) in (first..end).enumerate() {
-        // First out of the way: another one, which has its turn later, may sit on this number.
+        // First move away any listener that still has this number; it gets its own later.
         for other in listeners[at + 1..].iter_mut() {
             if let Some(sits) = other.take_if(|other| other.fd.as_raw_fd() == number) {
                 *other = Some(sits.moved(end).map_err(beyond_limit).with_context(context)?);
             }
         }
-        let listener = listeners[at].take().expect("each has one turn");
+        let listener = listeners[at].take().expect("each is taken once");
         arranged.push(listener.at(number).map_err(beyond_limit).with_context(context)?);
     }
     Ok((arranged, others))
 }
 
-/// Say what fcntl(2) means by EINVAL: no descriptor may have a number that high.
+/// Explain EINVAL of fcntl(2): no descriptor may have a number that high.
 fn beyond_limit(errno: Errno) -> Error {
     if errno == Errno::EINVAL { anyhow!("the limit of open files (ulimit -n) is lower") } else { errno.into() }
 }
 
-/// Move a descriptor that sits from `first` to `end`: it may hold a lock, so it is not closed.
+/// Move a descriptor whose number is from `first` to `end`: it may hold a lock, so it is not closed.
 fn out_of_the_way(fd: OwnedFd, first: RawFd, end: RawFd) -> Result<OwnedFd> {
     let number = fd.as_raw_fd();
     if !(first..end).contains(&number) {

@@ -1,5 +1,5 @@
-//! Names of hosts, services, users and groups, asked of getent(1): the system's own libc answers through whatever its
-//! nsswitch.conf(5) says. A static program that did so itself would load the modules of another libc.
+//! Names of hosts, services, users and groups, looked up by getent(1), with the system's own libc and its
+//! nsswitch.conf(5). A static program that did so itself would load the modules of another libc.
 
 use std::ffi::CString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,7 +11,7 @@ use crate::sys;
 
 /// The addresses of a host, in the order of getaddrinfo(3).
 pub(crate) fn host(name: &str) -> Result<Vec<IpAddr>> {
-    // Loopback needs no asking (RFC 6761, 6.3).
+    // Loopback needs no query (RFC 6761, 6.3).
     if name == "localhost" {
         return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
     }
@@ -51,7 +51,7 @@ fn id(database: &str, name: &str) -> Result<u32> {
 fn getent(database: &str, key: &str) -> Result<String> {
     let words = ["getent", database, "--", key].map(|word| CString::new(word).expect("the parser lets no NUL pass"));
     let answer = sys::output(&words).map_err(plain).context("getent, which would look it up")?;
-    // Its status 2 is for a key that was not found; an empty answer tells the same.
+    // Its status 2 is for a key that was not found; an empty answer means the same.
     let answer = String::from_utf8_lossy(&answer);
     let first = answer.trim_end();
     ensure!(!first.is_empty(), "not found");
@@ -59,5 +59,5 @@ fn getent(database: &str, key: &str) -> Result<String> {
 }
 
 fn unreadable() -> Error {
-    anyhow!("getent's answer makes no sense")
+    anyhow!("cannot parse getent's answer")
 }

@@ -1,5 +1,5 @@
-//! The options a SPEC may carry after its commas: one table of name, value, fitting sockets and what the kernel is
-//! told. Pure but for the two functions that tell it.
+//! The options a SPEC may carry after its commas: one table of name, value, sockets it fits and socket option.
+//! Pure but for the two functions that set one.
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -14,7 +14,7 @@ use crate::sys::{self, Transport};
 /// What a value looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Takes {
-    /// No value: being there means on.
+    /// No value: the option's presence means on.
     Nothing,
     /// A decimal number.
     Number,
@@ -42,7 +42,7 @@ enum Effect {
     Socket(c_int, c_int),
     /// SO_BINDTODEVICE, the one that takes a word.
     Device,
-    /// Whoever binds asks for the value: the file's mode or owner, the backlog, the family, O_NONBLOCK.
+    /// Read where the socket is bound: the file's mode or owner, the backlog, the family, O_NONBLOCK.
     Asked,
 }
 
@@ -159,7 +159,7 @@ impl Options {
         }
     }
 
-    /// Tell the kernel those that are set between socket(2) and bind(2).
+    /// Set those that take effect between socket(2) and bind(2).
     pub(crate) fn apply(&self, socket: impl AsFd) -> Result<()> {
         for (row, value) in &self.0 {
             match (row.effect, value) {

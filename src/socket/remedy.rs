@@ -28,14 +28,14 @@ pub(crate) fn for_listen(endpoint: &Endpoint, error: &Error) -> Option<String> {
     }
 }
 
-/// Who has the address, as far as /proc tells.
+/// The process that has the address, as far as /proc shows.
 fn held_by(endpoint: &Endpoint) -> String {
     let held = bound_to(endpoint);
     let holds = |pid: &Pid| descriptors::sockets(*pid).any(|inode| held.contains(&inode));
     let processes = sys::numbers_in("/proc").unwrap_or_default();
     // The lowest is the oldest as a rule: a master, not one of its workers.
     match processes.into_iter().map(Pid::from_raw).filter(holds).min() {
-        Some(pid) if pid == Pid::this() => "it is held by this very start: two --listen ask for one address".to_owned(),
+        Some(pid) if pid == Pid::this() => "two --listen options ask for the same address".to_owned(),
         Some(pid) => format!("it is held by pid {pid}: {}", command(pid)),
         None => "it is held by a process that /proc does not show to this user".to_owned(),
     }

@@ -16,7 +16,7 @@ use crate::socket::options::Options;
 pub(crate) struct Spec {
     /// As the user wrote it, for messages.
     text: String,
-    /// What LISTEN_FDNAMES will call it.
+    /// Its name in LISTEN_FDNAMES.
     pub(crate) name: Option<FdName>,
     /// Where it listens.
     pub(crate) address: Address,
@@ -96,7 +96,7 @@ fn split_name(text: &str) -> Result<(Option<FdName>, &str)> {
     }
 }
 
-/// The user's own words.
+/// The text that the user wrote.
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

@@ -1,5 +1,5 @@
-//! Unix sockets in the file system. Nobody's file is ever destroyed: only a socket that nobody is bound to, and that
-//! refuses connections, is replaced; and there is no moment at which the file has the wrong mode.
+//! Unix sockets in the file system. Only a dead socket's file is ever replaced: one that no socket is bound to and
+//! that refuses connections. The file never has the wrong mode.
 
 use std::fs::{File, TryLockError};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -62,14 +62,14 @@ impl Drop for Created {
     }
 }
 
-/// May do everything: what a umask takes away from.
+/// All permissions, for a umask that takes them from everybody.
 const EVERYBODY: Mode = Mode::from_bits_truncate(0o777);
 
-/// How long others may take to replace a dead socket, and how often they are looked at.
+/// How long another process may take to replace a dead socket, and how often to check.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Who may connect, resolved before anything is made.
+/// The owner and mode of the file, resolved before anything is created.
 struct Access {
     user: Option<u32>,
     group: Option<u32>,
@@ -86,7 +86,7 @@ impl Access {
     }
 }
 
-/// Bind `socket` at `path` and call `listen`; only then let anybody in.
+/// Bind `socket` at `path` and call `listen`; only then allow connections.
 pub(crate) fn bind(
     socket: &OwnedFd,
     path: &str,
@@ -96,7 +96,7 @@ pub(crate) fn bind(
     let access = Access::of(options)?;
     let address = UnixAddr::new(path)?;
     let bind_closed = || {
-        // Nobody but root gets in until owner and mode are as they shall be, and the socket listens.
+        // Only root can connect until owner and mode are set and the socket listens.
         let usual = umask(EVERYBODY);
         let bound = socket::bind(socket.as_raw_fd(), &address);
         umask(usual);
@@ -123,9 +123,9 @@ pub(crate) fn bind(
     Ok(created)
 }
 
-/// Let nobody else of us replace a socket in this folder at the same time: a new file may have the inode of the dead
-/// one, and then nothing tells them apart. Whoever waits finds the new socket alive. Without the folder's flock(2) it
-/// goes on after a while, for a flock(1) that we run under may hold it.
+/// Keep other instances from replacing a socket in this folder at the same time: a new file may have the inode of
+/// the dead one, and then the two look the same. An instance that waits finds the new socket alive. Without the
+/// folder's flock(2) it goes on after a while, for a flock(1) that we run under may hold it.
 fn wait_for_others(path: &Path) -> Option<File> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = File::open(folder).ok()?;
@@ -142,7 +142,7 @@ fn wait_for_others(path: &Path) -> Option<File> {
 pub(crate) fn bound_socket(path: &Path) -> Option<SocketInode> {
     let file = lstat(path).ok()?;
     let device = device_inside(path, &file);
-    // The kernel tells but 32 bits of the file's inode.
+    // The kernel reports only 32 bits of the file's inode.
     let is_bound_here =
         |bound: &BoundFile| bound.inode == file.st_ino as u32 && device.is_none_or(|device| bound.device == device);
     let mut sockets = unix_sockets(States::ALL).ok()?.into_iter();
@@ -151,38 +151,38 @@ pub(crate) fn bound_socket(path: &Path) -> Option<SocketInode> {
     here.map(|socket| socket.inode)
 }
 
-/// The number that the kernel itself has for a file's file system; none where stat(2) tells another, as Btrfs does for
-/// its subvolumes.
+/// The kernel's internal number of a file's file system; none where stat(2) reports another, as Btrfs does
+/// for its subvolumes.
 fn device_inside(path: &Path, file: &FileStat) -> Option<u32> {
     let kind = statfs(path).ok()?.filesystem_type();
     let honest = kind != BTRFS_SUPER_MAGIC && kind != OVERLAYFS_SUPER_MAGIC;
     honest.then(|| (major(file.st_dev) << 20 | minor(file.st_dev)) as u32)
 }
 
-/// Remove a socket's file that nobody answers at; anything else is an error and stays.
+/// Remove the file of a dead socket; any other file is an error and stays.
 fn remove_dead(path: &Path, address: &UnixAddr) -> Result<()> {
     let file = match lstat(path) {
-        // Whoever was there a moment ago is gone: bind(2) will tell.
+        // The file was removed meanwhile; if not for good, bind(2) fails.
         Err(Errno::ENOENT) => return Ok(()),
         found => found?,
     };
     ensure!(kind(&file) == SFlag::S_IFSOCK, "{} exists and is {}", path.display(), what_is(&file));
-    // Ask the kernel first: a connection would reach a live server as an empty one.
+    // Ask the kernel first: connecting would show up in a live server as an empty connection.
     ensure!(bound_socket(path).is_none(), Errno::EADDRINUSE);
-    // It may still live in another network namespace, of which sock_diag(7) does not tell.
+    // It may still live in another network namespace, which sock_diag(7) does not show.
     ensure!(is_refused(address)?, Errno::EADDRINUSE);
     remove_checked(path, &file)
 }
 
-/// Does connecting say that nobody is there? Not blocking, for a full queue may stay full.
+/// Does connect(2) fail with ECONNREFUSED? Not blocking, for a full accept queue may stay full.
 fn is_refused(address: &UnixAddr) -> nix::Result<bool> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let client = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     Ok(socket::connect(client.as_raw_fd(), address) == Err(Errno::ECONNREFUSED))
 }
 
-/// Remove `path` if it is still `file` and dead. Moved aside first, so that a live socket which somebody put there
-/// meanwhile can be put back.
+/// Remove `path` if it is still `file` and dead. Moved aside first, so that a live socket which another process
+/// put there meanwhile can be put back.
 fn remove_checked(path: &Path, file: &FileStat) -> Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".dead-{}", process::id()));

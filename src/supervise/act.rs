@@ -1,4 +1,4 @@
-//! The plan's orders, carried out on processes; and what becomes of processes, brought to the plan.
+//! Carry out the plan's orders on processes, and feed it the events of processes.
 
 use std::ffi::CString;
 use std::process;
@@ -18,7 +18,7 @@ use crate::supervise::report::{Diagnosis, connections};
 use crate::sys;
 use crate::target::pid_file::PidFile;
 
-/// At most this many notifications of one generation are read before the others have their turn.
+/// At most this many notifications of one generation are read before the others are handled.
 const NOTIFICATIONS_AT_ONCE: usize = 64;
 
 impl Supervisor {
@@ -31,21 +31,21 @@ impl Supervisor {
                 Order::Kill(id) => self.kill(id),
                 Order::Report(id, Transition::Serves) => self.serve(id),
                 Order::Report(id, Transition::TimedOut) => self.time_out(id),
-                Order::Report(id, transition) => self.audience.transition(id, transition, &self.plan),
+                Order::Report(id, transition) => self.reporter.transition(id, transition, &self.plan),
                 Order::Finish(status) => self.finished = Some(status),
             }
         }
     }
 
     fn start(&mut self, id: Id) {
-        self.audience.starting(id, &self.plan, self.config.limits, sys::now());
+        self.reporter.starting(id, &self.plan, self.config.limits, sys::now());
         match self.launch(id) {
             Ok(generation) => {
-                self.audience.progress(id, &format!("started (pid {})", generation.pid));
+                self.reporter.progress(id, &format!("started (pid {})", generation.pid));
                 self.generations.add(generation);
             }
             Err(error) => {
-                self.audience.failure(id, &format!("cannot be started: {error:#}"), None);
+                self.reporter.failure(id, &format!("cannot be started: {error:#}"), None);
                 self.events.push_back(Event::Ended(id, ExitStatus::Ours as u8));
             }
         }
@@ -60,7 +60,7 @@ impl Supervisor {
             directory: self.directory.as_deref(),
             generation: id,
             variables: Vec::<CString>::new(),
-            watchdog: self.audience.manager.watchdog(),
+            watchdog: self.reporter.manager.watchdog(),
         };
         Generation::start(launch, share, &self.config.ready, sys::now())
     }
@@ -75,7 +75,7 @@ impl Supervisor {
         generation.retire(self.config.stop_signal);
         if generation.ended.is_none() {
             let held = connections(generation.connections(&self.sockets));
-            self.audience.progress(id, &format!("draining{held}"));
+            self.reporter.progress(id, &format!("draining{held}"));
         }
         self.collect_gone();
     }
@@ -98,11 +98,11 @@ impl Supervisor {
         generation.watch = None;
         let after = generation.age(now);
         self.sockets.restore_backlogs();
-        self.audience.serves(id, after, &self.plan, now);
+        self.reporter.serves(id, after, &self.plan, now);
         self.write_pid_file();
     }
 
-    /// A generation was not ready in time; its death is the next order.
+    /// A generation was not ready in time; the order to kill it follows.
     fn time_out(&mut self, id: Id) {
         self.generations.survey();
         let Some(generation) = self.generations.get(id) else { return };
@@ -112,7 +112,7 @@ impl Supervisor {
             elsewhere: elsewhere.into_iter().next(),
             unobservable: generation.watch.as_ref().is_some_and(|watch| watch.is_unobservable()),
         };
-        self.audience.timed_out(id, self.config.limits.ready, &diagnosis, &self.plan);
+        self.reporter.timed_out(id, self.config.limits.ready, &diagnosis, &self.plan);
     }
 
     /// The supervisor's pid, once something serves.
@@ -120,7 +120,7 @@ impl Supervisor {
         let Some(path) = self.config.exec.pid_file.as_deref().filter(|_| self.pid_file.is_none()) else { return };
         match PidFile::write(path, process::id()) {
             Ok(pid_file) => self.pid_file = Some(pid_file),
-            // What serves goes on serving.
+            // An error is no reason to stop serving.
             Err(error) => error!("{error:#}"),
         }
     }
@@ -141,16 +141,16 @@ impl Supervisor {
 
     /// The main process of a generation ended.
     fn see_end(&mut self, id: Id) {
-        // Before it is gone from the table: its group and its children are found through it.
+        // While it is still in the process table: its group and children are found through it.
         self.generations.survey();
         let Some(generation) = self.generations.get_mut(id) else { return };
         let Some(ending) = generation.see_end() else { return };
         let exec_error = generation.exec_error();
         let reason = ending.to_string();
         if self.plan.is_starting(id) {
-            self.audience.failed_to_start(id, &reason, exec_error.as_deref(), &self.sockets);
+            self.reporter.failed_to_start(id, &reason, exec_error.as_deref(), &self.sockets);
         } else if self.plan.is_serving(id) {
-            self.audience.ended_unasked(id, &exec_error.unwrap_or(reason));
+            self.reporter.ended_unasked(id, &exec_error.unwrap_or(reason));
         }
         debug!("generation {id}: {ending}");
         self.events.push_back(Event::Ended(id, ending.status()));
@@ -172,7 +172,7 @@ impl Supervisor {
             self.generations.survey();
         }
         let mut keep_alive = false;
-        // One that floods us does not keep us from the rest.
+        // Limited, so that a flood does not keep us from the rest.
         for _ in 0..NOTIFICATIONS_AT_ONCE {
             let Some(notification) = self.generations.get(id).and_then(Generation::next_notification) else { break };
             debug!("generation {id}: {:?} from pid {}", notification.text, notification.pid);
@@ -188,14 +188,14 @@ impl Supervisor {
             keep_alive |= notification.has("WATCHDOG=1");
         }
         if keep_alive && self.plan.is_serving(id) {
-            self.audience.manager.alive();
+            self.reporter.manager.alive();
         }
     }
 }
 
-/// Once: a stranger that sends a thousand notifications shall not fill the log.
+/// Once: a stranger that sends a thousand notifications must not fill the log.
 fn warn_of_stranger(generation: &mut Generation, pid: i32) {
     if !std::mem::replace(&mut generation.stranger_reported, true) {
-        warn!("generation {}: what pid {pid} sends, which is not of it, is ignored", generation.id);
+        warn!("generation {}: ignoring notifications of pid {pid}, which does not belong to it", generation.id);
     }
 }

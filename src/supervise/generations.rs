@@ -11,7 +11,7 @@ use nix::unistd::{Pid, geteuid};
 
 use crate::config::Ready;
 use crate::kernel::members::{Members, strangers};
-use crate::kernel::processes::{Process, ProcessState, Table as Processes, are_visible};
+use crate::kernel::processes::{Process, ProcessState, Processes, are_visible};
 use crate::saved;
 use crate::supervise::generation::notify_socket::Notification;
 use crate::supervise::generation::{Generation, SavedGeneration};
@@ -24,7 +24,7 @@ use crate::sys::{Claimed, Timestamp};
 /// Notifications from strangers cause at most one survey of all processes in this time.
 const STRANGER_INTERVAL: Duration = Duration::from_millis(50);
 
-/// They, in the order of their start.
+/// The generations, in the order of their start.
 #[derive(Debug, Default)]
 pub(crate) struct Generations {
     all: Vec<Generation>,
@@ -97,7 +97,7 @@ impl Generations {
     }
 
     /// Children ended: reap the orphans among them, and take out the generations of which nothing is left and that
-    /// `drains`. Nobody but their owner may reap `helpers`.
+    /// `drains`. Only their owner may reap `helpers`.
     pub(crate) fn take_gone(&mut self, helpers: &[Pid], drains: impl Fn(Id) -> bool) -> Vec<Generation> {
         let processes = self.survey();
         self.reap_orphans(processes.as_ref(), helpers);
@@ -109,7 +109,7 @@ impl Generations {
         self.all.extract_if(.., |generation| generation.is_over() && drains(generation.id)).collect()
     }
 
-    /// Processes that came to us as their reaper.
+    /// Reap processes that were reparented to us.
     fn reap_orphans(&self, processes: Option<&Processes>, helpers: &[Pid]) {
         let is_held = |pid: Pid| helpers.contains(&pid) || self.all.iter().any(|generation| generation.pid == pid);
         let Some(processes) = processes else { return reap_unseen(is_held) };
@@ -124,15 +124,15 @@ impl Generations {
         self.all.iter().filter_map(|generation| generation.watch.as_ref()?.check_pid())
     }
 
-    /// Is a notification to be obeyed? If it comes from root, our own user, or a process of the generation, which may
-    /// be another user's by now.
+    /// Is a notification accepted? If it comes from root, our own user, or a process of the generation, which may be
+    /// another user's by now.
     pub(crate) fn believes(&mut self, id: Id, notification: &Notification, now: Timestamp) -> bool {
         let sender = Pid::from_raw(notification.pid);
         let is_member = |all: &Generations| all.get(id).is_some_and(|generation| generation.has_member(sender));
         if [0, geteuid().as_raw()].contains(&notification.uid) || is_member(self) {
             return true;
         }
-        // It may have been forked since the last survey; but a stranger that sends all the time is not to keep us busy.
+        // It may have been forked since the last survey; but a stranger that sends continually must not keep us busy.
         if now < self.next_stranger {
             return false;
         }
@@ -165,14 +165,14 @@ impl Generations {
         Generations { all, ..Generations::default() }
     }
 
-    /// Everything is over.
+    /// Reap all main processes, at the end.
     pub(crate) fn reap_all(&mut self) {
         self.all.drain(..).for_each(Generation::reap);
     }
 }
 
-/// Can it be seen which processes there are?
-pub(crate) fn warn_if_blind() {
+/// Log a warning if /proc cannot be read.
+pub(crate) fn warn_without_proc() {
     if let Err(error) = are_visible() {
         warn!(
             "/proc cannot be read ({error}): of a generation only the main process is watched over, and only READY=1 \
@@ -181,7 +181,8 @@ pub(crate) fn warn_if_blind() {
     }
 }
 
-/// Reap ended children, up to the first that `is_held`: it hides those behind it until it is reaped itself.
+/// Reap ended children, up to the first that `is_held`: waitid(2) does not report those behind it until it is reaped
+/// itself.
 fn reap_unseen(is_held: impl Fn(Pid) -> bool) {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     while let Ok(status) = waitid(WaitId::All, flags)

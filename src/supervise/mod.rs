@@ -36,10 +36,10 @@ use crate::sys::{self, Claimed};
 use crate::target::pid_file::PidFile;
 use control::connection::WaitingFor;
 use control::server::Clients;
-use generations::{Generations, warn_if_blind};
+use generations::{Generations, warn_without_proc};
 use plan::{Event, KILLED, Plan};
 use poll::{Source, Table};
-use report::Audience;
+use report::Reporter;
 use signals::Signals;
 use sockets::Sockets;
 use upgrade::Upgrade;
@@ -48,7 +48,7 @@ use upgrade::state::State;
 /// A supervisor: its parts, each of which owns what it holds.
 struct Supervisor {
     config: Supervise,
-    /// The working directory by the name it had at start.
+    /// The working directory by its name at start.
     directory: Option<PathBuf>,
     signals: Signals,
     plan: Plan,
@@ -56,13 +56,13 @@ struct Supervisor {
     events: VecDeque<Event>,
     sockets: Sockets,
     generations: Generations,
-    audience: Audience,
+    reporter: Reporter,
     upgrade: Upgrade,
     pid_file: Option<PidFile>,
     finished: Option<u8>,
 }
 
-/// Supervise until told to stop, or until the first generation fails; gives the exit status.
+/// Supervise until asked to stop, or until the first generation fails; return the exit status.
 pub(crate) fn supervise(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<u8> {
     Ok(Supervisor::new(config, listeners, others)?.run())
 }
@@ -88,7 +88,7 @@ impl Supervisor {
             events: VecDeque::new(),
             sockets,
             generations: Generations::default(),
-            audience: Audience::new(clients, Manager::of(&sys::environment()), None),
+            reporter: Reporter::new(clients, Manager::of(&sys::environment()), None),
             upgrade: Upgrade::new(upgrade::own_program()),
             pid_file: None,
             finished: None,
@@ -119,7 +119,7 @@ impl Supervisor {
             events,
             sockets,
             generations,
-            audience: Audience::new(clients, Manager::of(&sys::environment()), state.last_failure),
+            reporter: Reporter::new(clients, Manager::of(&sys::environment()), state.last_failure),
             upgrade: Upgrade::new(state.program.0),
             finished: None,
         })
@@ -134,24 +134,24 @@ impl Supervisor {
             directory: self.directory.clone().map(SavedPath),
             signals: self.signals.dispositions().save(),
             sockets: self.sockets.save(),
-            control: self.audience.clients.save(),
+            control: self.reporter.clients.save(),
             plan: self.plan.clone(),
             generations: self.generations.save(),
-            last_failure: self.audience.last_failure.clone(),
+            last_failure: self.reporter.last_failure.clone(),
             pid_file: self.pid_file.is_some(),
         }
     }
 
     fn run(mut self) -> u8 {
-        warn_if_blind();
+        warn_without_proc();
         loop {
             self.handle_events();
             if let Some(status) = self.finished {
                 self.leave(status);
                 return status;
             }
-            // Before the sleep: one that was sent everything may wait for nothing but the end.
-            self.audience.clients.tidy(sys::now());
+            // Before the sleep: a client whose last reply was sent only waits for its connection to close.
+            self.reporter.clients.tidy(sys::now());
             for (source, flags) in self.table().wait(sys::now()) {
                 self.wake(source, flags);
             }
@@ -165,7 +165,7 @@ impl Supervisor {
         self.signals.poll(&mut table);
         self.generations.poll(&mut table);
         self.upgrade.poll(&mut table);
-        self.audience.poll(&mut table);
+        self.reporter.poll(&mut table);
         table.until(self.plan.deadline());
         table
     }
@@ -174,22 +174,22 @@ impl Supervisor {
         match source {
             Source::Signals => self.receive_signals(),
             Source::Generation(id, role) => self.wake_generation(id, role),
-            Source::Control => self.audience.clients.accept(sys::now()),
+            Source::Control => self.reporter.clients.accept(sys::now()),
             Source::Client(at) => self.wake_client(at, flags),
-            // Its outcome is asked for in every round.
+            // Its outcome is checked in every round.
             Source::Probe => (),
         }
     }
 
-    /// Everything that is due by its time.
+    /// Do everything that is due.
     fn look_after(&mut self) {
         let now = sys::now();
         self.generations.observe(&self.sockets, now, &mut self.events);
         if self.plan.deadline().is_some_and(|deadline| deadline <= now) {
             self.events.push_back(Event::Tick);
         }
-        self.audience.send_live(&self.plan, &self.generations, &self.sockets, now);
-        self.audience.keep_manager_informed(&self.plan, now);
+        self.reporter.send_live(&self.plan, &self.generations, &self.sockets, now);
+        self.reporter.keep_manager_informed(&self.plan, now);
         match self.upgrade.outcome(now) {
             None => (),
             Some(Err(error)) => self.upgrade.refuse(&error),
@@ -214,7 +214,7 @@ impl Supervisor {
         self.handle_events();
         ensure!(self.finished.is_none(), "everything stops");
         let parts = self.sockets.handed_on().chain(self.generations.handed_on());
-        let handed_on: Vec<BorrowedFd> = parts.chain(self.audience.clients.handed_on()).collect();
+        let handed_on: Vec<BorrowedFd> = parts.chain(self.reporter.clients.handed_on()).collect();
         self.upgrade.become_successor(&self.state(), &handed_on)
     }
 
@@ -224,9 +224,9 @@ impl Supervisor {
         if let Some(pid_file) = self.pid_file {
             pid_file.remove();
         }
-        // A client that is told that all is over may start the next one at once, and must find nothing in its way.
+        // A client may start the next supervisor as soon as it gets the last reply: sockets and files go first.
         drop(self.sockets);
-        for mut client in self.audience.clients.close() {
+        for mut client in self.reporter.clients.close() {
             match client.waiting_for {
                 WaitingFor::End if status == KILLED => {
                     client.end_with_error("a generation did not drain and was killed", 1);
@@ -239,7 +239,7 @@ impl Supervisor {
     }
 }
 
-/// The descriptor of `--ready fd:N` must be nobody's: the pipe would take its place in the generation.
+/// The descriptor of `--ready fd:N` must be free: the pipe would take its place in the generation.
 fn check_ready_fd(ready: &Ready, sockets: &Sockets) -> Result<()> {
     let Ready::Descriptor(number) = ready else { return Ok(()) };
     let taken = sockets.has_number(*number);

@@ -1,7 +1,7 @@
 //! Which generation starts, serves and drains, decided without a clock, a process or a socket.
 //!
 //! The promise: at most one generation serves, at most one is getting ready, any number drain; the serving one drains
-//! only after its successor is ready, or when everything is told to stop. A generation that never gets ready changes
+//! only after its successor is ready, or when everything is asked to stop. A generation that never gets ready changes
 //! nothing for the one that serves.
 
 use std::time::Duration;
@@ -27,23 +27,23 @@ const LONG_ENOUGH: Duration = Duration::from_secs(10);
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// Somebody wants a new generation.
+    /// A new generation was asked for.
     Reload,
     /// The generation serves.
     Ready(Id),
-    /// Its main process ended, or never came to be, with this exit status.
+    /// Its main process ended, or could not be started, with this exit status.
     Ended(Id, u8),
     /// Nothing is left of it.
     Gone(Id),
     /// Everything is to stop.
-    Stop(Haste),
+    Stop(StopMode),
     /// The deadline may have passed.
     Tick,
 }
 
 /// How to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Haste {
+pub(crate) enum StopMode {
     /// Let what is under way end.
     Drain,
     /// At once.
@@ -55,9 +55,9 @@ pub(crate) enum Haste {
 pub(crate) enum Order {
     /// Start this generation.
     Start(Id),
-    /// Ask it to stop; as long as its main process lives, that one, and then whatever is left of it.
+    /// Send the stop signal to the main process while it runs, then to every remaining process.
     Retire(Id),
-    /// End whatever is left of it.
+    /// Kill every remaining process.
     Kill(Id),
     /// Report this transition.
     Report(Id, Transition),
@@ -82,7 +82,7 @@ pub(crate) enum Transition {
     Gone,
 }
 
-/// The answer to a wish for a new generation.
+/// The answer to a reload request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// This one is, or will be, the new one.
@@ -97,7 +97,7 @@ pub(crate) enum Answer {
 pub(crate) enum Cause {
     /// It is the first: if it fails, all fails.
     First,
-    /// The one that served is no more: if it fails, it is tried again.
+    /// The one that served has ended: if this one fails, it is tried again.
     Restart,
     /// A new one was asked for: if it fails, the one that serves stays.
     #[default]
@@ -123,7 +123,7 @@ pub(crate) struct Serving {
     pub(crate) since: Timestamp,
 }
 
-/// A generation that is told to stop, or of which something is left.
+/// A generation that was asked to stop, or of which something is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Draining {
     pub(crate) id: Id,
@@ -186,7 +186,7 @@ impl Plan {
         (plan, vec![order])
     }
 
-    /// Go on in the place of a predecessor, which left these generations; whatever it did not know of them drains.
+    /// Go on in the place of a predecessor, which left these generations; those that it did not know drain.
     pub(crate) fn resume(&mut self, left: &[Id]) {
         let known: Vec<Id> = self.generations().collect();
         let unknown = left.iter().filter(|id| !known.contains(id));
@@ -213,26 +213,26 @@ impl Plan {
         self.draining.iter().any(|draining| draining.id == id)
     }
 
-    /// Which generation a wish for a new one is about. To be asked before the wish is handled.
+    /// Which generation a reload request refers to. To be called before the request is handled.
     pub(crate) fn answer(&self) -> Answer {
-        // The next to be started is the one, whether that is now or when the one under way is done with.
+        // It is the next to be started, now or after the one under way.
         if self.stopping.is_some() { Answer::Refused } else { Answer::Generation(self.next) }
     }
 
-    /// When something has to be done even if nothing happens.
+    /// When the next tick is due.
     pub(crate) fn deadline(&self) -> Option<Timestamp> {
         let draining = self.draining.iter().filter_map(|draining| draining.deadline);
         draining.chain(self.starting.map(|starting| starting.deadline)).chain(self.restart).min()
     }
 
-    /// Take in what happened and say what is to be done, in order.
+    /// Handle an event and return the orders, in sequence.
     pub(crate) fn handle(&mut self, event: Event, limits: Limits, now: Timestamp) -> Vec<Order> {
         let mut orders = match event {
             Event::Reload => self.reload(limits, now),
             Event::Ready(id) => self.ready(id, limits, now),
             Event::Ended(id, status) => self.ended(id, status, limits, now),
             Event::Gone(id) => self.gone(id),
-            Event::Stop(haste) => self.stop(haste, limits, now),
+            Event::Stop(mode) => self.stop(mode, limits, now),
             Event::Tick => self.tick(limits, now),
         };
         if let Some(status) = self.stopping.filter(|_| self.draining.is_empty()) {
@@ -320,7 +320,7 @@ impl Plan {
         }
     }
 
-    /// The serving generation ended unasked: clients wait in the queue until it is started again.
+    /// The serving generation ended unasked: clients wait in the accept queue until it is started again.
     fn crashed(&mut self, serving: Serving, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
         if now.saturating_sub(serving.since) >= LONG_ENOUGH {
             self.backoff = FIRST_BACKOFF;
@@ -344,7 +344,7 @@ impl Plan {
         if self.draining.len() < before { vec![Order::Report(id, Transition::Gone)] } else { vec![] }
     }
 
-    fn stop(&mut self, haste: Haste, limits: Limits, now: Timestamp) -> Vec<Order> {
+    fn stop(&mut self, mode: StopMode, limits: Limits, now: Timestamp) -> Vec<Order> {
         self.stopping.get_or_insert(0);
         self.restart = None;
         let mut orders = Vec::new();
@@ -355,7 +355,7 @@ impl Plan {
             orders.extend([Order::Report(starting.id, Transition::Cancelled), self.retire(starting.id, limits, now)]);
         }
         orders.extend(self.serving.take().map(|serving| self.retire(serving.id, limits, now)));
-        if haste == Haste::Now {
+        if mode == StopMode::Now {
             orders.extend(self.kill(|_| true));
         }
         orders
@@ -367,7 +367,7 @@ impl Plan {
         for draining in &mut self.draining {
             if draining.deadline.take_if(|deadline| due(*deadline)).is_some() {
                 orders.extend([Order::Report(draining.id, Transition::Killed), Order::Kill(draining.id)]);
-                // Told to stop, it did not drain: the status says so.
+                // Asked to stop, it did not drain: the exit status shows it.
                 self.stopping = self.stopping.map(|status| if status == 0 { KILLED } else { status });
             }
         }

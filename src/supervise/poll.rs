@@ -17,7 +17,7 @@ use crate::sys::Timestamp;
 /// Between two rounds where poll(2) itself fails.
 const BACKOFF: Duration = Duration::from_millis(100);
 
-/// To whom a descriptor belongs that poll(2) found ready.
+/// The owner of a descriptor that poll(2) found ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Signals,
@@ -64,7 +64,7 @@ impl<'a> Table<'a> {
         match poll(&mut self.fds, timeout(self.deadline, now)) {
             Ok(_) => (),
             Err(Errno::EINTR) => return vec![],
-            // As when the limit of open files was lowered below what we have: signals are received all the same.
+            // As when the limit of open files was lowered below what we have: signals are still received.
             Err(errno) => {
                 debug!("poll: {errno}");
                 thread::sleep(BACKOFF);

@@ -1,12 +1,12 @@
-//! What is reported of the generations: in the log, to the clients that are waiting, and to the service manager. Nothing
-//! but that is changed here.
+//! Report on the generations: to the log, to the clients that are waiting, and to the service manager. No other state
+//! is changed here.
 
 use std::time::Duration;
 
 use log::{error, info};
 
 use crate::config::{Limits, Until};
-use crate::kernel::elsewhere::Elsewhere;
+use crate::kernel::elsewhere::ForeignListener;
 use crate::manager::Manager;
 use crate::supervise::control::connection::{Client, WaitingFor};
 use crate::supervise::control::protocol::Reply;
@@ -25,9 +25,9 @@ const LIVE_INTERVAL: Duration = Duration::from_millis(500);
 const TAKE_IT: &str = "its socket is open at descriptor 3 and announced in LISTEN_FDS; \
                        see 'handoff-run --help-servers' for how servers take it";
 
-/// Everybody that reports go to.
+/// Where reports go, besides the log.
 #[derive(Debug)]
-pub(crate) struct Audience {
+pub(crate) struct Reporter {
     pub(crate) clients: Clients,
     pub(crate) manager: Manager,
     pub(crate) last_failure: Option<String>,
@@ -39,14 +39,14 @@ pub(crate) struct Audience {
 #[derive(Debug)]
 pub(crate) struct Diagnosis {
     /// It listens there, on a socket that is not ours.
-    pub(crate) elsewhere: Option<Elsewhere>,
+    pub(crate) elsewhere: Option<ForeignListener>,
     /// Whether it accepts cannot be seen.
     pub(crate) unobservable: bool,
 }
 
-impl Audience {
-    pub(crate) fn new(clients: Clients, manager: Manager, last_failure: Option<String>) -> Audience {
-        Audience { clients, manager, last_failure, next_live: None }
+impl Reporter {
+    pub(crate) fn new(clients: Clients, manager: Manager, last_failure: Option<String>) -> Reporter {
+        Reporter { clients, manager, last_failure, next_live: None }
     }
 
     /// Add the deadlines to the round's table, and what the clients wait for.
@@ -99,11 +99,11 @@ impl Audience {
         self.progress(id, ending);
     }
 
-    /// A generation serves, so long after it was started.
+    /// A generation serves, `after` its start.
     pub(crate) fn serves(&mut self, id: Id, after: Duration, plan: &Plan, now: Timestamp) {
         self.progress(id, &format!("ready after {}", show(after)));
         self.manager.ready(&format!("generation {id} serves"));
-        self.manager.stand_back();
+        self.manager.stop_keep_alive();
         self.await_predecessors(id, plan);
         self.next_live = Some(now);
     }
@@ -117,7 +117,7 @@ impl Audience {
                 self.failure(id, &text, Some(TAKE_IT));
             }
             Diagnosis { unobservable: true, .. } => {
-                let remedy = "what it waits on cannot be seen: tell by --ready when it is ready";
+                let remedy = "what it waits on cannot be seen: choose with --ready how it shows that it is ready";
                 self.failure(id, &text, Some(remedy));
             }
             _ => self.failure(id, &text, Some(TAKE_IT)),
@@ -149,8 +149,8 @@ impl Audience {
         }
     }
 
-    /// A generation that was asked for will not serve. The service manager waits for READY=1 after RELOADING=1, whatever
-    /// came of it; that the first one failed, it sees by our end.
+    /// A generation that was asked for will not serve. The service manager waits for READY=1 after RELOADING=1,
+    /// whatever came of it; that the first one failed, it sees when we exit.
     fn did_not_serve(&mut self, id: Id, status: u8, plan: &Plan) {
         match plan.serving {
             _ if plan.stopping.is_some() => (),
@@ -163,7 +163,7 @@ impl Audience {
     /// The keep-alive that is due, and what its queue had no room for.
     pub(crate) fn keep_manager_informed(&mut self, plan: &Plan, now: Timestamp) {
         if plan.serving.is_none() {
-            self.manager.stand_in(now);
+            self.manager.start_keep_alive(now);
         }
         self.manager.send_unsent(now);
     }

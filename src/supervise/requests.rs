@@ -9,7 +9,7 @@ use crate::supervise::Supervisor;
 use crate::supervise::control::connection::{Client, WaitingFor};
 use crate::supervise::control::protocol::{Call, Reply};
 use crate::supervise::control::status::Status;
-use crate::supervise::plan::{Answer, Cause, Event, Haste};
+use crate::supervise::plan::{Answer, Cause, Event, StopMode};
 use crate::supervise::signals::{Received, Sender};
 use crate::sys;
 
@@ -19,13 +19,13 @@ impl Supervisor {
             debug!("{received:?}");
             match Signal::try_from(received.number) {
                 Ok(Signal::SIGCHLD) => self.collect_gone(),
-                Ok(Signal::SIGHUP) if received.sender == Sender::Kernel => self.stop(Haste::Drain),
+                Ok(Signal::SIGHUP) if received.sender == Sender::Kernel => self.stop(StopMode::Drain),
                 Ok(Signal::SIGHUP) => self.reload(),
                 Ok(Signal::SIGTERM) => self.terminate(received),
-                Ok(Signal::SIGINT) => self.stop(Haste::Drain),
-                Ok(Signal::SIGQUIT) => self.stop(Haste::Now),
+                Ok(Signal::SIGINT) => self.stop(StopMode::Drain),
+                Ok(Signal::SIGQUIT) => self.stop(StopMode::Now),
                 Ok(Signal::SIGUSR2) => self.begin_upgrade(),
-                // The terminal's resize is not the server's business, a process' signal is.
+                // SIGWINCH of the terminal is not for the server; a process' signal is.
                 _ if received.sender == Sender::Kernel => (),
                 _ => self.pass_on(received.number),
             }
@@ -45,7 +45,7 @@ impl Supervisor {
                 debug!("generation {id} asks its parent to end: it is ready");
                 self.events.push_back(Event::Ready(id));
             }
-            None => self.stop(Haste::Drain),
+            None => self.stop(StopMode::Drain),
         }
     }
 
@@ -54,16 +54,16 @@ impl Supervisor {
         let ended = plan.serving.is_none() && !plan.starting.is_some_and(|starting| starting.cause == Cause::First);
         if ended && plan.stopping.is_none() {
             // The service manager that asked waits for a reload, even where nothing is left to be replaced.
-            self.audience.manager.reloading("starting what has ended", sys::now());
+            self.reporter.manager.reloading("starting what has ended", sys::now());
         }
         self.events.push_back(Event::Reload);
     }
 
-    fn stop(&mut self, haste: Haste) {
+    fn stop(&mut self, mode: StopMode) {
         if self.plan.stopping.is_none() {
-            self.audience.manager.stopping("draining", self.config.limits.drain);
+            self.reporter.manager.stopping("draining", self.config.limits.drain);
         }
-        self.events.push_back(Event::Stop(haste));
+        self.events.push_back(Event::Stop(mode));
     }
 
     fn begin_upgrade(&mut self) {
@@ -86,19 +86,19 @@ impl Supervisor {
 
     /// Something happened to the client in this place.
     pub(super) fn wake_client(&mut self, at: usize, flags: PollFlags) {
-        match self.audience.clients.wake(at, flags).map(|Call { request, .. }| request) {
+        match self.reporter.clients.wake(at, flags).map(|Call { request, .. }| request) {
             None => (),
             Some(Request::Reload(until)) => self.reload_for(at, until),
             Some(Request::Status(form)) => self.show_status(at, form),
             Some(Request::Stop) => {
                 self.client(at, |client| client.waiting_for = WaitingFor::End);
-                self.stop(Haste::Drain);
+                self.stop(StopMode::Drain);
             }
         }
     }
 
     fn reload_for(&mut self, at: usize, until: Until) {
-        // What came before it has to be decided first: the answer counts generations.
+        // Earlier events come first: the answer depends on them.
         self.handle_events();
         match self.plan.answer() {
             Answer::Refused => self.client(at, |client| client.end_with_error("the supervisor is stopping", 125)),
@@ -112,7 +112,7 @@ impl Supervisor {
 
     fn show_status(&mut self, at: usize, form: Form) {
         self.generations.survey();
-        let last_failure = self.audience.last_failure.as_deref();
+        let last_failure = self.reporter.last_failure.as_deref();
         let status = Status::of(&self.plan, &self.generations, &self.sockets, last_failure, sys::now());
         let lines = match form {
             Form::Table => status.table(),
@@ -125,7 +125,7 @@ impl Supervisor {
     }
 
     fn client(&mut self, at: usize, act: impl FnOnce(&mut Client)) {
-        if let Some(client) = self.audience.clients.get_mut(at) {
+        if let Some(client) = self.reporter.clients.get_mut(at) {
             act(client);
         }
     }

@@ -1,4 +1,4 @@
-//! The signals of a supervisor: received as reads from a descriptor, and given back to each generation as they were.
+//! The signals of a supervisor: received through a signalfd, and restored for each generation.
 
 use std::os::fd::AsFd;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::supervise::poll::{Source, Table};
 use crate::sys::{self, Disposition};
 
-/// What comes in as a read.
+/// The signals received through the signalfd.
 const RECEIVED: [Signal; 8] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -34,7 +34,7 @@ pub(crate) struct Signals {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dispositions {
     mask: SigSet,
-    /// Changed for the supervisor: it must see its children end, and outlive whoever reads its log.
+    /// Changed for the supervisor: it must see its children end, and survive a closed log pipe.
     child: Disposition,
     pipe: Disposition,
 }
@@ -79,7 +79,7 @@ impl Signals {
     }
 
     fn open(dispositions: Dispositions) -> Result<Signals> {
-        // Children are to be waited for, and a log's reader may end before us.
+        // Children must stay waitable, and the log's reader may end before us.
         sys::set_disposition(Signal::SIGCHLD, Disposition::Default).context("cannot set SIGCHLD")?;
         sys::set_disposition(Signal::SIGPIPE, Disposition::Ignored).context("cannot set SIGPIPE")?;
         let received = received();
@@ -102,7 +102,7 @@ impl Signals {
         table.input(Source::Signals, self.fd.as_fd());
     }
 
-    /// What a generation shall have.
+    /// What a generation is started with.
     pub(crate) fn dispositions(&self) -> Dispositions {
         self.dispositions
     }
@@ -124,7 +124,7 @@ impl Dispositions {
         Dispositions { mask: sys::set_of(&saved.blocked), child, pipe }
     }
 
-    /// Make the signals what they were; in a child, or before the supervisor execs itself.
+    /// Restore the signals; in a child, or before the supervisor execs itself.
     pub(crate) fn restore(&self) -> nix::Result<()> {
         sys::set_disposition(Signal::SIGCHLD, self.child)?;
         sys::set_disposition(Signal::SIGPIPE, self.pipe)?;
@@ -132,7 +132,7 @@ impl Dispositions {
     }
 }
 
-/// RECEIVED and the real-time signals, but not a SIGHUP that nohup(1) ignored: if blocked, it would be kept for us.
+/// RECEIVED and the real-time signals, but not a SIGHUP that nohup(1) ignored: if blocked, it would stay pending.
 fn received() -> SigSet {
     let numbers = RECEIVED.iter().map(|signal| *signal as i32).chain(sys::real_time_signals());
     let wanted = |number: &i32| *number != Signal::SIGHUP as i32 || sys::disposition(*number) != Disposition::Ignored;

@@ -12,13 +12,13 @@ use crate::sys::Claimed;
 use crate::target::Program;
 use crate::target::handout::Handout;
 
-/// They, at the numbers where every generation finds them.
+/// The listeners, at the numbers where every generation finds them.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     listeners: Vec<Listener>,
     /// In the same order.
     inodes: Vec<SocketInode>,
-    /// What else was inherited, by us and so by every generation.
+    /// Other inherited descriptors, which every generation inherits too.
     others: Vec<OwnedFd>,
 }
 
@@ -82,7 +82,7 @@ impl Sockets {
         sockets.chain(self.others.iter().map(AsRawFd::as_raw_fd)).any(|fd| fd == number)
     }
 
-    /// Servers call listen(2) again and make the backlog shorter for everybody.
+    /// Servers call listen(2) again, which may shorten the backlog for all generations.
     pub(crate) fn restore_backlogs(&self) {
         self.listeners.iter().for_each(Listener::restore_backlog);
     }

@@ -1,8 +1,8 @@
-//! The allocator where the libc is musl: a piece of the program's own memory first, and musl's when that is used up.
+//! The allocator where the libc is musl: a block of the program's own memory first, and musl's when that is used up.
 //!
-//! To parse a command line takes hundreds of small allocations, and the process soon becomes another. musl maps and unmaps
-//! pages for them, which takes longer than the parsing itself; glibc does not. What is freed here is not used again,
-//! unless it came last; a supervisor, which lives on, allocates from musl as soon as the piece is full.
+//! To parse a command line takes hundreds of small allocations, and the process soon becomes another. musl maps and
+//! unmaps pages for them, which takes longer than the parsing itself; glibc does not. What is freed here is not used
+//! again, unless it came last; a supervisor, which keeps running, allocates from musl as soon as the block is full.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Enough for a start, which takes two thirds of it, and little for a supervisor to lose.
+/// Enough for a start, which takes two thirds of it, and little for a supervisor to waste.
 const SIZE: usize = 96 << 10;
 
 #[cfg_attr(not(test), global_allocator)]
@@ -53,7 +53,7 @@ impl Arena {
     }
 }
 
-// SAFETY: a part lies in the memory, is aligned, and is nobody else's until it is given back; the rest is System's.
+// SAFETY: a part is within the memory, aligned, and allocated once until it is freed; the rest is System's.
 unsafe impl GlobalAlloc for Arena {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the layout is the caller's.

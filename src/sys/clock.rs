@@ -5,7 +5,7 @@ use std::time::Duration;
 /// A reading of the monotonic clock, since boot.
 pub(crate) type Timestamp = Duration;
 
-/// The monotonic clock, which no setting of the time moves, since boot.
+/// CLOCK_MONOTONIC, which setting the time does not change.
 pub(crate) fn now() -> Timestamp {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes a timespec, which lives through the call; this clock always exists.

@@ -8,7 +8,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::directory::{list_numbers, open_directory};
 
-/// The first descriptor that is not a standard one, where `sd_listen_fds(3)` says that sockets begin.
+/// The first descriptor that is not a standard one, SD_LISTEN_FDS_START of `sd_listen_fds(3)`.
 pub(crate) const FIRST_FD: RawFd = 3;
 
 /// Where descriptors are looked for when there is no /proc: no server has more open when it starts its successor.
@@ -29,7 +29,7 @@ pub(crate) unsafe fn claim() -> nix::Result<Claimed> {
         Err(Errno::ENOENT | Errno::EACCES | Errno::EPERM) => probed_descriptors(),
         Err(errno) => return Err(errno),
     };
-    // SAFETY: the kernel just named these as open, and the caller promises that nobody owns them.
+    // SAFETY: the kernel just named these as open, and the caller promises that they have no owner.
     Ok(Claimed(numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()))
 }
 
@@ -50,7 +50,7 @@ impl Claimed {
         Some(self.0.remove(at))
     }
 
-    /// Those that nobody took, as they were inherited.
+    /// Those that were not taken, as they were inherited.
     pub(crate) fn rest(self) -> Vec<OwnedFd> {
         self.0
     }
@@ -58,7 +58,7 @@ impl Claimed {
 
 /// The numbers from 3 on that `/proc/self/fd` lists, which goes through the table in order.
 fn open_descriptors() -> nix::Result<Vec<RawFd>> {
-    // As a rule there are the standard ones alone, and to count is cheaper than to list. Before Linux 6.2 the size of
+    // As a rule there are the standard ones alone, and counting is cheaper than listing. Before Linux 6.2 the size of
     // the directory, which is the count, was 0.
     let open = nix::sys::stat::stat("/proc/self/fd")?.st_size;
     if open > 0 && open == (0..FIRST_FD).filter(|fd| is_open(*fd)).count() as i64 {
@@ -121,12 +121,12 @@ pub(crate) fn set_close_on_exec(fd: impl AsFd, flag: FdFlag) -> nix::Result<()> 
 /// Put a copy of `fd` at `number`, inheritable, in place of what is there.
 ///
 /// # Safety
-/// Nobody may own what is at `number`, or the process must be about to exec.
+/// What is at `number` must have no owner, or the process must be about to exec.
 pub(crate) unsafe fn place(fd: impl AsFd, number: RawFd) -> nix::Result<()> {
     // dup2(2) of a number to itself does nothing, and would leave it close-on-exec.
     if fd.as_fd().as_raw_fd() == number {
         return set_close_on_exec(fd, FdFlag::empty());
     }
-    // SAFETY: dup2 takes two integers, and the caller promises that no owner of `number` is left to miss it.
+    // SAFETY: dup2 takes two integers, and the caller promises that no owner uses `number` afterwards.
     Errno::result(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) }).map(drop)
 }

@@ -1,4 +1,4 @@
-//! A small program that runs beside us: getent(1) for a name, sh(1) for a check, a new supervisor that is tried out.
+//! A small program that runs beside us: getent(1) for a name, sh(1) for a check, a new supervisor that is probed.
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
@@ -16,7 +16,7 @@ use super::process::{Ending, await_end_of, see_end_of};
 use crate::failure::ExitStatus;
 use crate::sys;
 
-/// A running helper. However we lose interest in it, it ends, and what it started in a group of its own with it.
+/// A running helper. It is killed when dropped, and with it what it started in a group of its own.
 #[derive(Debug)]
 pub(crate) struct Helper {
     pid: Pid,
@@ -24,7 +24,7 @@ pub(crate) struct Helper {
 }
 
 impl Helper {
-    /// Fork; the child does `become_program`, and where that returns, ends with the status that the shell has for it.
+    /// Fork; the child does `become_program`, and where that returns, exits with the shell's status for the error.
     pub(crate) fn fork(become_program: impl FnOnce() -> nix::Result<Infallible>) -> nix::Result<Helper> {
         // SAFETY: this program has one thread.
         match unsafe { sys::fork() }? {
@@ -36,8 +36,8 @@ impl Helper {
         }
     }
 
-    /// Start `words[0]`, looked for in PATH, with `environment`, and with nothing to read; `prepare` is done in the
-    /// child before.
+    /// Start `words[0]`, looked for in PATH, with `environment`, and with an empty stdin; `prepare` is called in
+    /// the child before.
     pub(crate) fn start(
         words: &[CString],
         environment: &[impl AsRef<CStr>],
@@ -52,7 +52,7 @@ impl Helper {
         })
     }
 
-    /// Its process, which nobody else may wait for.
+    /// Its process, which only its owner may wait for.
     pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
@@ -78,7 +78,7 @@ impl Helper {
 }
 
 impl Drop for Helper {
-    /// Never waits: a helper that a debugger holds cannot end yet. Whoever reaps orphans reaps it then.
+    /// Never waits: a helper that a debugger holds cannot end yet. It is then reaped with the orphans.
     fn drop(&mut self) {
         if self.ended.is_some() {
             return;
@@ -92,7 +92,7 @@ impl Drop for Helper {
     }
 }
 
-/// Run `words` to the end and give what it wrote to stdout.
+/// Run `words` to the end and return what it wrote to stdout.
 ///
 /// # Errors
 /// ENOENT where it could not be run.

@@ -38,7 +38,7 @@ pub(crate) fn arguments() -> &'static [OsString] {
 
 /// The variables this process was given, in their order, those without a `=` too, which `std::env` leaves out.
 pub(crate) fn environment() -> Vec<&'static CStr> {
-    // SAFETY: `environ` is set before main, and nobody changes it.
+    // SAFETY: `environ` is set before main, and nothing changes it.
     let first = unsafe { environ };
     if first.is_null() {
         return Vec::new();
@@ -85,8 +85,8 @@ fn pointers(strings: &[impl AsRef<CStr>]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ref().as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// pidfd_open(2). Of this process or of a child that was not waited for, the number is still its own; of any other, the
-/// caller has to look at who has it now.
+/// pidfd_open(2). The number of this process or of an unreaped child is not reused; for any other, the caller must
+/// check which process has it now.
 pub(crate) fn pidfd_of(process: Pid) -> nix::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) })?;
@@ -110,7 +110,7 @@ pub(crate) enum Ending {
     Exited(u8),
     /// By this signal, real-time ones included.
     Signaled(i32),
-    /// Somebody else reaped it.
+    /// It was reaped elsewhere.
     #[serde(other)]
     Unknown,
 }
@@ -154,10 +154,10 @@ pub(crate) fn await_end_of(child: Pid) -> Ending {
     }
 }
 
-/// waitid(2), WNOWAIT. nix' own has no word for a real-time signal.
+/// waitid(2), WNOWAIT. nix' own cannot return a real-time signal.
 ///
 /// # Errors
-/// ECHILD if it was reaped, by somebody else or, where SIGCHLD is ignored, by the kernel.
+/// ECHILD if it was reaped already, as by the kernel where SIGCHLD is ignored.
 fn wait_unreaped(child: Pid, flags: c_int) -> nix::Result<Option<Ending>> {
     // SAFETY: a siginfo of zeros is one, with no process in it.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -172,10 +172,10 @@ fn wait_unreaped(child: Pid, flags: c_int) -> nix::Result<Option<Ending>> {
     }))
 }
 
-/// The pidfd of a child that was just forked. Where there is none to be had, the child is ended: nobody could watch it.
+/// The pidfd of a child that was just forked. Where that fails, the child is killed: it could not be watched.
 pub(crate) fn pidfd_of_child(child: Pid) -> nix::Result<OwnedFd> {
     pidfd_of(child).inspect_err(|_| {
-        // It is our unreaped child, so both reach it and nobody else.
+        // It is our unreaped child, so both affect it alone.
         let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
         let _ = nix::sys::wait::waitpid(child, None);
     })
@@ -193,7 +193,7 @@ pub(crate) fn send_signal(process: impl AsFd, signal: c_int) -> nix::Result<()> 
 /// fork(2).
 ///
 /// # Safety
-/// The process must have one thread only, so that the child may do whatever the parent could.
+/// The process must have one thread only, so that the child may do anything that the parent may.
 pub(crate) unsafe fn fork() -> nix::Result<ForkResult> {
     // SAFETY: the caller promises that there is one thread.
     unsafe { nix::unistd::fork() }

@@ -26,7 +26,7 @@ pub(crate) fn execute(arguments: &[CString], environment: &[impl AsRef<CStr>]) -
             // There may be another one further on; if not, this is what to report.
             Errno::EACCES => outcome = Errno::EACCES,
             Errno::ENOENT | Errno::ENOTDIR => (),
-            // Of file servers that do not answer.
+            // From file servers that do not answer.
             Errno::ESTALE | Errno::ENODEV | Errno::ETIMEDOUT => (),
             errno => return errno,
         }
@@ -36,7 +36,7 @@ pub(crate) fn execute(arguments: &[CString], environment: &[impl AsRef<CStr>]) -
 
 /// What `name` may be: an empty part of the PATH is the working directory.
 fn files(path: &[u8], name: &CStr) -> impl Iterator<Item = CString> {
-    // No program has an empty name, but each folder would be found by it; and no folder has so long a name.
+    // No program has an empty name, but each folder would be found by it; and no folder has a longer name.
     let possible = |folder: &&[u8]| !name.is_empty() && folder.len() < libc::PATH_MAX as usize;
     let folders = path.split(|byte| *byte == b':').filter(possible);
     folders.map(|folder| {
@@ -83,7 +83,7 @@ mod tests {
     fn one_that_may_not_be_executed_is_reported_unless_another_is_found() {
         let path = |value: &CStr| vec![value.to_owned()];
         let run = |path: Vec<CString>, name: &CStr| execute(&[name.to_owned()], &path);
-        // A folder cannot be executed, for anybody.
+        // A folder cannot be executed, not even by root.
         assert_eq!(run(path(c"PATH=/nowhere:/:/nowhere"), c"proc"), Errno::EACCES);
         assert_eq!(run(path(c"PATH=/nowhere:/dev/null"), c"proc"), Errno::ENOENT);
         assert_eq!(run(path(c"PATH=/"), c"./no/such/program"), Errno::ENOENT);

@@ -7,7 +7,7 @@ use std::ptr;
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction};
 
-/// What becomes of a signal, as far as exec keeps it: no code of ours handles one.
+/// The disposition of a signal, as far as exec keeps it: this program has no handlers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Disposition {
     Default,
@@ -25,10 +25,11 @@ pub(crate) fn set_disposition(signal: Signal, disposition: Disposition) -> nix::
     unsafe { sigaction(signal, &action) }.map(drop)
 }
 
-/// What becomes of the signal of this number now.
+/// The present disposition of the signal with this number.
 pub(crate) fn disposition(number: c_int) -> Disposition {
     let mut found = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: the new action is null, so that nothing is changed, and the old one is written where there is room for it.
+    // SAFETY: the new action is null, so that nothing is changed, and the old one is written where there is room for
+    // it.
     let asked = unsafe { libc::sigaction(number, ptr::null(), found.as_mut_ptr()) };
     // SAFETY: every part of it may be zero, as it is if sigaction failed.
     let ignored = asked == 0 && unsafe { found.assume_init() }.sa_sigaction == libc::SIG_IGN;

@@ -40,10 +40,10 @@ pub(crate) fn listen(socket: impl AsFd, backlog: c_int) -> nix::Result<()> {
     Errno::result(unsafe { libc::listen(socket.as_fd().as_raw_fd(), backlog) }).map(drop)
 }
 
-/// recvmsg(2) of the next message into `buffer`: its length, and who sent it, as the kernel vouches for (SO_PASSCRED).
+/// recvmsg(2) of the next message into `buffer`: its length and its sender, as verified by the kernel (SO_PASSCRED).
 ///
-/// There is room for that alone, so that the kernel itself closes descriptors that come along: none ever gets here, not
-/// even half of them where the table is full.
+/// There is room for the credentials alone, so that the kernel itself closes descriptors sent along: none is ever
+/// received, not even some of them where the table is full.
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<(usize, Option<libc::ucred>)> {
     let mut room = Room { bytes: [0; ROOM] };
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -53,9 +53,10 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<(usiz
     message.msg_iovlen = 1;
     message.msg_control = (&raw mut room).cast();
     message.msg_controllen = ROOM as _;
-    // SAFETY: the kernel writes at most as much as the message says into `buffer` and `room`, which live through it.
+    // SAFETY: the kernel writes at most as much as the message header allows into `buffer` and `room`, which live
+    // through it.
     let length = Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, 0) })?;
-    // SAFETY: the kernel says by the new msg_controllen whether a header is there, and `room` is aligned for it.
+    // SAFETY: the new msg_controllen shows whether a header is there, and `room` is aligned for it.
     let sender = unsafe {
         libc::CMSG_FIRSTHDR(&raw const message)
             .as_ref()

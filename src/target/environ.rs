@@ -9,21 +9,21 @@ use crate::socket::spec::FdName;
 const LISTEN_PID: &str = "LISTEN_PID";
 const LISTEN_PIDFDID: &str = "LISTEN_PIDFDID";
 
-/// All that speaks of handed-on sockets. The last one is systemfd's: its number would point beside ours.
+/// All variables about handed-on sockets. The last one is systemfd's: its number would not match ours.
 pub(crate) const VARIABLES: [&str; 5] = [LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, LISTEN_PIDFDID, "LISTEN_FDS_FIRST_FD"];
 
-/// Tells a supervisor that took its predecessor's place where the state is. Nobody else's business.
+/// The upgrade mode and the descriptor of the state, from a supervisor to its successor. Private to them.
 pub(crate) const STATE: &str = "HANDOFF_STATE";
 
 /// A `KEY=VALUE` string of an environment.
 pub(crate) type Variable<'a> = Cow<'a, CStr>;
 
-/// What the target is told of its sockets.
+/// What is announced to the target of its sockets.
 #[derive(Debug, Default)]
 pub(crate) struct Announcement<'a> {
     /// One a socket, in their order.
     pub(crate) names: Vec<&'a FdName>,
-    /// Whom they are for; none for a target that something forks.
+    /// The process they are for; none for a target that a wrapper forks.
     pub(crate) pid: Option<u32>,
     /// The inode of that process' pidfd, where the kernel has one.
     pub(crate) pidfd_id: Option<u64>,
@@ -40,7 +40,8 @@ impl Announcement<'_> {
     }
 }
 
-/// `base` without what it said of sockets, with `announcement` if there is one, and with `set`, which wins over both.
+/// `base` without its variables about sockets, with `announcement` if there is one, and with `set`, which wins over
+/// both.
 pub(crate) fn announce<'a>(
     base: &[&'a CStr],
     announcement: Option<&Announcement>,
@@ -55,7 +56,7 @@ pub(crate) fn announce<'a>(
     environment.into_iter().chain(set.iter().cloned().map(Cow::Owned)).collect()
 }
 
-/// `base` with `set` instead of any of its name, and without a word of where a state is, unless `set` says so.
+/// `base` with `set` instead of any of its name, and without the variable of a state, unless `set` is that.
 pub(crate) fn with<'a>(base: &[&'a CStr], set: CString) -> Vec<Variable<'a>> {
     let replaced = |variable: &CStr| is_for(variable, key(&set)) || is_for(variable, STATE.as_bytes());
     let kept = base.iter().filter(|variable| !replaced(variable)).map(|kept| Cow::Borrowed(*kept));
@@ -69,7 +70,7 @@ fn key(variable: &CStr) -> &[u8] {
     bytes.split(|byte| *byte == b'=').next().unwrap_or(bytes)
 }
 
-/// Has `variable` this key? A comparison of the start, for an environment is long and few of its entries speak of us.
+/// Has `variable` this key? A comparison of the start, for an environment is long and few of its entries are ours.
 fn is_for(variable: &CStr, key: &[u8]) -> bool {
     let rest = variable.to_bytes().strip_prefix(key);
     rest.is_some_and(|rest| rest.first().is_none_or(|next| *next == b'='))

@@ -1,4 +1,4 @@
-//! Become the target: the only place that clears close-on-exec, and the only one that says 126 and 127.
+//! Become the target: the only place that clears close-on-exec, and the only one that returns 126 and 127.
 
 use std::ffi::CString;
 use std::path::Path;
@@ -28,7 +28,7 @@ struct Target<'a> {
     environment: Vec<Variable<'a>>,
 }
 
-/// What is of one generation alone.
+/// What differs from one generation to the next.
 #[derive(Debug)]
 pub(crate) struct Instance {
     /// Counted by a supervisor; 1 without one.
@@ -37,7 +37,7 @@ pub(crate) struct Instance {
     pub(crate) variables: Vec<CString>,
 }
 
-/// Wait for a client if so asked, leave a pid file if so asked, and become the program. Returns only when that failed.
+/// Wait for a client and write a pid file, each if asked for, and become the program. Returns only when that failed.
 pub(crate) fn exec_in_place(
     program: &Program,
     listeners: &[Listener],
@@ -90,7 +90,7 @@ fn describe<'a>(program: &Program, handout: &Handout, instance: Instance) -> Res
     let arguments: Vec<Template> = program.words.iter().map(|word| Template::argument(word.as_bytes())).collect();
     let literal = arguments.iter().chain(program.settings.iter().map(|s| &s.value)).all(Template::is_literal);
     let preset_asks = program.preset.is_some_and(|preset| !preset.variables.is_empty());
-    // The kernel is asked for the addresses only if something speaks of them.
+    // The kernel is asked for the addresses only if a placeholder needs them.
     let places = if literal && !preset_asks { vec![] } else { handout.places()? };
     let mut values = Values { places, generation: instance.generation, pid: process::id() };
     let environment = environment(program, handout, &mut values, instance.variables)?;
@@ -122,7 +122,7 @@ fn environment<'a>(
     Ok(announce(&sys::environment(), announcement, set))
 }
 
-/// The inode of this process' pidfd, which exec keeps and fork does not; none where it would say nothing.
+/// The inode of this process' pidfd, which exec keeps and fork does not; none where it is not unique.
 fn pidfd_id(pid: u32) -> Option<u64> {
     let pidfd = sys::pidfd_of(Pid::from_raw(pid as i32)).ok()?;
     (fstatfs(&pidfd).ok()?.filesystem_type() == PIDFS_MAGIC).then_some(fstat(&pidfd).ok()?.st_ino)

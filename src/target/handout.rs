@@ -21,11 +21,11 @@ pub(crate) struct Handout<'a> {
     stdin: Stdin,
 }
 
-/// One of them.
+/// A socket and its number.
 #[derive(Debug)]
 struct Given<'a> {
     name: &'a FdName,
-    /// Ours, which sits at `number` as a rule.
+    /// Our descriptor, which is at `number` as a rule.
     fd: BorrowedFd<'a>,
     number: RawFd,
 }
@@ -43,7 +43,7 @@ impl<'a> Handout<'a> {
         self.sockets.iter().map(|given| given.name)
     }
 
-    /// What templates say of them; the kernel is asked for each address.
+    /// The values for templates; the kernel is asked for each address.
     pub(crate) fn places(&self) -> Result<Vec<Place>> {
         let place =
             |given: &Given| Ok(Place { name: given.name.clone(), fd: given.number, endpoint: Endpoint::of(given.fd)? });

@@ -13,7 +13,7 @@ use std::os::fd::RawFd;
 use preset::{Preset, Stdin};
 use template::Setting;
 
-/// What to become, and how it is told its sockets: the same for each generation.
+/// What to become, and how its sockets are announced to it: the same for each generation.
 #[derive(Debug)]
 pub(crate) struct Program {
     /// PROGRAM and its arguments; never empty, and without a NUL, since they were arguments before.

@@ -11,7 +11,7 @@ use log::warn;
 
 use crate::failure::plain;
 
-/// A pid file that we wrote, and what stood there before.
+/// A pid file that we wrote, and what was there before.
 #[derive(Debug)]
 pub(crate) struct PidFile {
     path: PathBuf,
@@ -35,7 +35,7 @@ impl PidFile {
         PidFile { path: path.to_owned(), before: None }
     }
 
-    /// Remove it at the end, if it still says what we wrote.
+    /// Remove it at the end, if its content is still ours.
     pub(crate) fn remove(self) {
         let ours = fs::read(&self.path).is_ok_and(|content| content == format!("{}\n", process::id()).as_bytes());
         if ours && let Err(error) = fs::remove_file(&self.path) {
@@ -63,7 +63,7 @@ fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).open(&beside)?;
     let written = file.write_all(content).and_then(|()| fs::rename(&beside, path));
     if written.is_err() {
-        // The first error is the one to tell.
+        // The first error is the one to report.
         let _ = fs::remove_file(&beside);
     }
     written

@@ -9,10 +9,10 @@ use crate::target::template::{Template, Values};
 /// How one server takes a socket.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Preset {
-    /// What `--as` calls it.
+    /// Its name for `--as`.
     pub(crate) name: &'static str,
-    /// Environment variables that tell it the sockets.
-    pub(crate) variables: &'static [Variable],
+    /// Environment variables that name its sockets.
+    pub(crate) variables: &'static [SocketVariable],
     /// O_NONBLOCK as this server needs it, if it does not set it itself.
     pub(crate) blocking: Blocking,
     /// Whether it finds the first socket at descriptor 0.
@@ -52,9 +52,9 @@ pub(crate) enum Every {
     V4,
 }
 
-/// A variable that tells a server its sockets.
+/// A variable that names a server's sockets.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Variable {
+pub(crate) struct SocketVariable {
     key: &'static str,
     /// What stands for a socket of the internet.
     inet: &'static str,
@@ -63,14 +63,14 @@ pub(crate) struct Variable {
     many: Many,
 }
 
-/// How several sockets are told.
+/// How several sockets are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Many {
     /// In one value, with this between them.
     Joined(&'static str),
     /// A variable each, the key followed by a number that counts from here.
     Numbered(usize),
-    /// Only the first is told.
+    /// Only the first is written.
     First,
 }
 
@@ -84,22 +84,22 @@ impl Preset {
     pub(crate) fn environment(&self, values: &mut Values) -> Result<Vec<Vec<u8>>> {
         let mut environment = Vec::new();
         for variable in self.variables {
-            let mut told = Vec::new();
-            // A template speaks of the first place: bring each to the front in turn.
+            let mut sockets = Vec::new();
+            // A template refers to the first place: bring each to the front in turn.
             for _ in 0..values.places.len() {
                 let inet = values.places[0].endpoint.path().is_err();
                 let template: Template = if inet { variable.inet } else { variable.unix }.parse()?;
-                told.push(template.expand(values)?);
+                sockets.push(template.expand(values)?);
                 values.places.rotate_left(1);
             }
-            environment.extend(variable.tell(&told));
+            environment.extend(variable.assignments(&sockets));
         }
         Ok(environment)
     }
 }
 
-impl Variable {
-    fn tell(&self, sockets: &[Vec<u8>]) -> Vec<Vec<u8>> {
+impl SocketVariable {
+    fn assignments(&self, sockets: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let entry = |key: String, value: &[u8]| [key.as_bytes(), b"=", value].concat();
         match self.many {
             Many::First => sockets.first().map(|value| entry(self.key.to_owned(), value)).into_iter().collect(),
@@ -111,7 +111,7 @@ impl Variable {
     }
 }
 
-/// A line for each preset: what `--as` calls it, what to run, and what to know.
+/// A line for each preset: its name for `--as`, what to run, and what to know.
 pub(crate) fn list() -> String {
     TABLE.iter().fold(String::new(), |mut list, preset| {
         // Writing into a String cannot fail.
@@ -123,13 +123,13 @@ pub(crate) fn list() -> String {
 /// An example line, with what to know about it.
 fn line(preset: &Preset) -> String {
     let line = format!("handoff-run --listen 127.0.0.1:8000 --as {} -- {}", preset.name, preset.example);
-    // TERM goes without saying.
+    // TERM is the default.
     let stop = if preset.stop == "TERM" { String::new() } else { format!("stop with {}", preset.stop) };
     let remarks: Vec<&str> = [stop.as_str(), preset.note].into_iter().filter(|remark| !remark.is_empty()).collect();
     if remarks.is_empty() { line } else { format!("{line}   # {}", remarks.join("; ")) }
 }
 
-/// What most rows have in common: LISTEN_FDS or an argument tells the socket, and TERM drains.
+/// What most rows have in common: LISTEN_FDS or an argument names the socket, and TERM drains.
 const PLAIN: Preset = Preset {
     name: "",
     variables: &[],
@@ -142,8 +142,8 @@ const PLAIN: Preset = Preset {
 };
 
 /// Server::Starter's protocol.
-const SERVER_STARTER: &[Variable] =
-    &[Variable { key: "SERVER_STARTER_PORT", inet: "{addr}={fd}", unix: "{path}={fd}", many: Many::Joined(";") }];
+const SERVER_STARTER: &[SocketVariable] =
+    &[SocketVariable { key: "SERVER_STARTER_PORT", inet: "{addr}={fd}", unix: "{path}={fd}", many: Many::Joined(";") }];
 
 /// The table, sorted by name.
 #[rustfmt::skip]
@@ -153,8 +153,8 @@ pub(crate) static TABLE: [Preset; 22] = [
     Preset {
         name: "flask",
         variables: &[
-            Variable { key: "WERKZEUG_SERVER_FD", inet: "{fd}", unix: "{fd}", many: Many::First },
-            Variable { key: "WERKZEUG_RUN_MAIN", inet: "true", unix: "true", many: Many::First },
+            SocketVariable { key: "WERKZEUG_SERVER_FD", inet: "{fd}", unix: "{fd}", many: Many::First },
+            SocketVariable { key: "WERKZEUG_RUN_MAIN", inet: "true", unix: "true", many: Many::First },
         ],
         example: "flask --app app run", note: "loses the requests it holds when stopped", ..PLAIN
     },
@@ -166,20 +166,20 @@ pub(crate) static TABLE: [Preset; 22] = [
     Preset { name: "java", stdin: Stdin::FirstSocket, example: "java Main", note: "System.inheritedChannel()", ..PLAIN },
     Preset {
         name: "nghttpx",
-        variables: &[Variable { key: "NGHTTPX_ACCEPT_", inet: "tcp,{fd}", unix: "unix,{fd},{path}", many: Many::Numbered(1) }],
+        variables: &[SocketVariable { key: "NGHTTPX_ACCEPT_", inet: "tcp,{fd}", unix: "unix,{fd},{path}", many: Many::Numbered(1) }],
         blocking: Blocking::NonBlocking, every: Every::V4, stop: "QUIT",
         example: "nghttpx '--frontend={host},{port};no-tls' --backend=127.0.0.1,9000", ..PLAIN
     },
     Preset {
         name: "nginx",
-        variables: &[Variable { key: "NGINX", inet: "{fd};", unix: "{fd};", many: Many::Joined("") }],
+        variables: &[SocketVariable { key: "NGINX", inet: "{fd};", unix: "{fd};", many: Many::Joined("") }],
         blocking: Blocking::NonBlocking, every: Every::V4, stop: "QUIT",
         example: "nginx -c /etc/nginx/nginx.conf", note: "listen must equal the address", ..PLAIN
     },
     Preset { name: "node", example: "node server.js {fd}", note: "server.listen({fd: Number(process.argv[2])})", ..PLAIN },
     Preset {
         name: "php-fpm",
-        variables: &[Variable { key: "FPM_SOCKETS", inet: "{addr}={fd}", unix: "{path}={fd}", many: Many::Joined(",") }],
+        variables: &[SocketVariable { key: "FPM_SOCKETS", inet: "{addr}={fd}", unix: "{path}={fd}", many: Many::Joined(",") }],
         every: Every::V4, stop: "QUIT", example: "php-fpm8.2 -F", note: "the pool's listen must equal the address", ..PLAIN
     },
     Preset { name: "puma", every: Every::V4, example: "puma -b tcp://{addr} config.ru", ..PLAIN },
@@ -192,13 +192,13 @@ pub(crate) static TABLE: [Preset; 22] = [
     Preset { name: "unicorn", every: Every::V4, stop: "QUIT", example: "unicorn -l {addr} config.ru", ..PLAIN },
     Preset {
         name: "uvicorn",
-        variables: &[Variable { key: "UVICORN_FD", inet: "{fd}", unix: "{fd}", many: Many::First }],
+        variables: &[SocketVariable { key: "UVICORN_FD", inet: "{fd}", unix: "{fd}", many: Many::First }],
         example: "uvicorn app:asgi", ..PLAIN
     },
     Preset {
         name: "uwsgi",
         // TERM would reload it, not stop it.
-        variables: &[Variable {
+        variables: &[SocketVariable {
             key: "UWSGI_HOOK_MASTER_START",
             inet: "unix_signal:15 gracefully_kill_them_all", unix: "unix_signal:15 gracefully_kill_them_all",
             many: Many::First,

@@ -89,7 +89,7 @@ impl FromStr for Template {
 }
 
 impl Template {
-    /// An argument of PROGRAM, left to the letter if it has no placeholder: braces are common in arguments.
+    /// An argument of PROGRAM, left unchanged if it has no placeholder: braces are common in arguments.
     pub(crate) fn argument(text: &[u8]) -> Template {
         let literal = || Template(vec![Part::Literal(text.to_vec())]);
         let template = Template::parse(text, |_| Ok(())).unwrap_or_else(|_| literal());
@@ -101,7 +101,7 @@ impl Template {
         self.0.iter().all(|part| matches!(part, Part::Literal(_)))
     }
 
-    /// `unknown` says whether a brace that begins no placeholder may stay as it is.
+    /// `unknown` decides whether a brace that begins no placeholder may stay as it is.
     fn parse(text: &[u8], unknown: impl Fn(&[u8]) -> Result<()>) -> Result<Template> {
         let mut parts = Vec::new();
         let mut literal = Vec::new();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn an_argument_without_a_placeholder_is_left_to_the_letter() {
+    fn an_argument_without_a_placeholder_is_left_unchanged() {
         for text in
             ["{{.Name}}", "{\"a\": 1}", "{", "}", "{{", "{fd", "{FD}", "{gen:web}", "a{}b", "${port}", "${fd:-none}"]
         {

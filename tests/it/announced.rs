@@ -66,7 +66,7 @@ fn without_listen_a_listener_at_descriptor_0_alone_is_handed_on() {
 
 #[test]
 fn without_listen_there_must_be_something_to_hand_on() {
-    let message = "handoff-run: no listening socket was inherited, and no --listen says what to bind\n";
+    let message = "handoff-run: no listening socket was inherited, and no --listen was given\n";
     assert_eq!(handoff_run_with(&["--", "true"]).output().failure(), (125, message));
     for count in ["", "0"] {
         let output = handoff_run_with(&["--", "true"]).env("LISTEN_FDS", count).output();

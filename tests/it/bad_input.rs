@@ -71,7 +71,7 @@ fn a_number_out_of_range_is_refused_with_the_range() {
 // A bare number is refused with the two spellings it could mean.
 #[test]
 fn a_bare_number_is_refused_with_what_it_could_mean() {
-    let line = "invalid value '8000' for '--listen <SPEC>': a bare number says too little: write :8000 for every \
+    let line = "invalid value '8000' for '--listen <SPEC>': a bare number is ambiguous: write :8000 for every \
                 interface or 127.0.0.1:8000 for this host only";
     assert_refused(&["-l", "8000", "--", "true"], line, SEE_HELP);
 }

@@ -122,7 +122,7 @@ fn a_reload_whose_client_goes_away_takes_effect_all_the_same() {
 fn a_client_that_reads_nothing_holds_up_nobody() {
     let supervisor = supervise(Server::Directed, &[]).serving();
     let (held, _) = supervisor.hold();
-    // Each hears of everything until its own end, and none of them listens.
+    // Each is sent everything until its own end, and none of them reads.
     let clients: Vec<UnixStream> = (0..20).map(|_| supervisor.request(RELOAD_LIVE)).collect();
     supervisor.wait_ready(2);
     for _ in 0..3 {

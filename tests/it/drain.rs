@@ -148,7 +148,7 @@ fn workers_in_sessions_of_their_own_leave_nobody_behind() {
     leaves_nobody_behind(supervise(Server::Python(code), &[]), 2);
 }
 
-// Once it went on for ever: who was born between the look at the processes and the signal was never killed.
+// Once it went on for ever: a process forked between the survey and the signal was never killed.
 #[test]
 fn who_is_born_while_its_generation_is_killed_is_killed_too() {
     let code = "

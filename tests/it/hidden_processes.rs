@@ -46,7 +46,7 @@ import ctypes
 ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
 mark('unseen'); wait_for('go'); say('READY=1'); serve()";
 
-// handoff-run(1): "auto: it is seen waiting on every socket, or where that cannot be seen, says READY=1".
+// handoff-run(1): "auto: it is seen waiting on every socket, or where that cannot be seen, sends READY=1".
 #[test]
 fn a_server_that_hidepid_hides_is_ready_when_it_says_so_and_is_drained() {
     let Some(mut service) = start(HIDDEN, &[], UNSEEN) else { return };

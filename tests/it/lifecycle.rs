@@ -260,7 +260,7 @@ fn a_reload_whose_progress_nobody_can_see_still_tells_the_truth() {
     assert_eq!(reload().stdout(full()).output().code(), 1);
 }
 
-// handoff-run(1), --quiet: "Say less".
+// handoff-run(1), --quiet: "Log less".
 #[test]
 fn a_quiet_reload_says_nothing_on_success() {
     let supervisor = supervise(Server::Hello, &[]).serving();

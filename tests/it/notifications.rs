@@ -34,23 +34,23 @@ else:
 serve()";
     let watched = |run: Run| manager.manage(run).env("WATCHDOG_USEC", "3600000000");
     let mut service = supervise_in(&folder, Server::Python(script), &[]).run(watched).start();
-    let mut heard = vec![manager.next(), manager.next(), manager.next(), manager.next()];
+    let mut received = vec![manager.next(), manager.next(), manager.next(), manager.next()];
     // Before it serves the supervisor stands in, and once more when it does.
-    assert_eq!(heard[1], "WATCHDOG=1");
-    assert_eq!(heard[3], "WATCHDOG=1");
+    assert_eq!(received[1], "WATCHDOG=1");
+    assert_eq!(received[3], "WATCHDOG=1");
     service.folder.open("served");
     service.folder.read("spoken");
     assert_eq!(manager.received(), ["WATCHDOG=1"]);
     service.signal(Signal::SIGHUP);
     service.folder.read("drained");
-    heard = manager.received();
-    assert!(heard[0].starts_with("RELOADING=1\n"), "{heard:?}");
-    assert_eq!(heard[1..], ["READY=1\nSTATUS=generation 2 serves", "WATCHDOG=1"]);
+    received = manager.received();
+    assert!(received[0].starts_with("RELOADING=1\n"), "{received:?}");
+    assert_eq!(received[1..], ["READY=1\nSTATUS=generation 2 serves", "WATCHDOG=1"]);
     service.end_by(Signal::SIGTERM);
 }
 
-// handoff-run(1): "While none serves, the supervisor says WATCHDOG=1 itself". It once said nothing, so that systemd ended
-// it in the pauses of a crash loop.
+// handoff-run(1): "While none serves, the supervisor sends WATCHDOG=1 itself". It once said nothing, so that systemd
+// ended it during the backoff of a crash loop.
 #[test]
 fn while_no_generation_serves_the_supervisor_itself_is_the_watchdogs_sign_of_life() {
     let folder = Arc::new(Folder::new());
@@ -125,19 +125,19 @@ fn a_message_of_a_stranger_is_ignored() {
     let lie = "import socket, sys
 n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 for _ in range(100): n.sendto(b'READY=1', '\\0' + sys.argv[1][1:])";
-    let told = Command::new(python()).args(["-IS", "-c", lie, &address]).uid(65534).gid(65534).status().unwrap();
-    assert!(told.success());
-    service.wait_log("which is not of it, is ignored");
+    let sent = Command::new(python()).args(["-IS", "-c", lie, &address]).uid(65534).gid(65534).status().unwrap();
+    assert!(sent.success());
+    service.wait_log(", which does not belong to it");
     service.folder.open("go");
     service.wait_ready(1);
     let log = service.log();
-    assert_eq!(log.matches("is ignored").count(), 1, "{log}");
-    // Had the lie counted, it would have been looked at again and again since.
-    assert!(!log[..log.find("is ignored").unwrap()].contains("ready after"), "{log}");
+    assert_eq!(log.matches("does not belong to it").count(), 1, "{log}");
+    // A lie that was believed would have caused one observation after another since.
+    assert!(!log[..log.find("does not belong to it").unwrap()].contains("ready after"), "{log}");
     service.end_by(Signal::SIGTERM);
 }
 
-// Of a worker that had another user and was born since the last look, READY=1 was once ignored.
+// READY=1 of a worker of another user, forked since the last survey, was once ignored.
 #[test]
 fn a_worker_that_became_another_user_a_moment_ago_is_heard() {
     if !is_root_to("become another user") {
@@ -151,6 +151,6 @@ if os.fork() == 0:
 os.wait()";
     let mut service = supervise(Server::Python(script), &["--ready", "notify", "-v"]).start();
     service.wait_ready(1);
-    assert!(!service.log().contains("is ignored"), "{}", service.log());
+    assert!(!service.log().contains("does not belong to it"), "{}", service.log());
     service.end_by(Signal::SIGTERM);
 }

@@ -99,7 +99,7 @@ fn the_owner_of_the_file_is_as_given_by_name_or_by_number() {
 }
 
 #[test]
-fn an_owner_whom_nobody_knows_is_an_error_and_leaves_no_file() {
+fn an_unknown_owner_is_an_error_and_leaves_no_file() {
     let folder = Folder::new();
     for who in ["user", "group"] {
         let spec = format!("{},{who}=no-such-one", folder.text("s"));

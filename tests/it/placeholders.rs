@@ -18,7 +18,7 @@ fn echo(words: &str) -> (String, String, Folder) {
     (output.stdout.trim_end().to_owned(), port, folder)
 }
 
-// handoff-run(1), --env: "{fd}, {addr}, {host}, {port} and {path} speak of the first listener, or with :NAME of
+// handoff-run(1), --env: "{fd}, {addr}, {host}, {port} and {path} refer to the first listener, or with :NAME of
 // another".
 #[test]
 fn placeholders_in_arguments_stand_for_the_first_listener_or_the_one_named() {

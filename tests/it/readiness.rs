@@ -75,7 +75,7 @@ fn gunicorn_is_not_believed(options: &str) {
     }
 }
 
-// handoff-run(1), --ready: "auto: it is seen waiting on every socket, or where that cannot be seen, says READY=1".
+// handoff-run(1), --ready: "auto: it is seen waiting on every socket, or where that cannot be seen, sends READY=1".
 #[test]
 fn gunicorn_is_not_ready_before_a_slow_import_has_ended_although_it_says_so() {
     gunicorn_is_not_believed("");
@@ -125,7 +125,7 @@ fn uvicorn_that_cannot_import_its_application_is_a_failed_deploy() {
     a_failing_import_is_a_failed_deploy(&Case { line: "uvicorn --fd {fd} app:asgi", ..UVICORN }, 1);
 }
 
-// handoff-run(1), --ready: "notify: it says READY=1 and, where that can be seen, waits on every socket".
+// handoff-run(1), --ready: "notify: it sends READY=1 and, where that can be seen, waits on every socket".
 #[test]
 fn php_fpm_that_says_so_is_ready() {
     rolls_with(case("php-fpm"), "--ready notify");
@@ -187,7 +187,7 @@ fn a_server_that_is_too_busy_to_wait_is_ready_when_it_holds_a_client() {
 
 /// What keeps root from looking into a process that is not root's, as containers do.
 const BLINKERED: &str = "setpriv --bounding-set=-sys_ptrace";
-/// The same, and to whom is not in this group such a process does not even seem to be there.
+/// The same, and a process outside this group cannot even see that such a process exists.
 const HIDING: &str = "unshare --mount sh -c 'mount -t proc -o hidepid=2,gid=4242 proc /proc && exec \"$@\"' sh setpriv --bounding-set=-sys_ptrace";
 
 const HIDDEN: Case = Case { needs: &["python3", "setpriv", "unshare"], files: "python", ..CASE };
@@ -208,19 +208,19 @@ fn is_believed(wrapper: &str, line: &'static str) {
 const HIDES: &str = "/proc does not let us look into process ";
 
 /// It cannot be seen, and says nothing: so much is told long before the time is over.
-fn is_complained_of(wrapper: &str, line: &'static str) {
+fn is_warned_of(wrapper: &str, line: &'static str) {
     let case = Case { line, ..HIDDEN };
     if is_root_to("hide a process from itself") && is_installed(&case) {
         let server = Trial::start_by(wrapper, &case, "--ready-timeout 10m");
         let hidden = |log: &str| log.lines().find(|line| line.contains(HIDES)).map(str::to_owned);
         let line = server.process.wait_line(hidden, HIDES);
         let (_, advice) = line.split_once(", so ").unwrap();
-        assert_eq!(advice, "whether it accepts cannot be seen; unless it sends READY=1, tell by --ready");
+        assert_eq!(advice, "whether it accepts cannot be seen; unless it sends READY=1, set --ready");
         server.stop();
     }
 }
 
-// handoff-run(1), --ready: "or where that cannot be seen, says READY=1 (sd_notify)".
+// handoff-run(1), --ready: "or where that cannot be seen, sends READY=1 (sd_notify)".
 #[test]
 fn a_generation_that_became_another_user_is_believed() {
     is_believed(BLINKERED, "python3 hidden.py nobody notify");
@@ -242,18 +242,18 @@ fn a_worker_that_became_another_user_and_speaks_at_once_is_believed() {
 }
 
 #[test]
-fn a_generation_that_became_another_user_and_says_nothing_is_complained_of() {
-    is_complained_of(BLINKERED, "python3 hidden.py nobody");
+fn a_generation_that_became_another_user_and_says_nothing_is_warned_of() {
+    is_warned_of(BLINKERED, "python3 hidden.py nobody");
 }
 
 #[test]
-fn a_generation_that_is_not_dumpable_and_says_nothing_is_complained_of() {
-    is_complained_of(BLINKERED, "python3 hidden.py undumpable");
+fn a_generation_that_is_not_dumpable_and_says_nothing_is_warned_of() {
+    is_warned_of(BLINKERED, "python3 hidden.py undumpable");
 }
 
 #[test]
-fn a_generation_that_proc_hides_and_that_says_nothing_is_complained_of() {
-    is_complained_of(HIDING, "python3 hidden.py nobody");
+fn a_generation_that_proc_hides_and_that_says_nothing_is_warned_of() {
+    is_warned_of(HIDING, "python3 hidden.py nobody");
 }
 
 // handoff-run(1), --wait: "end when the old generation is gone".

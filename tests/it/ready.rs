@@ -44,7 +44,7 @@ fn accepting_means_that_it_waits_on_the_socket() {
     is_ready_only_when_told("accepting", "tell()\nwait()\nserve()");
 }
 
-// "notify: it says READY=1 and, where that can be seen, waits on every socket."
+// "notify: it sends READY=1 and, where that can be seen, waits on every socket."
 #[test]
 fn notify_needs_ready_1() {
     is_ready_only_when_told("notify", "later(tell)\nserve()");

@@ -98,7 +98,7 @@ fn a_stop_that_had_to_kill_says_so() {
 }
 
 // handoff-run(1), --stop: "Ends when it has."
-// Once it was told so while the sockets were still open, and whoever started the next one found them in use.
+// Once the reply came while the sockets were still open, and the next supervisor found them in use.
 #[test]
 fn after_a_stop_everything_is_free_at_once() {
     let mut supervisor = supervise(Server::Directed, &["-l", "./other", "--pid-file", "pid"]).serving();

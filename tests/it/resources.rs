@@ -160,8 +160,8 @@ fn a_disk_that_is_full_keeps_nobody_from_serving_without_a_pid_file() {
     let pid_file = disk.join("pid");
     let options = ["--pid-file".as_ref(), pid_file.as_os_str()];
     let supervisor = setup.options(&options).run(|run| run.before_exec(mount)).serving();
-    let complaint = format!("cannot write {}: ENOSPC: No space left on device", pid_file.display());
-    supervisor.wait_log(&complaint);
+    let error = format!("cannot write {}: ENOSPC: No space left on device", pid_file.display());
+    supervisor.wait_log(&error);
     assert_eq!(supervisor.served_by(), supervisor.generation(1));
     assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
     supervisor.stopped();

@@ -11,7 +11,7 @@ use crate::harness::process::exists;
 use crate::harness::{Server, supervise, wait_for};
 
 #[test]
-fn a_generation_that_crashes_is_started_again_after_growing_pauses() {
+fn a_generation_that_crashes_is_started_again_after_growing_backoffs() {
     let supervisor = supervise(Server::Hello, &[]).serving();
     for (id, pause) in [(1, "0.10 s"), (2, "0.20 s"), (3, "0.40 s")] {
         supervisor.wait_ready(id);

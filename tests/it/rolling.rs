@@ -63,13 +63,13 @@ fn a_hundred_reloads_of_a_graceful_server_lose_nobody() {
     assert!(generations.contains(&"hello from 1") && generations.contains(&"hello from 100"), "{generations:?}");
 }
 
-/// Whatever the server does with those whom it has accepted when it is told to stop.
+/// Whatever the server does with accepted connections when it is asked to stop.
 fn nobody_is_refused(name: &str) {
     let case = CASES.iter().find(|case| case.name == name).unwrap();
     if is_installed(case) {
         let reloads = env::var("HANDOFF_RELOADS").map_or(10, |number| number.parse().unwrap());
         let report = reload_under_load(case, "", reloads);
-        // Some servers lose a few of those whom they had just accepted when they are told to stop.
+        // Some servers lose a few connections that they had just accepted when they are asked to stop.
         let Report { ok, refused, reset, timeout, short, other, .. } = report;
         remark(&format!(
             "{name}: {ok} ok, {refused} refused, {reset} reset, {timeout} late, {short} short, {other} other"

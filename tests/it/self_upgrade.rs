@@ -107,7 +107,7 @@ fn a_request_that_was_half_said_is_heard_to_its_end() {
     let (mut client, mut garbage) = (supervisor.request(&STATUS[..9]), supervisor.control());
     // Half a character.
     garbage.write_all(b"\xc3").unwrap();
-    // Both are accepted and read: they came before whoever asks for the table.
+    // Both are accepted and read: they came before the client that asks for the table.
     supervisor.table();
     let before = supervisor.descriptors(2);
     supervisor.upgrade();
@@ -213,7 +213,7 @@ fn a_state_that_is_not_ours_is_refused() {
         for no_state in ["", "handoff-run state 0\n", "[]", "{}", "{\"pid\":-1e9}"] {
             let (status, message) = stranger(&here, no_state);
             assert_eq!(status, 125);
-            assert!(message.contains("demands: the predecessor's state makes no sense: "), "{message}");
+            assert!(message.contains("demands: cannot parse the predecessor's state: "), "{message}");
         }
         let (status, message) = stranger(&here, "{\"pid\":0}");
         assert_eq!(status, 125);
@@ -235,9 +235,9 @@ fn a_state_means_nothing_to_who_does_not_supervise() {
     assert_eq!(&report["LISTEN_FDS"], "1");
 }
 
-/// What is left when the main process has ended was told to stop once, and the upgrade does not tell it again.
+/// What is left when the main process has ended got the stop signal once, and the upgrade does not send it again.
 #[test]
-fn nobody_is_told_to_stop_twice_by_an_upgrade() {
+fn an_upgrade_sends_no_second_stop_signal() {
     let script = "
 if os.fork() == 0:
     def asked(*_): os.write(log, b'asked\\n')

@@ -176,7 +176,7 @@ fn a_manager_that_is_not_there_stops_nothing() {
 
 // READY=1 was once lost when the manager's queue was full at that moment, and systemd would have ended the service.
 #[test]
-fn a_manager_that_reads_late_keeps_nobody_waiting_and_hears_everything() {
+fn a_manager_that_reads_late_delays_nothing_and_receives_everything() {
     let folder = Arc::new(Folder::new());
     let manager = Manager::at_path(&folder);
     let fill = manager.fill();

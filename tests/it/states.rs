@@ -146,7 +146,7 @@ fn a_state_without_what_was_added_later_is_taken_over() {
 #[test]
 fn a_generation_without_a_pid_is_reported_and_left_out_and_its_place_is_filled() {
     let supervisor = take_over(&WRITTEN.replace("\"pid\":@NEW@,", ""));
-    supervisor.wait_log("something of the predecessor is lost: missing field `pid`");
+    supervisor.wait_log("cannot take over a part of the state: missing field `pid`");
     supervisor.wait_ready(3);
     supervisor.folder.write("drained", "");
     supervisor.wait_gone(1);

@@ -134,7 +134,7 @@ fn a_slow_start_is_given_the_time_that_ready_timeout_gives() {
     assert_eq!(systemd.answer("s").generation, 1);
 }
 
-// handoff-run(1): "While none serves, the supervisor says WATCHDOG=1 itself".
+// handoff-run(1): "While none serves, the supervisor sends WATCHDOG=1 itself".
 #[test]
 fn systemds_watchdog_spares_a_crash_loop_and_a_slow_drain_and_ends_a_server_that_hangs() {
     let folder = Folder::new();
@@ -151,7 +151,7 @@ serve()";
     let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
     systemd.succeed(&["start", "a"]);
     let _crash = Client::connect(&systemd.folder.text("s")).unwrap();
-    // The pauses add up to one and a half seconds.
+    // The backoffs add up to one and a half seconds.
     let generation = |status: String| status.split(' ').filter_map(|word| word.parse().ok()).max();
     wait_for("generation 5", || (generation(systemd.property("a", "StatusText")) >= Some(5)).then_some(()));
     systemd.folder.open("well");

@@ -1,4 +1,4 @@
-//! The target cannot tell that we were there, but for its sockets and what announces them.
+//! The target cannot detect that we were there, but for its sockets and what announces them.
 
 use std::ffi::CStr;
 use std::os::fd::RawFd;

@@ -134,7 +134,7 @@ fn a_name_stands_before_the_first_equals_sign_of_what_is_no_path_and_has_no_type
         let spec = parsed(text);
         assert_eq!(spec.name.as_ref().map(FdName::as_str), name, "{text}");
         assert_eq!(spec.address, parsed(address).address, "{text}");
-        assert_eq!(spec.to_string(), text, "the user's own words are kept");
+        assert_eq!(spec.to_string(), text, "the user's text is kept");
     }
     assert_eq!(parsed(":80").fd_name().as_str(), "unknown");
     assert_eq!(parsed(&format!("{}=:80", "n".repeat(255))).fd_name().as_str(), "n".repeat(255));
@@ -154,7 +154,7 @@ fn options_follow_in_any_order() {
     assert!(["keepalive", "nodelay", "reuseport", "freebind", "v6only"].iter().all(|name| options.has(name)));
 }
 
-const BARE_80: &str = "a bare number says too little: write :80 for every interface or 127.0.0.1:80 for this host only";
+const BARE_80: &str = "a bare number is ambiguous: write :80 for every interface or 127.0.0.1:80 for this host only";
 const NO_PORT: &str = "write HOST:PORT, or a path beginning with / or ./ for a Unix socket";
 const BRACKETS: &str = "an IPv6 address stands in brackets, as in [::1]:8000";
 const TOO_LONG: &str = "a Unix socket's name has at most 107 bytes";
@@ -171,11 +171,11 @@ fn an_address_that_is_none_is_refused_with_what_to_write() {
         ("tcp:80", BARE_80),
         (
             "udp:53",
-            "a bare number says too little: write udp::53 for every interface or udp:127.0.0.1:53 for this host only",
+            "a bare number is ambiguous: write udp::53 for every interface or udp:127.0.0.1:53 for this host only",
         ),
         (
             "tcp6:80",
-            "a bare number says too little: write tcp6::80 for every interface or tcp6:[::1]:80 for this host only",
+            "a bare number is ambiguous: write tcp6::80 for every interface or tcp6:[::1]:80 for this host only",
         ),
         ("65536", "port 65536 is not from 0 to 65535"),
         ("+80", NO_PORT),

@@ -21,14 +21,14 @@ pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
     let mut stream = stream.with_context(|| format!("cannot reach a supervisor at {}", path.display()))?;
     let mut screen = Screen::new();
     let call = Call { request, live: screen.terminal };
-    // What is shown may go to a pipe that nobody reads: the outcome, and so the status, is the supervisor's all the same.
+    // stdout may be a pipe without a reader: the exit status is that of the request all the same.
     sys::set_disposition(Signal::SIGPIPE, Disposition::Ignored).context("cannot ignore SIGPIPE")?;
-    // A supervisor that turns us away may have closed already; what it sent is read all the same.
+    // A supervisor that refuses us may have closed already; its reply is read all the same.
     let _ = stream.write_all(line(&call).as_bytes());
     follow(BufReader::new(stream), &mut screen)
 }
 
-/// Show what is sent until the last reply.
+/// Show the replies until the last one.
 fn follow(lines: impl BufRead, screen: &mut Screen) -> Result<u8> {
     for line in lines.lines() {
         let line = line.map_err(plain).context("cannot read from the supervisor")?;
@@ -37,7 +37,7 @@ fn follow(lines: impl BufRead, screen: &mut Screen) -> Result<u8> {
                 screen.show_generation(generation, &text);
             }
             Ok(Reply::Output(text)) => screen.print(&text)?,
-            Ok(Reply::Error(text)) => screen.complain(&text),
+            Ok(Reply::Error(text)) => screen.show_error(&text),
             Ok(Reply::Exit(status)) => return Ok(status),
             // A newer supervisor may send more.
             Err(_) => (),
@@ -59,15 +59,15 @@ impl Screen {
         Screen { terminal: stdout().is_terminal(), lines: Vec::new(), drawn: 0 }
     }
 
-    /// What became of a generation.
+    /// Show the progress of a generation.
     fn show_generation(&mut self, id: Id, text: &str) {
-        // Quiet is quiet.
+        // --quiet suppresses progress.
         if log::max_level() < LevelFilter::Info {
             return;
         }
         let line = format!("generation {id}: {}", OneLine(text));
         if !self.terminal {
-            // Progress that nobody can see does not change what comes of it.
+            // An error of stdout does not change the outcome of the request.
             let _ = self.print(&line);
             return;
         }
@@ -85,7 +85,7 @@ impl Screen {
             picture.push_str(&format!("\x1b[{}A", self.drawn));
         }
         for (_, line) in &self.lines {
-            // To the start of the line, the line, and nothing behind it.
+            // Return to column 0, write the line, erase the rest.
             picture.push_str(&format!("\r{line}\x1b[K\n"));
         }
         self.drawn = self.lines.len();
@@ -98,10 +98,10 @@ impl Screen {
     }
 
     /// Below the lines, which stay as they are.
-    fn complain(&mut self, text: &str) {
+    fn show_error(&mut self, text: &str) {
         self.drawn = 0;
         self.lines.clear();
-        // Nobody is left to tell that stderr is closed.
+        // A closed stderr cannot be reported anywhere.
         let _ = writeln!(stderr(), "handoff-run: {}", OneLine(text));
     }
 }

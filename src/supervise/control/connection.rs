@@ -36,7 +36,7 @@ pub(crate) struct Client {
     live: bool,
     /// The last reply is on its way.
     closing: bool,
-    /// Its end of stream was read.
+    /// It has closed its sending direction.
     read_closed: bool,
     broken: bool,
 }
@@ -94,7 +94,7 @@ impl Client {
         Some(client)
     }
 
-    /// For the supervisor that takes the place of this one, if it has to go on with this client.
+    /// For the supervisor that takes the place of this one, if this client is still waiting.
     pub(super) fn save(&self) -> Option<SavedClient> {
         (!self.broken).then(|| SavedClient {
             fd: self.fd.as_raw_fd(),
@@ -130,13 +130,13 @@ impl Client {
         let mut buffer = [0; LONGEST_REQUEST];
         match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(0) => {
-                // It may have closed one direction only, and wait for the reply.
+                // It may have closed that direction only, and wait for the reply.
                 self.read_closed = true;
                 self.broken |= self.timeout.is_some();
                 return None;
             }
             Ok(length) if self.timeout.is_some() => self.received.extend(&buffer[..length]),
-            // What follows the request means nothing.
+            // What follows the request is ignored.
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => return None,
             Err(_) => {
                 self.broken = true;
@@ -216,7 +216,7 @@ impl Client {
         self.broken || self.closing && self.to_send.is_empty() || timed_out
     }
 
-    /// Has something come that we, busy with others, have not read yet?
+    /// Is there input that was not read yet?
     fn has_unread(&self) -> bool {
         recv(self.fd.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK).is_ok_and(|length| length > 0)
     }

@@ -1,4 +1,4 @@
-//! The control socket: its protocol, the end that the supervisor has, and the end that --reload and its like have.
+//! The control socket: its protocol, the server in the supervisor, and the client for --reload, --status and --stop.
 
 pub(crate) mod client;
 pub(crate) mod connection;

@@ -14,7 +14,7 @@ pub(crate) struct Call {
     pub(crate) live: bool,
 }
 
-/// What it is sent. A client ignores what it does not understand: a newer supervisor may send more.
+/// What the supervisor sends. A client ignores what it does not understand: a newer supervisor may send more.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Reply {

@@ -1,5 +1,5 @@
-//! The control socket and the clients that are connected to it. One that is slow, silent or gone costs nobody else
-//! anything.
+//! The control socket and the clients that are connected to it. One that is slow, silent or gone does not delay
+//! the others.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -47,11 +47,11 @@ struct Server {
     created: Option<Created>,
     fd: OwnedFd,
     paused_until: Option<Timestamp>,
-    /// It was logged that descriptors ran out, and some clients are still waiting to be let in.
+    /// It was logged that descriptors ran out, and clients still wait in the accept queue.
     warned: bool,
 }
 
-/// They in a state that is handed on.
+/// The same in a state that is handed on.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SavedClients {
@@ -68,7 +68,7 @@ struct SavedServer {
 }
 
 impl Clients {
-    /// Listen at `path`, which nobody but this user can use. A dead socket there is replaced. Without a path, there
+    /// Listen at `path`, open to this user only. A dead socket there is replaced. Without a path, there
     /// will be no clients.
     pub(crate) fn listen(path: Option<&Path>) -> Result<Clients> {
         let server = path.map(Server::listen).transpose()?;
@@ -89,7 +89,7 @@ impl Clients {
         }
     }
 
-    /// Let in those that wait.
+    /// Accept those that wait.
     pub(crate) fn accept(&mut self, now: Timestamp) {
         let Some(server) = &mut self.server else { return };
         while self.all.len() < MOST_CLIENTS {
@@ -100,7 +100,7 @@ impl Clients {
                     return;
                 }
                 Err(Errno::EINTR | Errno::ECONNABORTED) => (),
-                Err(errno) => return server.pause(errno, now),
+                Err(errno) => return server.back_off(errno, now),
             }
         }
     }
@@ -158,8 +158,8 @@ impl Clients {
         self.all
     }
 
-    /// What the supervisor that takes the place of this one needs open. The other clients are cut off by exec, not left
-    /// open for ever.
+    /// What the supervisor that takes the place of this one needs open. The other connections are closed by
+    /// exec.
     pub(crate) fn handed_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let server = self.server.iter().map(|server| server.fd.as_fd());
         server.chain(self.all.iter().filter(|client| client.save().is_some()).map(AsFd::as_fd))
@@ -173,7 +173,7 @@ impl Clients {
         SavedClients { server, clients: self.all.iter().filter_map(Client::save).collect() }
     }
 
-    /// The control socket and the clients of a predecessor, if we are told to have any. One that cannot be resumed is
+    /// The control socket and the clients of a predecessor, if `--control` is given. One that cannot be resumed is
     /// reported and left out.
     pub(crate) fn resume(path: Option<&Path>, saved: SavedClients, claimed: &mut Claimed, now: Timestamp) -> Clients {
         let mut resume = |saved| Client::resume(saved, claimed, now).map_err(|error| saved::lost(&error)).ok();
@@ -200,7 +200,7 @@ impl Server {
         Ok(Server::new(fd, path, Some(created)))
     }
 
-    /// One more, if there are descriptors for it and for what else a supervisor has to do.
+    /// One more, if there are descriptors for it and for the supervisor's other work.
     fn accept(&self, is_first: bool) -> nix::Result<OwnedFd> {
         let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let next = sys::duplicate_from(&self.fd, FIRST_FD)?.as_raw_fd();
@@ -208,8 +208,8 @@ impl Server {
         if enough || is_first { sys::accept(&self.fd) } else { Err(Errno::EMFILE) }
     }
 
-    /// Accept nobody for a while.
-    fn pause(&mut self, errno: Errno, now: Timestamp) {
+    /// Accept no connections for a while.
+    fn back_off(&mut self, errno: Errno, now: Timestamp) {
         if !std::mem::replace(&mut self.warned, true) {
             warn!("cannot accept on {}: {errno}", self.path.display());
         }

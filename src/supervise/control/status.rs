@@ -55,7 +55,7 @@ enum Stage {
 }
 
 impl Status {
-    /// What there is now. The generations are to be surveyed before.
+    /// The present state. The generations are to be surveyed before.
     pub(crate) fn of(
         plan: &Plan,
         generations: &Generations,
@@ -63,7 +63,7 @@ impl Status {
         last_failure: Option<&str>,
         now: Timestamp,
     ) -> Status {
-        // One list for all, for the kernel takes its time to make it.
+        // One list for all, for it takes the kernel a while.
         let open = are_visible().ok().and_then(|()| open_connections(sockets.listeners()).ok());
         let generation = |generation: &Generation| GenerationStatus {
             generation: generation.id,
@@ -87,7 +87,7 @@ impl Status {
         }
     }
 
-    /// A table with a line for each generation, and below it what else there is to know.
+    /// A table with a line for each generation, and the rest below it.
     pub(crate) fn table(&self) -> Vec<String> {
         let mut lines =
             vec![format!("{:<10} {:>8}  {:<9} {:>9}  {:>11}", "GENERATION", "PID", "STATE", "AGE", "CONNECTIONS")];

@@ -25,7 +25,7 @@ pub(crate) struct Started {
     pub(crate) pid: Pid,
     /// Readable when the process has ended.
     pub(crate) pidfd: OwnedFd,
-    /// Where exec's error comes; empty if it succeeded.
+    /// Carries the exec error; empty if exec succeeded.
     pub(crate) exec_error: OwnedFd,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) program: &'a Program,
     pub(crate) handout: Handout<'a>,
     pub(crate) dispositions: Dispositions,
-    /// The directory by the name that the caller knew it by, which may lead to another one by now.
+    /// The directory by its logical name, which may lead to another one by now.
     pub(crate) directory: Option<&'a Path>,
     pub(crate) generation: Id,
     pub(crate) variables: Vec<CString>,
@@ -67,7 +67,7 @@ impl Launch<'_> {
         }
     }
 
-    /// In the child: become the target, or say why not.
+    /// In the child: become the target, or return why not.
     fn become_generation(self, ready: Option<ReadyPipe>) -> Failure {
         match self.enter(ready) {
             Err(error) => error.into(),
@@ -80,7 +80,7 @@ impl Launch<'_> {
         setpgid(own_group, own_group).context("cannot make a process group")?;
         self.dispositions.restore().context("cannot restore the signals")?;
         if let Some(directory) = self.directory {
-            // Where the name leads nowhere any more, the directory itself is still ours.
+            // If the name is gone, the child stays in the inherited directory.
             let _ = chdir(directory);
         }
         if let Some((pipe, number)) = ready {
@@ -103,7 +103,7 @@ fn clear_of(its: OwnedFd, ready: Option<ReadyPipe>) -> OwnedFd {
     }
 }
 
-/// Why exec failed, if it did; to be asked when the process has ended.
+/// Why exec failed, if it did; to be read when the process has ended.
 pub(crate) fn read_exec_error(pipe: impl AsFd) -> Option<String> {
     let mut text = String::new();
     let copy = pipe.as_fd().try_clone_to_owned().ok()?;

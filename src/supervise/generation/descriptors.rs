@@ -14,7 +14,7 @@ use crate::sys::Claimed;
 pub(crate) enum Role {
     /// The main process; readable when it has ended.
     Pidfd,
-    /// The pipe in which exec's error comes, if it failed.
+    /// The pipe that carries the exec error, if exec failed.
     ExecError,
     /// The notify socket.
     Notify,
@@ -25,7 +25,7 @@ pub(crate) enum Role {
     Other,
 }
 
-/// They, close-on-exec.
+/// All of them, close-on-exec.
 #[derive(Debug, Default)]
 pub(crate) struct Descriptors(Vec<(Role, OwnedFd)>);
 

@@ -44,7 +44,7 @@ pub(crate) struct Generation {
     pub(crate) watch: Option<Watch>,
     pub(crate) members: Members,
     pub(crate) started: Timestamp,
-    /// Everything of it is to end at once.
+    /// All its processes are to be killed.
     pub(crate) killed: bool,
     /// How its main process ended; it stays unreaped until nothing is left, so that its group keeps its number.
     pub(crate) ended: Option<Ending>,
@@ -116,7 +116,7 @@ impl Generation {
         }
     }
 
-    /// One that a predecessor of this supervisor started. Which processes belong to it is found out anew.
+    /// One that a predecessor of this supervisor started. Its processes are determined anew.
     ///
     /// # Errors
     /// EBADF if one of its descriptors is not there.
@@ -150,7 +150,7 @@ impl Generation {
         self.descriptors.iter().map(|(_, fd)| fd)
     }
 
-    /// What to wait for: the end of the main process until it was seen, and whatever it sends.
+    /// What to wait for: the end of the main process until it was seen, and what it sends.
     pub(crate) fn polled(&self) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
         self.descriptors.iter().filter(|(role, _)| match role {
             Role::Pidfd => self.ended.is_none(),
@@ -172,7 +172,7 @@ impl Generation {
         self.ended
     }
 
-    /// Why exec failed, if it did; to be asked when the main process has ended.
+    /// Why exec failed, if it did; to be read when the main process has ended.
     pub(crate) fn exec_error(&self) -> Option<String> {
         self.descriptors.get(Role::ExecError).and_then(read_exec_error)
     }
@@ -182,7 +182,7 @@ impl Generation {
         self.descriptors.get(Role::Notify).and_then(notify_socket::receive)
     }
 
-    /// The pipe of `--ready fd:N` can be read: was anything written? Then, or when it ended, it has done its work.
+    /// The pipe of `--ready fd:N` can be read: was anything written? Then, or at its end, it is closed.
     pub(crate) fn read_ready(&mut self) -> bool {
         let written = self.descriptors.get(Role::Ready).is_some_and(|pipe| read(pipe, &mut [0; 64]).unwrap_or(0) > 0);
         self.descriptors.close(Role::Ready);
@@ -238,26 +238,26 @@ impl Generation {
         }
     }
 
-    /// Is nothing left of it but its unreaped main process?
+    /// Is only its unreaped main process left?
     pub(crate) fn is_over(&self) -> bool {
         self.ended.is_some() && self.members.alive().is_empty()
     }
 
     /// Reap the main process; the last thing to be done.
     pub(crate) fn reap(self) {
-        // Somebody else may have.
+        // It may have been reaped already.
         let _ = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
     }
 
     /// Is `pid` one of its processes, and not merely a number that was one's?
     pub(crate) fn has_member(&self, pid: Pid) -> bool {
-        // The group is the kernel's word also on a process that is too new to be known, or that /proc hides.
+        // The kernel reports the group even of a process that is too new to be known, or that /proc hides.
         let in_group = getpgid(Some(pid)) == Ok(self.pid);
         in_group || self.members.alive().contains(&pid) && kill(pid, None) != Err(Errno::ESRCH)
     }
 
-    /// A process that broke all ties is still known by the environment of its generation, whose notify socket is like
-    /// no other.
+    /// A process that left group and parent is still known by its environment: the name of the notify socket is
+    /// unique to its generation.
     pub(crate) fn marks(&self, environment: &[u8]) -> bool {
         let address = self.descriptors.get(Role::Notify).and_then(|socket| notify_socket::address(socket).ok());
         address.is_some_and(|address| {

@@ -11,7 +11,7 @@ use crate::sys;
 #[derive(Debug)]
 pub(crate) struct Notification {
     pub(crate) text: String,
-    /// The process and user that the kernel vouches for.
+    /// The sending process and user, as verified by the kernel.
     pub(crate) pid: i32,
     pub(crate) uid: u32,
 }
@@ -36,8 +36,8 @@ pub(crate) fn address(socket: impl AsFd) -> Result<String> {
 /// The next notification, if there is one.
 pub(crate) fn receive(socket: impl AsFd) -> Option<Notification> {
     let mut buffer = [0; 4096];
-    // A descriptor that came along (FDSTORE=1, BARRIER=1) is closed by now, which is the answer to a barrier: what
-    // came before it has been read.
+    // A descriptor sent along (FDSTORE=1, BARRIER=1) is closed by now, which answers a barrier: everything before
+    // it has been read.
     let (length, sender) = sys::receive(socket, &mut buffer).ok()?;
     let sender = sender?;
     let text = String::from_utf8_lossy(&buffer[..length]).into_owned();

@@ -1,4 +1,4 @@
-//! When a generation is ready. The one place that knows the ways to find out.
+//! When a generation is ready. The only place that knows how each kind of readiness is detected.
 
 use std::ffi::CString;
 use std::time::Duration;
@@ -22,7 +22,7 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(2);
 const LAST_BACKOFF: Duration = Duration::from_millis(200);
 /// A check command is run this often.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
-/// After this many failed observations in a row it is unobservable: exec and setuid bar one or two.
+/// After this many failed observations in a row it is unobservable: during exec and setuid one or two fail.
 const UNOBSERVABLE: u32 = 20;
 
 /// Watches one generation get ready.
@@ -56,7 +56,7 @@ pub(crate) struct SavedWatch {
 /// Does one of `members` hold a connection that came in by `socket` of `set`?
 fn is_served(members: &[Pid], socket: SocketInode, set: SocketSet) -> bool {
     let listener = set.inodes.iter().zip(set.listeners).find(|(inode, _)| **inode == socket);
-    // Where the kernel cannot be asked, it is not known to be.
+    // Where the kernel cannot be asked, assume not.
     listener.is_some_and(|(_, listener)| serve(members, listener).unwrap_or(false))
 }
 
@@ -132,10 +132,10 @@ impl Watch {
         self.next = now + self.backoff;
     }
 
-    /// Is some process seen waiting on each socket? Where that cannot be seen, READY=1 has to do.
+    /// Is some process seen waiting on each socket? Where that cannot be seen, READY=1 must suffice.
     fn accepts(&mut self, members: &[Pid], set: SocketSet) -> bool {
         let mut seen = observe(members, set.inodes);
-        // One that is busy all the time may never be met waiting; but then it holds those that it serves.
+        // A busy process may never be observed waiting; but then it holds connections.
         seen.missing.retain(|socket| !is_served(members, *socket, set));
         if seen.missing.is_empty() {
             debug!("seen to accept: {:?}", seen.evidence);
@@ -150,7 +150,7 @@ impl Watch {
             return self.unobservable > 1;
         }
         if self.unobservable == UNOBSERVABLE {
-            warn!("{obstacle}, so whether it accepts cannot be seen; unless it sends READY=1, tell by --ready");
+            warn!("{obstacle}, so whether it accepts cannot be seen; unless it sends READY=1, set --ready");
         }
         false
     }
@@ -179,7 +179,7 @@ impl Watch {
         })?)
     }
 
-    /// The process of a check, which nobody else may wait for.
+    /// The process of a check, which only the check may wait for.
     pub(crate) fn check_pid(&self) -> Option<Pid> {
         self.check.as_ref().map(Helper::pid)
     }

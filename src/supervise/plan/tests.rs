@@ -10,7 +10,7 @@ const fn seconds(seconds: u64) -> Timestamp {
     Duration::from_secs(seconds)
 }
 
-/// A plan, and what it orders when something happens at a second.
+/// A plan, and its orders for an event at a given second.
 struct Story(Plan);
 
 impl Story {
@@ -36,11 +36,11 @@ impl Story {
     }
 }
 
-fn told(id: Id, news: Transition) -> Order {
-    Order::Report(id, news)
+fn reported(id: Id, transition: Transition) -> Order {
+    Order::Report(id, transition)
 }
 
-const STOP: Event = Event::Stop(Haste::Drain);
+const STOP: Event = Event::Stop(StopMode::Drain);
 
 #[test]
 fn it_begins_with_the_first_generation_and_a_deadline() {
@@ -54,9 +54,9 @@ fn a_successor_that_is_ready_retires_the_one_that_serves() {
     let mut story = Story::serving();
     assert_eq!(story.at(1, Event::Reload), [Order::Start(2)]);
     assert_eq!(story.0.serving.unwrap().id, 1);
-    assert_eq!(story.at(2, Event::Ready(2)), [told(2, Transition::Serves), Order::Retire(1)]);
+    assert_eq!(story.at(2, Event::Ready(2)), [reported(2, Transition::Serves), Order::Retire(1)]);
     assert_eq!(story.at(3, Event::Ended(1, 0)), [Order::Retire(1)], "what is left of it is asked to stop, too");
-    assert_eq!(story.at(3, Event::Gone(1)), [told(1, Transition::Gone)]);
+    assert_eq!(story.at(3, Event::Gone(1)), [reported(1, Transition::Gone)]);
     assert_eq!(story.0.deadline(), None);
 }
 
@@ -64,8 +64,8 @@ fn a_successor_that_is_ready_retires_the_one_that_serves() {
 fn a_successor_that_ends_before_it_is_ready_changes_nothing_for_the_one_that_serves() {
     let mut story = Story::serving();
     story.at(1, Event::Reload);
-    assert_eq!(story.at(2, Event::Ended(2, 3)), [told(2, Transition::Failed(3)), Order::Retire(2)]);
-    assert_eq!(story.at(2, Event::Gone(2)), [told(2, Transition::Gone)]);
+    assert_eq!(story.at(2, Event::Ended(2, 3)), [reported(2, Transition::Failed(3)), Order::Retire(2)]);
+    assert_eq!(story.at(2, Event::Gone(2)), [reported(2, Transition::Gone)]);
     assert_eq!(story.0, Plan { next: 3, ..Story::serving().0 });
 }
 
@@ -74,7 +74,7 @@ fn a_successor_that_is_not_ready_in_time_is_killed_and_the_one_that_serves_stays
     let mut story = Story::serving();
     story.at(1, Event::Reload);
     assert_eq!(story.at(60, Event::Tick), []);
-    assert_eq!(story.at(61, Event::Tick), [told(2, Transition::TimedOut), Order::Kill(2)]);
+    assert_eq!(story.at(61, Event::Tick), [reported(2, Transition::TimedOut), Order::Kill(2)]);
     assert_eq!(story.at(62, Event::Ready(2)), [], "too late");
     story.at(62, Event::Ended(2, KILLED));
     story.at(62, Event::Gone(2));
@@ -84,22 +84,22 @@ fn a_successor_that_is_not_ready_in_time_is_killed_and_the_one_that_serves_stays
 #[test]
 fn a_first_generation_that_fails_ends_all_with_its_status() {
     let mut story = Story::begin();
-    assert_eq!(story.at(1, Event::Ended(1, 7)), [told(1, Transition::Failed(7)), Order::Retire(1)]);
-    assert_eq!(story.at(1, Event::Gone(1)), [told(1, Transition::Gone), Order::Finish(7)]);
+    assert_eq!(story.at(1, Event::Ended(1, 7)), [reported(1, Transition::Failed(7)), Order::Retire(1)]);
+    assert_eq!(story.at(1, Event::Gone(1)), [reported(1, Transition::Gone), Order::Finish(7)]);
 
     let mut story = Story::begin();
-    assert_eq!(story.at(60, Event::Tick), [told(1, Transition::TimedOut), Order::Kill(1)]);
-    assert_eq!(story.at(60, Event::Gone(1)), [told(1, Transition::Gone), Order::Finish(137)]);
+    assert_eq!(story.at(60, Event::Tick), [reported(1, Transition::TimedOut), Order::Kill(1)]);
+    assert_eq!(story.at(60, Event::Gone(1)), [reported(1, Transition::Gone), Order::Finish(137)]);
 }
 
 #[test]
-fn a_wish_that_waited_for_a_first_generation_which_fails_is_cancelled() {
+fn a_reload_that_waited_for_a_first_generation_which_fails_is_cancelled() {
     let mut story = Story::begin();
     assert_eq!(story.0.answer(), Answer::Generation(2));
     story.at(1, Event::Reload);
     let orders = story.at(2, Event::Ended(1, 7));
-    assert_eq!(orders, [told(1, Transition::Failed(7)), Order::Retire(1), told(2, Transition::Cancelled)]);
-    assert_eq!(story.at(2, Event::Gone(1)), [told(1, Transition::Gone), Order::Finish(7)]);
+    assert_eq!(orders, [reported(1, Transition::Failed(7)), Order::Retire(1), reported(2, Transition::Cancelled)]);
+    assert_eq!(story.at(2, Event::Gone(1)), [reported(1, Transition::Gone), Order::Finish(7)]);
 }
 
 #[test]
@@ -110,8 +110,8 @@ fn reloads_during_a_reload_are_remembered_as_one() {
         assert_eq!(story.0.answer(), Answer::Generation(3));
         assert_eq!(story.at(2, Event::Reload), []);
     }
-    assert_eq!(story.at(3, Event::Ready(2)), [told(2, Transition::Serves), Order::Retire(1), Order::Start(3)]);
-    assert_eq!(story.at(4, Event::Ready(3)), [told(3, Transition::Serves), Order::Retire(2)]);
+    assert_eq!(story.at(3, Event::Ready(2)), [reported(2, Transition::Serves), Order::Retire(1), Order::Start(3)]);
+    assert_eq!(story.at(4, Event::Ready(3)), [reported(3, Transition::Serves), Order::Retire(2)]);
 }
 
 #[test]
@@ -137,11 +137,12 @@ fn a_stop_drains_everything_and_ends_with_0() {
     let mut story = Story::serving();
     story.at(1, Event::Reload);
     story.at(1, Event::Reload);
-    let orders = [told(3, Transition::Cancelled), told(2, Transition::Cancelled), Order::Retire(2), Order::Retire(1)];
+    let orders =
+        [reported(3, Transition::Cancelled), reported(2, Transition::Cancelled), Order::Retire(2), Order::Retire(1)];
     assert_eq!(story.at(2, STOP), orders);
-    assert_eq!(story.at(3, STOP), [], "asked again, it asks nobody again");
-    assert_eq!(story.at(3, Event::Gone(2)), [told(2, Transition::Gone)]);
-    assert_eq!(story.at(3, Event::Gone(1)), [told(1, Transition::Gone), Order::Finish(0)]);
+    assert_eq!(story.at(3, STOP), [], "asked again, it sends no second signal");
+    assert_eq!(story.at(3, Event::Gone(2)), [reported(2, Transition::Gone)]);
+    assert_eq!(story.at(3, Event::Gone(1)), [reported(1, Transition::Gone), Order::Finish(0)]);
 }
 
 #[test]
@@ -149,10 +150,10 @@ fn what_does_not_drain_in_time_is_killed_once_and_the_status_says_so() {
     let mut story = Story::serving();
     story.at(1, STOP);
     assert_eq!(story.at(30, Event::Tick), []);
-    assert_eq!(story.at(31, Event::Tick), [told(1, Transition::Killed), Order::Kill(1)]);
+    assert_eq!(story.at(31, Event::Tick), [reported(1, Transition::Killed), Order::Kill(1)]);
     assert_eq!(story.at(40, Event::Tick), []);
     assert_eq!(story.0.deadline(), None);
-    assert_eq!(story.at(41, Event::Gone(1)), [told(1, Transition::Gone), Order::Finish(137)]);
+    assert_eq!(story.at(41, Event::Gone(1)), [reported(1, Transition::Gone), Order::Finish(137)]);
 }
 
 #[test]
@@ -160,43 +161,43 @@ fn an_old_generation_that_is_killed_is_no_failure_of_the_supervisor() {
     let mut story = Story::serving();
     story.at(1, Event::Reload);
     story.at(2, Event::Ready(2));
-    assert_eq!(story.at(32, Event::Tick), [told(1, Transition::Killed), Order::Kill(1)]);
+    assert_eq!(story.at(32, Event::Tick), [reported(1, Transition::Killed), Order::Kill(1)]);
     story.at(32, Event::Gone(1));
     story.at(33, STOP);
-    assert_eq!(story.at(33, Event::Gone(2)), [told(2, Transition::Gone), Order::Finish(0)]);
+    assert_eq!(story.at(33, Event::Gone(2)), [reported(2, Transition::Gone), Order::Finish(0)]);
 }
 
 #[test]
 fn a_stop_at_once_kills_also_what_was_draining() {
     let mut story = Story::serving();
     story.at(1, STOP);
-    assert_eq!(story.at(2, Event::Stop(Haste::Now)), [told(1, Transition::Killed), Order::Kill(1)]);
-    assert_eq!(story.at(3, Event::Stop(Haste::Now)), []);
+    assert_eq!(story.at(2, Event::Stop(StopMode::Now)), [reported(1, Transition::Killed), Order::Kill(1)]);
+    assert_eq!(story.at(3, Event::Stop(StopMode::Now)), []);
 }
 
 #[test]
-fn pauses_before_a_restart_double_up_to_ten_seconds() {
+fn backoffs_before_a_restart_double_up_to_ten_seconds() {
     let mut story = Story::serving();
     let mut now = seconds(1);
-    let mut pauses = Vec::new();
+    let mut backoffs = Vec::new();
     for id in 1..=9 {
         let orders = story.0.handle(Event::Ended(id, 1), LIMITS, now);
-        let [Order::Report(_, Transition::Crashed(1, pause)), Order::Retire(_)] = orders[..] else {
+        let [Order::Report(_, Transition::Crashed(1, backoff)), Order::Retire(_)] = orders[..] else {
             panic!("{orders:?}")
         };
-        pauses.push(pause.as_millis());
+        backoffs.push(backoff.as_millis());
         story.0.handle(Event::Gone(id), LIMITS, now);
         let (at, orders) = story.starts_again();
-        assert_eq!((at, &orders[..]), (now + pause, &[Order::Start(id + 1)][..]));
+        assert_eq!((at, &orders[..]), (now + backoff, &[Order::Start(id + 1)][..]));
         now = at;
         story.0.handle(Event::Ready(id + 1), LIMITS, now);
     }
-    assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+    assert_eq!(backoffs, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
     assert_eq!(story.0.restarts, 9);
 }
 
 #[test]
-fn a_restart_that_fails_is_tried_again_for_ever() {
+fn a_restart_that_fails_is_tried_again_without_end() {
     let mut story = Story::serving();
     story.at(1, Event::Ended(1, 1));
     story.at(1, Event::Gone(1));
@@ -204,34 +205,37 @@ fn a_restart_that_fails_is_tried_again_for_ever() {
         let (at, orders) = story.starts_again();
         assert_eq!(orders, [Order::Start(id)]);
         let orders = story.0.handle(Event::Ended(id, 2), LIMITS, at);
-        assert_eq!(orders, [told(id, Transition::Failed(2)), Order::Retire(id)]);
+        assert_eq!(orders, [reported(id, Transition::Failed(2)), Order::Retire(id)]);
         story.0.handle(Event::Gone(id), LIMITS, at);
     }
 }
 
 #[test]
-fn pauses_begin_anew_after_ten_seconds_of_service() {
+fn backoffs_begin_anew_after_ten_seconds_of_service() {
     let mut story = Story::serving();
     story.at(1, Event::Ended(1, 1));
     story.at(2, Event::Tick);
     story.at(3, Event::Ready(2));
-    let pause = |orders: Vec<Order>| match orders[0] {
-        Order::Report(_, Transition::Crashed(_, pause)) => pause.as_millis(),
+    let backoff = |orders: Vec<Order>| match orders[0] {
+        Order::Report(_, Transition::Crashed(_, backoff)) => backoff.as_millis(),
         other => panic!("{other:?}"),
     };
     let mut longer = Story(story.0.clone());
-    assert_eq!(pause(story.at(12, Event::Ended(2, 1))), 200);
-    assert_eq!(pause(longer.at(13, Event::Ended(2, 1))), 100);
+    assert_eq!(backoff(story.at(12, Event::Ended(2, 1))), 200);
+    assert_eq!(backoff(longer.at(13, Event::Ended(2, 1))), 100);
 }
 
 #[test]
 fn a_successor_under_way_takes_the_place_of_one_that_crashes() {
     let mut story = Story::serving();
     story.at(1, Event::Reload);
-    assert_eq!(story.at(2, Event::Ended(1, 1)), [told(1, Transition::Crashed(1, Duration::ZERO)), Order::Retire(1)]);
+    assert_eq!(
+        story.at(2, Event::Ended(1, 1)),
+        [reported(1, Transition::Crashed(1, Duration::ZERO)), Order::Retire(1)]
+    );
     story.at(2, Event::Gone(1));
     assert_eq!(story.0.deadline(), Some(seconds(61)), "nothing else is to be started");
-    assert_eq!(story.at(3, Event::Ready(2)), [told(2, Transition::Serves)]);
+    assert_eq!(story.at(3, Event::Ready(2)), [reported(2, Transition::Serves)]);
 }
 
 #[test]
@@ -244,7 +248,7 @@ fn where_nothing_serves_any_more_a_reload_that_fails_is_tried_again() {
 }
 
 #[test]
-fn a_reload_does_not_wait_for_the_pause_of_a_restart() {
+fn a_reload_does_not_wait_for_the_backoff_of_a_restart() {
     let mut story = Story::serving();
     story.at(1, Event::Ended(1, 1));
     assert_eq!(story.at(1, Event::Reload), [Order::Start(2)]);
@@ -252,7 +256,7 @@ fn a_reload_does_not_wait_for_the_pause_of_a_restart() {
 }
 
 #[test]
-fn old_news_and_news_of_nobody_mean_nothing() {
+fn late_events_and_events_of_no_generation_change_nothing() {
     let mut story = Story::serving();
     story.at(1, Event::Reload);
     story.at(2, Event::Ready(2));

@@ -1,6 +1,7 @@
 //! SIGUSR2: the supervisor becomes the program at its own path, with its pid, children, sockets and state.
 //!
-//! A new program that cannot take over is found out before: it is run once, beside us, only to read the state.
+//! A new program that cannot take over is detected first, by a probe: it is run once, beside us,
+//! only to read the state.
 
 pub(crate) mod state;
 
@@ -28,7 +29,7 @@ use state::State;
 
 /// How long the new program may take to read the state.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The exit status of a probe that passed; a shell or `true` would not end so.
+/// The exit status of a probe that passed; a shell or `true` does not end with it.
 pub(crate) const PASSED: u8 = 93;
 
 /// How this program is replaced by a newer one.
@@ -39,7 +40,7 @@ pub(crate) struct Upgrade {
     probe: Option<Probe>,
 }
 
-/// A new program that reads the state beside us. However we lose interest in it, it ends.
+/// A new program that reads the state beside us. It is killed when dropped.
 #[derive(Debug)]
 struct Probe {
     helper: Helper,
@@ -48,7 +49,7 @@ struct Probe {
     deadline: Timestamp,
 }
 
-/// What HANDOFF_STATE asks of this process.
+/// The upgrade mode, from HANDOFF_STATE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// Read the state at this descriptor, and end with `PASSED` if it can be taken over.
@@ -58,7 +59,7 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    /// What the environment says, if it says anything.
+    /// The upgrade mode in the environment, if there is one.
     pub(crate) fn read() -> Result<Option<Mode>> {
         let environment = sys::environment();
         let Some(value) = sys::variable(&environment, environ::STATE) else { return Ok(None) };
@@ -79,7 +80,7 @@ impl Mode {
         };
         let memory = claimed.take(number).ok().with_context(|| format!("descriptor {number} is not open"))?;
         let state = State::read(memory)?;
-        // The variable may have come to us by somebody's environment.
+        // The variable may have been inherited from an unrelated environment.
         ensure!(state.pid == whose.as_raw(), "the state is of process {}, not of {whose}", state.pid);
         Ok(state)
     }
@@ -113,7 +114,7 @@ impl Upgrade {
         self.probe.is_some()
     }
 
-    /// The probe's process, which nobody else may wait for.
+    /// The probe's process, which only the probe may wait for.
     pub(crate) fn probe_pid(&self) -> Option<Pid> {
         self.probe.as_ref().map(|probe| probe.helper.pid())
     }
@@ -126,7 +127,7 @@ impl Upgrade {
         let helper = Helper::fork(|| {
             sys::set_close_on_exec(&memory, FdFlag::empty())?;
             dispositions.restore()?;
-            // Whatever keeps it from being executed, it is not a matter of a command that was not found.
+            // Any exec error means 126, even one that a shell would report as 127.
             sys::execve(&program, &arguments, &environment);
             Err(Errno::EACCES)
         });
@@ -150,7 +151,7 @@ impl Upgrade {
         Some(outcome)
     }
 
-    /// Report that this supervisor stays.
+    /// Report that the upgrade failed and this supervisor goes on.
     pub(crate) fn refuse(&self, why: &Error) {
         error!("{} cannot take over, this supervisor goes on: {why:#}", self.program.display());
     }

@@ -1,7 +1,7 @@
-//! What a supervisor leaves to the one that takes its place, as JSON in a file of memory.
+//! What a supervisor leaves to the one that takes its place, as JSON in a memfd.
 //!
 //! A release takes over from the one before it and the other way round: what is missing has a default, what is unknown
-//! is passed over, and only what `needs` names must be understood.
+//! is ignored, and only what `needs` names must be understood.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -22,7 +22,7 @@ use crate::sys::{self, FIRST_FD};
 /// What this version understands of `needs`.
 const UNDERSTOOD: [&str; 0] = [];
 
-/// Everything that cannot be found out anew. What each part saves is beside the part.
+/// Everything that cannot be determined anew. What each part saves is defined in its file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct State {
     /// The process whose state it is.
@@ -54,7 +54,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Write it to a file of memory, close-on-exec.
+    /// Write it to a memfd, close-on-exec.
     pub(crate) fn write(&self) -> Result<OwnedFd> {
         let memory = memfd_create(c"handoff-run", MFdFlags::MFD_CLOEXEC).context("cannot make a memory file")?;
         let mut file = File::from(sys::duplicate_from(&memory, FIRST_FD)?);
@@ -72,7 +72,7 @@ impl State {
         let mut text = String::new();
         file.rewind()?;
         file.read_to_string(&mut text).context("cannot read the predecessor's state")?;
-        let state: State = serde_json::from_str(&text).context("the predecessor's state makes no sense")?;
+        let state: State = serde_json::from_str(&text).context("cannot parse the predecessor's state")?;
         if let Some(need) = state.needs.iter().find(|need| !UNDERSTOOD.contains(&need.as_str())) {
             bail!("the predecessor's state needs {need}, which this version does not understand");
         }

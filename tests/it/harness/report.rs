@@ -45,7 +45,7 @@ impl Report {
         let (connection, _) = wait_for("the probe", || match listener.accept() {
             Ok(accepted) => Some(accepted),
             Err(_) if running.has_ended() => {
-                panic!("no probe came: {}", running.complaint());
+                panic!("no probe came: {}", running.error_output());
             }
             Err(_) => None,
         });

@@ -210,7 +210,7 @@ impl Running {
     }
 
     /// What it has written to stderr, when it has ended.
-    pub fn complaint(&mut self) -> String {
+    pub fn error_output(&mut self) -> String {
         read_all(self.child.as_mut().unwrap().stderr.take())
     }
 }

@@ -33,7 +33,7 @@ pub struct Trial<'a> {
 }
 
 /// Its first client, which comes before it runs, is answered, on the socket of handoff-run, which is all it listens on.
-/// Asked to stop, it ends as a whole, and if it drains not before it has answered whom it had begun to serve.
+/// Asked to stop, it ends as a whole, and if it drains not before it has answered the clients it had begun to serve.
 pub fn try_out(case: &Case) {
     if is_installed(case) {
         let server = Trial::start_target(case);

@@ -1,5 +1,5 @@
-//! Random histories: events in any order, late, twice or about nobody, at any pace. A model of the world watches that
-//! every order was due when it came, and that what was due was ordered.
+//! Random histories: events in any order, late, repeated or of no generation, at any pace. A model checks that every
+//! order was due when it came, and that what was due was ordered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -32,7 +32,7 @@ struct World {
     limits: Limits,
     now: Timestamp,
     lives: BTreeMap<Id, Life>,
-    /// The one piece of news that says what became of each wish and of each start.
+    /// The one transition that ended each reload request and each start.
     outcomes: BTreeMap<Id, Transition>,
     promised: BTreeSet<Id>,
     killed: BTreeSet<Id>,
@@ -41,7 +41,7 @@ struct World {
     restart: Option<Timestamp>,
     restarts: u64,
     backoff: Duration,
-    /// Of the news of a crash in this event.
+    /// The backoff of a crash reported in this event.
     reported_backoff: Option<Duration>,
     /// To be killed by the very next order.
     doomed: Option<Id>,
@@ -115,7 +115,7 @@ impl World {
             Order::Start(id) => self.start(id, event),
             Order::Retire(id) => self.retire(id, event),
             Order::Kill(id) => assert!(self.killed.insert(id), "{id} is killed twice"),
-            Order::Report(id, news) => self.tell(id, news, event),
+            Order::Report(id, transition) => self.report(id, transition, event),
             Order::Finish(status) => {
                 assert!(self.lives.values().all(|life| *life == Life::Gone), "{:?}", self.lives);
                 assert_eq!(Some(status), self.status);
@@ -128,7 +128,7 @@ impl World {
         assert_eq!((self.status, self.starting()), (None, None), "{id} is started");
         assert_eq!(id, self.lives.len() as Id + 1);
         let restart = event == Event::Tick && self.restart.is_some_and(|at| at <= self.now);
-        assert!(self.wanted || restart, "nobody wants {id}");
+        assert!(self.wanted || restart, "{id} was not asked for");
         self.restarts += u64::from(restart);
         (self.wanted, self.restart) = (false, None);
         self.lives.insert(id, Life::Starting { deadline: self.now + self.limits.ready });
@@ -145,12 +145,15 @@ impl World {
         }
     }
 
-    fn tell(&mut self, id: Id, news: Transition, event: Event) {
-        if matches!(news, Transition::Serves | Transition::Failed(_) | Transition::TimedOut | Transition::Cancelled) {
-            assert_eq!(self.outcomes.insert(id, news), None, "{id} has two outcomes");
+    fn report(&mut self, id: Id, transition: Transition, event: Event) {
+        if matches!(
+            transition,
+            Transition::Serves | Transition::Failed(_) | Transition::TimedOut | Transition::Cancelled
+        ) {
+            assert_eq!(self.outcomes.insert(id, transition), None, "{id} has two outcomes");
         }
         let life = self.lives.get(&id).copied();
-        let next = match (news, life) {
+        let next = match (transition, life) {
             (Transition::Serves, Some(Life::Starting { .. })) => {
                 assert_eq!(event, Event::Ready(id));
                 self.serving().map(|old| self.lives.insert(old, Life::Due));
@@ -186,7 +189,7 @@ impl World {
             }
             (Transition::Killed, Some(Life::Draining { deadline: Some(deadline) })) => {
                 let due = event == Event::Tick && deadline <= self.now;
-                assert!(due || event == Event::Stop(Haste::Now), "{id} had time until {deadline:?}");
+                assert!(due || event == Event::Stop(StopMode::Now), "{id} had time until {deadline:?}");
                 self.status = self.status.map(|status| if status == 0 { 137 } else { status });
                 self.doomed = Some(id);
                 Life::Draining { deadline: None }
@@ -195,7 +198,7 @@ impl World {
                 assert_eq!(event, Event::Gone(id));
                 Life::Gone
             }
-            _ => panic!("{news:?} of {id}, which is {life:?}"),
+            _ => panic!("{transition:?} of {id}, which is {life:?}"),
         };
         self.lives.insert(id, next);
     }
@@ -222,7 +225,7 @@ impl World {
     fn check(&self, event: Event, before: &BTreeMap<Id, Life>) {
         assert_eq!(self.doomed, None);
         assert!(!self.lives.values().any(|life| *life == Life::Due), "{:?}", self.lives);
-        assert!(!self.wanted || self.starting().is_some(), "a wish was forgotten");
+        assert!(!self.wanted || self.starting().is_some(), "a reload request was forgotten");
         assert_eq!(self.plan.starting.map(|starting| starting.id), self.starting());
         assert_eq!(self.plan.serving.map(|serving| serving.id), self.serving());
         assert_eq!((self.plan.restarts, self.plan.deadline()), (self.restarts, self.deadline()));
@@ -239,9 +242,9 @@ impl World {
             Event::Gone(id) if matches!(before.get(&id), Some(Life::Draining { .. })) => {
                 assert_eq!(after(id), Life::Gone);
             }
-            Event::Stop(haste) => {
+            Event::Stop(mode) => {
                 assert_eq!((self.starting(), self.serving(), self.wanted), (None, None, false));
-                assert!(haste == Haste::Drain || self.deadline().is_none());
+                assert!(mode == StopMode::Drain || self.deadline().is_none());
             }
             Event::Tick => {
                 let late = |id: &Id| self.lives[id] == before[id];
@@ -281,8 +284,8 @@ impl World {
         those.first().copied()
     }
 
-    /// Nobody is forgotten: what crashed serves again if only time goes by, and after a stop all comes to an end.
-    fn settle(&mut self, haste: Haste) {
+    /// No generation is forgotten: after a crash one serves again in time, and after a stop everything ends.
+    fn settle(&mut self, mode: StopMode) {
         let idle = |world: &World| world.starting().is_none() && world.serving().is_none();
         // Each deadline passes once.
         for _ in 0..=self.lives.len() {
@@ -292,7 +295,7 @@ impl World {
             }
         }
         assert!(self.status.is_some() || !idle(self), "nothing was started again");
-        self.happen(Event::Stop(haste));
+        self.happen(Event::Stop(mode));
         let left: Vec<Id> = self.lives.keys().copied().collect();
         for id in left.into_iter().rev() {
             self.happen(Event::Ended(id, 0));
@@ -300,14 +303,14 @@ impl World {
         }
         assert!(self.lives.values().all(|life| *life == Life::Gone));
         for id in self.lives.keys().chain(&self.promised) {
-            assert!(self.outcomes.contains_key(id), "{id} was promised or started, and nothing was told of it");
+            assert!(self.outcomes.contains_key(id), "{id} was promised or started, and nothing was reported of it");
         }
     }
 }
 
-/// Whom an event is about.
+/// The generation an event is about.
 #[derive(Clone, Debug)]
-enum Whom {
+enum Which {
     Starting,
     Serving,
     /// Any that was ever started, or none.
@@ -328,29 +331,29 @@ enum Kind {
     Ready,
     Ended(u8),
     Gone,
-    Stop(Haste),
+    Stop(StopMode),
     Tick,
 }
 
 impl World {
-    fn step(&mut self, (kind, whom, pace): (Kind, Whom, Pace)) {
+    fn step(&mut self, (kind, which, pace): (Kind, Which, Pace)) {
         let deadline = self.plan.deadline().unwrap_or(self.now);
         self.now = match pace {
             Pace::After(time) => self.now + time,
             Pace::AtTheDeadline => self.now.max(deadline),
             Pace::JustBeforeIt => self.now.max(deadline.saturating_sub(Duration::from_nanos(1))),
         };
-        let id = match whom {
-            Whom::Starting => self.starting().unwrap_or(0),
-            Whom::Serving => self.serving().unwrap_or(0),
-            Whom::Any(index) => index.index(self.lives.len() + 3) as Id,
+        let id = match which {
+            Which::Starting => self.starting().unwrap_or(0),
+            Which::Serving => self.serving().unwrap_or(0),
+            Which::Any(index) => index.index(self.lives.len() + 3) as Id,
         };
         self.happen(match kind {
             Kind::Reload => Event::Reload,
             Kind::Ready => Event::Ready(id),
             Kind::Ended(status) => Event::Ended(id, status),
             Kind::Gone => Event::Gone(id),
-            Kind::Stop(haste) => Event::Stop(haste),
+            Kind::Stop(mode) => Event::Stop(mode),
             Kind::Tick => Event::Tick,
         });
     }
@@ -362,14 +365,14 @@ fn kind() -> impl Strategy<Value = Kind> {
         20 => Just(Kind::Ready),
         20 => prop_oneof![Just(0), Just(1), any::<u8>()].prop_map(Kind::Ended),
         10 => Just(Kind::Gone),
-        1 => Just(Kind::Stop(Haste::Drain)),
-        1 => Just(Kind::Stop(Haste::Now)),
+        1 => Just(Kind::Stop(StopMode::Drain)),
+        1 => Just(Kind::Stop(StopMode::Now)),
         20 => Just(Kind::Tick),
     ]
 }
 
-fn whom() -> impl Strategy<Value = Whom> {
-    prop_oneof![3 => Just(Whom::Starting), 2 => Just(Whom::Serving), 3 => any::<Index>().prop_map(Whom::Any)]
+fn which() -> impl Strategy<Value = Which> {
+    prop_oneof![3 => Just(Which::Starting), 2 => Just(Which::Serving), 3 => any::<Index>().prop_map(Which::Any)]
 }
 
 fn pace() -> impl Strategy<Value = Pace> {
@@ -394,11 +397,11 @@ proptest! {
     #[test]
     fn the_promise_holds_in_every_history(
         limits in limits(),
-        history in prop::collection::vec((kind(), whom(), pace()), 0..50),
-        haste in prop_oneof![Just(Haste::Drain), Just(Haste::Now)],
+        history in prop::collection::vec((kind(), which(), pace()), 0..50),
+        mode in prop_oneof![Just(StopMode::Drain), Just(StopMode::Now)],
     ) {
         let mut world = World::begin(limits);
         history.into_iter().for_each(|step| world.step(step));
-        world.settle(haste);
+        world.settle(mode);
     }
 }
