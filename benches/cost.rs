@@ -3,7 +3,11 @@
 //!
 //! `cargo bench --bench cost`; RUNS=100 for a short one. The runs alternate, so that whatever else the machine does
 //! touches all alike. What is not as expected is marked NOT in the last lines.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark prints, and says by panicking why it cannot")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a benchmark prints, and panics with the reason where it cannot"
+)]
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -177,7 +181,7 @@ fn install(binary: &Path, name: &str) -> String {
     program.into_os_string().into_string().unwrap()
 }
 
-/// The bare exec first, then the C program built with glibc. What cannot be measured here is said and left out.
+/// The bare exec first, then the C program built with glibc. What cannot be measured here is reported and left out.
 fn candidates() -> Vec<Candidate> {
     let cc = |name| compile("cc", name).expect("the C programs to compare with need cc");
     let (noop, shim) = (&*cc("noop"), cc("shim"));

@@ -1,6 +1,7 @@
 //! Directories: the numbers that name the entries of one of /proc, and a rename that replaces nothing.
 
 use std::ffi::CStr;
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -39,13 +40,14 @@ fn getdents64(directory: &OwnedFd, page: &mut [u8]) -> nix::Result<usize> {
     Errno::result(length).map(|length| length as usize)
 }
 
-/// The names in what getdents64(2) wrote: `d_reclen` stands at 16, `d_name` from 19 on.
+/// The names in what getdents64(2) wrote, one `dirent64` after another.
 fn entry_names(mut entries: &[u8]) -> impl Iterator<Item = &CStr> {
     std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes([*entries.get(16)?, *entries.get(17)?]));
+        let length = entries.get(offset_of!(libc::dirent64, d_reclen)..)?.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes(*length));
         let (entry, rest) = entries.split_at_checked(length)?;
         entries = rest;
-        CStr::from_bytes_until_nul(entry.get(19..)?).ok()
+        CStr::from_bytes_until_nul(entry.get(offset_of!(libc::dirent64, d_name)..)?).ok()
     })
 }
 

@@ -56,13 +56,18 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<(usiz
     // SAFETY: the kernel writes at most as much as the message header allows into `buffer` and `room`, which live
     // through it.
     let length = Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, 0) })?;
-    // SAFETY: the new msg_controllen shows whether a header is there, and `room` is aligned for it.
-    let sender = unsafe {
-        libc::CMSG_FIRSTHDR(&raw const message)
-            .as_ref()
-            .filter(|header| (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS))
-            .map(|header| libc::CMSG_DATA(header).cast::<libc::ucred>().read_unaligned())
-    };
+    // SAFETY: the message is one that the kernel filled.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: it is null, or points to a header in `room`, which is aligned for it.
+    let header = unsafe { header.as_ref() };
+    let is_sender =
+        |header: &&libc::cmsghdr| (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS);
+    let sender = header.filter(is_sender).map(|header| {
+        // SAFETY: the header is in `room`, and what it announces is behind it.
+        let credentials = unsafe { libc::CMSG_DATA(header) };
+        // SAFETY: behind a header of this type the kernel put a `ucred`.
+        unsafe { credentials.cast::<libc::ucred>().read_unaligned() }
+    });
     Ok((length as usize, sender))
 }
 

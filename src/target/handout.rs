@@ -67,11 +67,11 @@ impl<'a> Handout<'a> {
     /// The last step before exec: from here on the sockets are inherited.
     pub(crate) fn hand_on(&self) -> nix::Result<()> {
         for given in &self.sockets {
-            // SAFETY: as below; and a socket that is not at its number yet finds it free.
+            // SAFETY: this is the last step before exec.
             unsafe { sys::place(given.fd, given.number)? };
         }
         match (self.stdin, self.sockets.first()) {
-            // SAFETY: this is the last step before exec.
+            // SAFETY: as above.
             (Stdin::FirstSocket, Some(first)) => unsafe { sys::place(first.fd, 0) },
             _ => Ok(()),
         }
