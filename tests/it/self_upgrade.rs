@@ -161,6 +161,7 @@ fn two_upgrades_at_once_are_one_or_two_and_no_more_trouble() {
     supervisor.signal(Signal::SIGHUP);
     supervisor.wait_ready(2);
     supervisor.upgrade();
+    supervisor.wait_gone(1);
     assert_eq!(supervisor.states(), [(2, "serving".into())]);
 }
 
