@@ -12,13 +12,14 @@ use crate::harness::{Folder, PROGRAM, Run, Supervisor, wait_for};
 
 const WRITTEN: &str = include_str!("states/written.json");
 const UNKNOWN: &str = include_str!("states/unknown.json");
+const ROLLOUT: &str = include_str!("states/rollout.json");
 const MISSING: &str = include_str!("states/missing.json");
 
 /// Becomes a supervisor that takes over from a predecessor which was at the very same numbers: generation 1, which
 /// drains until the file `drained` is there, generation 2, which serves, and a client that waits for the first to go.
 const PREDECESSOR: &str = r#"
 import fcntl, os, signal, socket, sys, time
-program, folder, server = sys.argv[1:]
+program, folder, server, *options = sys.argv[1:]
 signal.alarm(120)
 path = lambda name: os.path.join(folder, name)
 opened = {}
@@ -46,6 +47,10 @@ def generation(act, *numbers):
     return pid
 def drain():
     while not os.path.exists(path('drained')): time.sleep(0.005)
+def start():
+    while not os.path.exists(path('ready')): time.sleep(0.005)
+    os.write(told, b'.')
+    serve()
 def serve():
     spare = fcntl.fcntl(app.fileno(), fcntl.F_DUPFD_CLOEXEC, 100)
     os.dup2(web.fileno(), 3); os.set_inheritable(3, True)
@@ -54,6 +59,15 @@ def serve():
     os.execv(sys.executable, [sys.executable, '-IS', server])
 old = generation(drain, 12, 13, 14)
 new = generation(serve, 7, 11, 8)
+state = open(path('state')).read()
+starting = 0
+if '@NEXT@' in state:
+    tells, told = os.pipe()
+    starting = generation(start, 16, 17, 18)
+    os.close(told)
+    at(10, tells)
+    at(19, os.memfd_create('other'))
+    open(path('pid'), 'w').write(f'{os.getpid()}\n')
 if os.fork() == 0:
     client.close()
     text = its.makefile().read()
@@ -65,15 +79,14 @@ for number, s in ((3, web), (4, app), (5, control), (6, client)): at(number, s.f
 for end in (control, client): end.setblocking(False)
 at(15, os.memfd_create('spare'))
 file = os.stat(path('app.sock'))
-values = dict(PID=os.getpid(), OLD=old, NEW=new, PROGRAM=program, FOLDER=folder, DEVICE=file.st_dev, INODE=file.st_ino)
-state = open(path('state')).read()
+values = dict(PID=os.getpid(), OLD=old, NEW=new, NEXT=starting, PROGRAM=program, FOLDER=folder, DEVICE=file.st_dev, INODE=file.st_ino)
 for name, value in values.items(): state = state.replace(f'@{name}@', str(value))
 memory = os.memfd_create('state'); os.write(memory, state.encode()); at(20, memory)
 print('handoff-run: web=127.0.0.1:0 listens on %s:%d' % web.getsockname(), file=sys.stderr, flush=True)
 print(f'handoff-run: generation 2: started (pid {new})', file=sys.stderr, flush=True)
 for number, fd in opened.items(): os.dup2(fd, number)
 os.environ['HANDOFF_STATE'] = 'take:20'
-line = [program, '--supervise', '--control', path('control'), '-l', 'web=127.0.0.1:0', '-l', path('app.sock'), '--env', 'GENERATION={gen}', '--',
+line = [program, '--supervise', '--control', path('control'), '-l', 'web=127.0.0.1:0', '-l', path('app.sock'), '--env', 'GENERATION={gen}', *options, '--',
     sys.executable, '-IS', server]
 os.environ['FOLDER'] = folder
 os.execv(program, line)
@@ -87,13 +100,13 @@ threading.Thread(target=app.accept, daemon=True).start()
 serve()";
 
 /// A supervisor in that predecessor's place.
-fn take_over(state: &str) -> Supervisor {
+fn take_over(state: &str, server: &str, options: &[&str]) -> Supervisor {
     let folder = Arc::new(Folder::new());
     folder.write("state", state);
     folder.write("predecessor.py", PREDECESSOR);
-    let server = python::write(&folder, SERVER);
+    let server = python::write(&folder, server);
     let words = ["-IS".into(), folder.path("predecessor.py"), PROGRAM.into(), folder.path(""), server];
-    let run = Run::of(python::python()).args(&words).current_dir(&*folder);
+    let run = Run::of(python::python()).args(&words).args(options).current_dir(&*folder);
     Supervisor::start(folder, run, Role::Supervisor)
 }
 
@@ -104,7 +117,7 @@ fn asked(supervisor: &Supervisor) -> Pid {
 
 /// The state is taken over, and the supervisor does everything with it.
 fn is_taken_over(state: &str) {
-    let mut supervisor = take_over(state);
+    let mut supervisor = take_over(state, SERVER, &[]);
     let folder = supervisor.folder.clone();
     wait_for("the control socket to answer", || {
         (supervisor.command("--status", &[]).output().code() == 0).then_some(())
@@ -145,10 +158,51 @@ fn a_state_without_what_was_added_later_is_taken_over() {
 // A pid or a descriptor that is missing has no default: 0 is some other process.
 #[test]
 fn a_generation_without_a_pid_is_reported_and_left_out_and_its_place_is_filled() {
-    let supervisor = take_over(&WRITTEN.replace("\"pid\":@NEW@,", ""));
+    let supervisor = take_over(&WRITTEN.replace("\"pid\":@NEW@,", ""), SERVER, &[]);
     supervisor.wait_log("cannot take over a part of the state: missing field `pid`");
     supervisor.wait_ready(3);
     supervisor.folder.write("drained", "");
     supervisor.wait_gone(1);
     assert_eq!(supervisor.states(), [(3, "serving".into())]);
+}
+
+// In the middle of a rollout: a generation gets ready by `--ready fd:N`, a client has half of its replies, and what the
+// supervisor was started with is not the default.
+#[test]
+fn a_state_in_the_middle_of_a_rollout_is_taken_over() {
+    let server = format!(
+        "mark('inherited-' + gen, os.readlink('/proc/self/fd/19') + open('/proc/self/status').read())
+os.write(9, b'.')
+{SERVER}"
+    );
+    let options = ["--ready", "fd:9", "--pid-file", "pid"];
+    let mut supervisor = take_over(ROLLOUT, &server, &options);
+    wait_for("the control socket to answer", || {
+        (supervisor.command("--status", &[]).output().code() == 0).then_some(())
+    });
+    let states = [(1, "draining".into()), (2, "serving".into()), (3, "starting".into())];
+    assert_eq!(supervisor.states(), states, "{}", supervisor.log());
+    let json = supervisor.json();
+    for fact in ["restarts=7", "last_failure='generation 1: ended with status 3'"] {
+        assert!(json.contains(&fact.to_owned()), "{json:?}");
+    }
+    supervisor.folder.write("ready", "");
+    supervisor.folder.write("drained", "");
+    let replies = supervisor.folder.read("replies");
+    assert!(replies.starts_with("{\"progress\":{\"generation\":3,\"text\":\"started\"}}\n"), "{replies}");
+    assert!(replies.ends_with("{\"exit\":0}\n"), "{replies}");
+    // The next generation is given what the first one was.
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+    let inherited = supervisor.folder.read("inherited-4");
+    assert!(inherited.starts_with("/memfd:other"), "{inherited}");
+    let field = |name: &str| {
+        let line = inherited.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    let bit = |signal: i32| 1 << (signal - 1);
+    assert_eq!(field("SigBlk:"), bit(34));
+    assert_eq!(field("SigIgn:") & bit(libc::SIGCHLD), bit(libc::SIGCHLD));
+    assert_eq!(supervisor.stop().failure(), (0, ""));
+    assert_eq!(supervisor.end().0, 0);
+    assert!(!supervisor.folder.path("pid").exists());
 }
