@@ -23,6 +23,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// A generation that served this long is no part of a crash loop: the backoff begins anew.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
+/// A generation has settled when it was ready for this long: what it does on becoming ready is done.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +125,12 @@ pub(crate) struct Serving {
     pub(crate) since: Timestamp,
 }
 
+impl Serving {
+    fn settled(&self) -> Timestamp {
+        self.since + SETTLING
+    }
+}
+
 /// A generation that was asked to stop, or of which something is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Draining {
@@ -130,6 +138,9 @@ pub(crate) struct Draining {
     /// When it is killed; none once it was.
     #[serde(default = "some_never")]
     pub(crate) deadline: Option<Timestamp>,
+    /// When it has settled: never, if it was not ready before it was asked to stop.
+    #[serde(default)]
+    pub(crate) settled: Timestamp,
 }
 
 /// The deadline of a state that has none.
@@ -190,7 +201,7 @@ impl Plan {
     pub(crate) fn resume(&mut self, left: &[Id]) {
         let known: Vec<Id> = self.generations().collect();
         let unknown = left.iter().filter(|id| !known.contains(id));
-        self.draining.extend(unknown.map(|id| Draining { id: *id, deadline: some_never() }));
+        self.draining.extend(unknown.map(|id| Draining { id: *id, deadline: some_never(), settled: Timestamp::ZERO }));
         self.next = self.next.max(left.iter().max().map_or(1, |id| id + 1));
     }
 
@@ -211,6 +222,13 @@ impl Plan {
 
     pub(crate) fn is_draining(&self, id: Id) -> bool {
         self.draining.iter().any(|draining| draining.id == id)
+    }
+
+    /// Is it getting ready, or was it ready only a moment ago?
+    pub(crate) fn is_settling(&self, id: Id, now: Timestamp) -> bool {
+        let draining = self.draining.iter().find(|draining| draining.id == id).map(|draining| draining.settled);
+        let serving = self.serving.filter(|serving| serving.id == id).map(|serving| serving.settled());
+        self.is_starting(id) || draining.or(serving).is_some_and(|settled| now < settled)
     }
 
     /// Which generation a reload request refers to. To be called before the request is handled.
@@ -271,14 +289,14 @@ impl Plan {
         }
         let old = self.serving.replace(Serving { id, since: now });
         let mut orders = vec![Order::Report(id, Transition::Serves)];
-        orders.extend(old.map(|old| self.retire(old.id, limits, now)));
+        orders.extend(old.map(|old| self.retire(old.id, old.settled(), limits, now)));
         orders.extend(self.start_queued(limits, now));
         orders
     }
 
     /// Ask a generation to stop, and set its deadline.
-    fn retire(&mut self, id: Id, limits: Limits, now: Timestamp) -> Order {
-        self.draining.push(Draining { id, deadline: Some(now + limits.drain) });
+    fn retire(&mut self, id: Id, settled: Timestamp, limits: Limits, now: Timestamp) -> Order {
+        self.draining.push(Draining { id, deadline: Some(now + limits.drain), settled });
         Order::Retire(id)
     }
 
@@ -289,7 +307,7 @@ impl Plan {
 
     fn ended(&mut self, id: Id, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
         if let Some(starting) = self.starting.take_if(|starting| starting.id == id) {
-            let mut orders = vec![Order::Report(id, Transition::Failed(status)), self.retire(id, limits, now)];
+            let mut orders = vec![Order::Report(id, Transition::Failed(status)), self.retire(id, never(), limits, now)];
             orders.extend(self.failed(starting.cause, status, limits, now));
             return orders;
         }
@@ -325,7 +343,7 @@ impl Plan {
         if now.saturating_sub(serving.since) >= LONG_ENOUGH {
             self.backoff = FIRST_BACKOFF;
         }
-        let left = self.retire(serving.id, limits, now);
+        let left = self.retire(serving.id, serving.settled(), limits, now);
         // A successor under way takes its place.
         let backoff = if self.starting.is_some() { Duration::ZERO } else { self.back_off(now) };
         vec![Order::Report(serving.id, Transition::Crashed(status, backoff)), left]
@@ -352,9 +370,10 @@ impl Plan {
             orders.push(Order::Report(self.next, Transition::Cancelled));
         }
         if let Some(starting) = self.starting.take() {
-            orders.extend([Order::Report(starting.id, Transition::Cancelled), self.retire(starting.id, limits, now)]);
+            let retired = self.retire(starting.id, never(), limits, now);
+            orders.extend([Order::Report(starting.id, Transition::Cancelled), retired]);
         }
-        orders.extend(self.serving.take().map(|serving| self.retire(serving.id, limits, now)));
+        orders.extend(self.serving.take().map(|serving| self.retire(serving.id, serving.settled(), limits, now)));
         if mode == StopMode::Now {
             orders.extend(self.kill(|_| true));
         }
@@ -377,7 +396,7 @@ impl Plan {
     fn tick(&mut self, limits: Limits, now: Timestamp) -> Vec<Order> {
         let mut orders = Vec::new();
         if let Some(late) = self.starting.take_if(|starting| starting.deadline <= now) {
-            self.draining.push(Draining { id: late.id, deadline: None });
+            self.draining.push(Draining { id: late.id, deadline: None, settled: never() });
             orders.extend([Order::Report(late.id, Transition::TimedOut), Order::Kill(late.id)]);
             orders.extend(self.failed(late.cause, KILLED, limits, now));
         }

@@ -9,7 +9,8 @@ use crate::supervise::Supervisor;
 use crate::supervise::control::connection::{Client, WaitingFor};
 use crate::supervise::control::protocol::{Call, Reply};
 use crate::supervise::control::status::Status;
-use crate::supervise::plan::{Answer, Cause, Event, StopMode};
+use crate::supervise::generation::Generation;
+use crate::supervise::plan::{Answer, Cause, Event, Id, StopMode};
 use crate::supervise::signals::{Received, Sender};
 use crate::sys;
 
@@ -32,21 +33,26 @@ impl Supervisor {
         }
     }
 
-    /// TERM from a process of the generation that starts means that it took over from its parent, as some servers do.
+    /// TERM from a process of a generation that gets ready, or was seen ready just before it sent it, means that it took
+    /// over from its parent, as some servers do.
     fn terminate(&mut self, received: Received) {
-        self.generations.survey();
-        let starting = self.plan.starting.and_then(|starting| self.generations.get(starting.id));
-        let asks = starting.filter(|generation| match received.sender {
-            Sender::Process(pid) => generation.has_member(pid),
-            Sender::Kernel => false,
-        });
-        match asks.map(|generation| generation.id) {
+        match self.settling_sender(received.sender) {
             Some(id) => {
                 debug!("generation {id} asks its parent to end: it is ready");
                 self.events.push_back(Event::Ready(id));
             }
             None => self.stop(StopMode::Drain),
         }
+    }
+
+    /// The generation that has not settled yet and that this sender belongs to.
+    fn settling_sender(&mut self, sender: Sender) -> Option<Id> {
+        let Sender::Process(pid) = sender else { return None };
+        self.generations.survey();
+        let now = sys::now();
+        let is_settling = |generation: &&Generation| self.plan.is_settling(generation.id, now);
+        let mut settling = self.generations.iter().filter(is_settling);
+        settling.find(|generation| generation.has_member(pid)).map(|generation| generation.id)
     }
 
     fn reload(&mut self) {

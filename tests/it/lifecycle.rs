@@ -177,6 +177,28 @@ fn a_generation_that_ends_its_parent_when_it_serves_means_that_it_is_ready() {
     assert_eq!(status, 0, "{log}");
 }
 
+// Once the whole service stopped: facebookgo/grace sends it after it has the listener, and may be seen accepting before.
+#[test]
+fn a_generation_may_end_its_parent_also_just_after_it_was_seen_ready() {
+    for sender in ["if True", "if os.fork() == 0"] {
+        let code = format!(
+            "parent = os.getppid()\n\
+             while f'generation {{gen}}: ready' not in open(path('log')).read(): time.sleep(0.005)\n\
+             {sender}: os.kill(parent, signal.SIGTERM)\n\
+             serve()"
+        );
+        let setup = supervise(Server::Python(&code), &["--ready", "after:0s"]);
+        let supervisor = setup.run(|run| run.env("HANDOFF_LOG", "debug")).serving();
+        for generation in [1, 2] {
+            supervisor.wait_log(&format!("generation {generation} asks its parent to end: it is ready\n"));
+            assert_eq!(supervisor.served_by(), supervisor.generation(generation));
+            assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+        }
+        supervisor.wait_log("generation 3 asks its parent to end: it is ready\n");
+        supervisor.stopped();
+    }
+}
+
 // handoff-run(1), EXIT STATUS: "a supervisor whose first generation never became ready: its status".
 #[test]
 fn a_first_generation_that_fails_ends_the_supervisor_with_its_status() {

@@ -255,6 +255,25 @@ fn a_reload_does_not_wait_for_the_backoff_of_a_restart() {
     assert_eq!(story.0.deadline(), Some(seconds(31)), "the deadline of the one that ended, and no restart");
 }
 
+// Once only the one that starts was asked about: TERM from a server that was seen ready just before it sent it stopped
+// everything.
+#[test]
+fn a_generation_has_settled_one_second_after_it_was_ready() {
+    let mut story = Story::begin();
+    assert!(story.0.is_settling(1, seconds(1000)), "it is not ready");
+    story.at(1000, Event::Ready(1));
+    let just_before = seconds(1001) - Duration::from_nanos(1);
+    assert!(story.0.is_settling(1, just_before) && !story.0.is_settling(1, seconds(1001)));
+    story.at(1000, Event::Reload);
+    story.at(1000, Event::Ready(2));
+    assert!(story.0.is_draining(1));
+    assert!(story.0.is_settling(1, just_before) && !story.0.is_settling(1, seconds(1001)), "although it drains");
+    story.at(1000, Event::Reload);
+    story.at(1000, STOP);
+    assert!(story.0.is_settling(3, seconds(2000)), "it never was ready");
+    assert!(!story.0.is_settling(9, seconds(1000)));
+}
+
 #[test]
 fn late_events_and_events_of_no_generation_change_nothing() {
     let mut story = Story::serving();
