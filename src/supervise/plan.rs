@@ -322,7 +322,7 @@ impl Plan {
     fn failed(&mut self, cause: Cause, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
         match cause {
             Cause::First => {
-                self.stopping.get_or_insert(status);
+                self.stopping.get_or_insert(failure(status));
                 std::mem::take(&mut self.queued)
                     .then_some(Order::Report(self.next, Transition::Cancelled))
                     .into_iter()
@@ -407,6 +407,11 @@ impl Plan {
         }
         orders
     }
+}
+
+/// The status to end with after a generation that ended with `status` before it was ready, which is no success.
+fn failure(status: u8) -> u8 {
+    status.max(1)
 }
 
 /// 128 and SIGKILL.

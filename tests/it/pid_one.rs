@@ -76,8 +76,10 @@ fn what_does_not_drain_is_killed_and_the_namespace_ends_with_137() {
 
 #[test]
 fn a_first_generation_that_fails_ends_the_namespace_with_its_status() {
-    let Some(mut container) = start(&[], "sys.exit(7)") else { return };
-    assert_eq!(container.end().0, 7);
+    for (script, status) in [("sys.exit(7)", 7), ("sys.exit(0)", 1)] {
+        let Some(mut container) = start(&[], script) else { return };
+        assert_eq!(container.end().0, status);
+    }
 }
 
 // A signal from outside the namespace has no sender that could be named inside.

@@ -88,6 +88,10 @@ fn a_first_generation_that_fails_ends_all_with_its_status() {
     assert_eq!(story.at(1, Event::Gone(1)), [reported(1, Transition::Gone), Order::Finish(7)]);
 
     let mut story = Story::begin();
+    story.at(1, Event::Ended(1, 0));
+    assert_eq!(story.at(1, Event::Gone(1)), [reported(1, Transition::Gone), Order::Finish(1)], "it is no success");
+
+    let mut story = Story::begin();
     assert_eq!(story.at(60, Event::Tick), [reported(1, Transition::TimedOut), Order::Kill(1)]);
     assert_eq!(story.at(60, Event::Gone(1)), [reported(1, Transition::Gone), Order::Finish(137)]);
 }

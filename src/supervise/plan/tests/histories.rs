@@ -205,7 +205,7 @@ impl World {
 
     fn first_failed(&mut self, id: Id, status: u8) {
         if id == 1 {
-            self.status.get_or_insert(status);
+            self.status.get_or_insert(status.max(1));
         }
     }
 
