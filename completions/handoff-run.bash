@@ -23,7 +23,7 @@ _handoff__run() {
 
     case "${cmd}" in
         handoff__run)
-            opts="-l -q -v -h -V --listen --backlog --env --as --stdin --first-fd --no-pid --lazy --pid-file --supervise --control --ready --ready-timeout --stop-signal --drain-timeout --reload --status --stop --wait --json --help-servers --quiet --verbose --help --version"
+            opts="-l -q -v -h -V --listen --backlog --env --as --stdin --first-fd --no-pid --lazy --pid-file --supervise --control --ready --ready-timeout --stop-signal --drain-timeout --restart --reload --status --stop --wait --json --help-servers --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -96,6 +96,10 @@ _handoff__run() {
                     return 0
                     ;;
                 --drain-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --restart)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

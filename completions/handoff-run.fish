@@ -30,6 +30,7 @@ complete -c handoff-run -l ready -d 'When a generation counts as ready [default:
 complete -c handoff-run -l ready-timeout -d 'How long a generation may take to get ready [default: 60s]' -r
 complete -c handoff-run -l stop-signal -d 'The signal that asks a generation to drain [default: TERM, or what --as knows]' -r
 complete -c handoff-run -l drain-timeout -d 'How long a generation may take to drain [default: 30s]' -r
+complete -c handoff-run -l restart -d 'What follows when the generation that serves ends unasked [default: always]' -r
 complete -c handoff-run -l reload -d 'Ask the supervisor at this control socket for a new generation' -r -F
 complete -c handoff-run -l status -d 'Show the generations of the supervisor at this control socket' -r -F
 complete -c handoff-run -l stop -d 'Drain and stop the supervisor at this control socket' -r -F

@@ -15,11 +15,11 @@ use clap::{ArgAction, Parser, ValueHint};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 
-use crate::config::Ready;
+use crate::config::{Ready, Restart};
 use crate::socket::spec::Spec;
 use crate::target::preset::{self, Preset};
 use crate::target::template::Setting;
-use values::{duration, ready, signal};
+use values::{duration, ready, restart, signal};
 
 /// Give a listening socket to a program, and to its successor
 ///
@@ -129,6 +129,15 @@ pub(crate) struct Cli {
     /// Then what is left of it is killed.
     #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration)]
     drain_timeout: Option<Duration>,
+
+    /// What follows when the generation that serves ends unasked [default: always]
+    ///
+    /// always: it is started again.
+    /// on-failure: it is started again if its status is not 0, else the supervisor ends with 0.
+    /// on-failure:N: the same, at most N times in a row; a row ends when one has served for 10 seconds.
+    /// no: the supervisor ends with its status.
+    #[arg(long, value_name = "HOW", requires = "supervise", value_parser = restart)]
+    restart: Option<Restart>,
 
     /// Ask the supervisor at this control socket for a new generation
     ///

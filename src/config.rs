@@ -1,5 +1,7 @@
 //! What a command line means: plain data, the same whichever part reads it.
 
+use std::fmt;
+use std::num::NonZero;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,7 +50,7 @@ pub(crate) struct Supervise {
     pub(crate) control: Option<PathBuf>,
     /// When a generation counts as ready.
     pub(crate) ready: Ready,
-    /// How long things may take.
+    /// What is allowed.
     pub(crate) limits: Limits,
     /// What asks a generation to drain.
     pub(crate) stop_signal: Signal,
@@ -71,13 +73,38 @@ pub(crate) enum Ready {
     After(Duration),
 }
 
-/// How long things may take.
+/// What follows when none serves any more, though nothing was asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Restart {
+    /// It is started again.
+    Always,
+    /// It is started again if it did not end with 0; at most this often in a row.
+    OnFailure(Option<NonZero<u32>>),
+    /// Everything stops, with its status.
+    No,
+}
+
+/// What is allowed: how long things may take, and whether a generation is started again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Until a generation is ready.
     pub(crate) ready: Duration,
     /// From the stop signal until a generation is gone.
     pub(crate) drain: Duration,
+    /// What follows when the serving one ends unasked.
+    pub(crate) restart: Restart,
+}
+
+/// As it is written on the command line.
+impl fmt::Display for Restart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Restart::Always => f.write_str("always"),
+            Restart::OnFailure(None) => f.write_str("on-failure"),
+            Restart::OnFailure(Some(most)) => write!(f, "on-failure:{most}"),
+            Restart::No => f.write_str("no"),
+        }
+    }
 }
 
 /// What a supervisor can be asked.

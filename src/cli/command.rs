@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::Cli;
 use super::values::signal;
-use crate::config::{Command, Exec, Form, Limits, Ready, Request, Supervise, Until};
+use crate::config::{Command, Exec, Form, Limits, Ready, Request, Restart, Supervise, Until};
 use crate::socket::address::{Address, Family, Host, Inet};
 use crate::socket::spec::Spec;
 use crate::sys::FIRST_FD;
@@ -31,6 +31,7 @@ impl Cli {
             let limits = Limits {
                 ready: self.ready_timeout.unwrap_or(Duration::from_secs(60)),
                 drain: self.drain_timeout.unwrap_or(Duration::from_secs(30)),
+                restart: self.restart.unwrap_or(Restart::Always),
             };
             let stop_signal = self.stop_signal.or(by_preset).unwrap_or(Signal::SIGTERM);
             (self.control.clone(), self.ready.clone().unwrap_or(Ready::Auto), limits, stop_signal)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use crate::config::Ready;
+use crate::config::{Ready, Restart};
 
 /// A way to be ready, as `--ready` names it.
 pub(crate) fn ready(text: &str) -> Result<Ready> {
@@ -20,6 +20,20 @@ pub(crate) fn ready(text: &str) -> Result<Ready> {
         ("check", command) if !command.is_empty() => Ready::Check(command.to_owned()),
         ("after", time) => Ready::After(duration(time)?),
         _ => bail!("it is one of auto, notify, accepting, fd:N, check:COMMAND, after:DURATION"),
+    })
+}
+
+/// What follows an unasked end, as `--restart` names it.
+pub(crate) fn restart(text: &str) -> Result<Restart> {
+    Ok(match text.split_once(':') {
+        None if text == "always" => Restart::Always,
+        None if text == "on-failure" => Restart::OnFailure(None),
+        None if text == "no" => Restart::No,
+        Some(("on-failure", most)) => {
+            let most = most.parse().ok().with_context(|| format!("{most:?} is not a number of restarts, 1 or more"))?;
+            Restart::OnFailure(Some(most))
+        }
+        _ => bail!("it is one of always, on-failure, on-failure:N, no"),
     })
 }
 
@@ -73,6 +87,16 @@ mod tests {
         }
         for text in ["", "0", "99", "SIG", "NOPE"] {
             signal(text).expect_err(text);
+        }
+    }
+
+    #[test]
+    fn a_restart_is_one_of_four() {
+        for text in ["always", "on-failure", "on-failure:3", "no"] {
+            assert_eq!(restart(text).unwrap().to_string(), text);
+        }
+        for text in ["", "yes", "no:1", "always:2", "on-failure:", "on-failure:0", "on-failure:-1", "on-failure:x"] {
+            restart(text).expect_err(text);
         }
     }
 

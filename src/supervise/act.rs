@@ -31,6 +31,7 @@ impl Supervisor {
                 Order::Kill(id) => self.kill(id),
                 Order::Report(id, Transition::Serves) => self.serve(id),
                 Order::Report(id, Transition::TimedOut) => self.time_out(id),
+                Order::Report(id, Transition::GivenUp) => self.reporter.given_up(id, self.config.limits),
                 Order::Report(id, transition) => self.reporter.transition(id, transition, &self.plan),
                 Order::Finish(status) => self.finished = Some(status),
             }

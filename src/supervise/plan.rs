@@ -2,17 +2,22 @@
 //!
 //! The promise: at most one generation serves, at most one is getting ready, any number drain; the serving one drains
 //! only after its successor is ready, or when everything is asked to stop. A generation that never gets ready changes
-//! nothing for the one that serves.
+//! nothing for the one that serves. Where none serves and none starts, one is started again or everything stops.
+
+mod events;
+mod stages;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Limits;
+use crate::config::{Limits, Restart};
 use crate::sys::Timestamp;
-
-#[cfg(test)]
-mod tests;
+pub(crate) use events::{Answer, Event, Order, StopMode, Transition};
+pub(crate) use stages::{Cause, Draining, Serving, Starting};
+use stages::{never, some_never};
 
 /// Counts the generations, from 1 on.
 pub(crate) type Id = u64;
@@ -23,134 +28,6 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// A generation that served this long is no part of a crash loop: the backoff begins anew.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
-/// A generation has settled when it was ready for this long: what it does on becoming ready is done.
-const SETTLING: Duration = Duration::from_secs(1);
-
-/// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// A new generation was asked for.
-    Reload,
-    /// The generation serves.
-    Ready(Id),
-    /// Its main process ended, or could not be started, with this exit status.
-    Ended(Id, u8),
-    /// Nothing is left of it.
-    Gone(Id),
-    /// Everything is to stop.
-    Stop(StopMode),
-    /// The deadline may have passed.
-    Tick,
-}
-
-/// How to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StopMode {
-    /// Let what is under way end.
-    Drain,
-    /// At once.
-    Now,
-}
-
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// Start this generation.
-    Start(Id),
-    /// Send the stop signal to the main process while it runs, then to every remaining process.
-    Retire(Id),
-    /// Kill every remaining process.
-    Kill(Id),
-    /// Report this transition.
-    Report(Id, Transition),
-    /// Nothing is left to do: end with this status.
-    Finish(u8),
-}
-
-/// What became of a generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Transition {
-    Serves,
-    /// It ended before it was ready, with this exit status.
-    Failed(u8),
-    /// It was not ready in time.
-    TimedOut,
-    /// It was stopped before it was ready, or never started, because everything stops.
-    Cancelled,
-    /// It ended unasked, and is started again after this backoff.
-    Crashed(u8, Duration),
-    /// It had to be killed at its deadline.
-    Killed,
-    Gone,
-}
-
-/// The answer to a reload request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// This one is, or will be, the new one.
-    Generation(Id),
-    /// Everything stops.
-    Refused,
-}
-
-/// Why a generation was started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Cause {
-    /// It is the first: if it fails, all fails.
-    First,
-    /// The one that served has ended: if this one fails, it is tried again.
-    Restart,
-    /// A new one was asked for: if it fails, the one that serves stays.
-    #[default]
-    #[serde(other)]
-    Reload,
-}
-
-/// A generation that gets ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Starting {
-    pub(crate) id: Id,
-    #[serde(default)]
-    pub(crate) cause: Cause,
-    #[serde(default = "never")]
-    pub(crate) deadline: Timestamp,
-}
-
-/// The generation that serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Serving {
-    pub(crate) id: Id,
-    #[serde(default)]
-    pub(crate) since: Timestamp,
-}
-
-impl Serving {
-    fn settled(&self) -> Timestamp {
-        self.since + SETTLING
-    }
-}
-
-/// A generation that was asked to stop, or of which something is left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Draining {
-    pub(crate) id: Id,
-    /// When it is killed; none once it was.
-    #[serde(default = "some_never")]
-    pub(crate) deadline: Option<Timestamp>,
-    /// When it has settled: never, if it was not ready before it was asked to stop.
-    #[serde(default)]
-    pub(crate) settled: Timestamp,
-}
-
-/// The deadline of a state that has none.
-fn never() -> Timestamp {
-    Timestamp::MAX
-}
-
-fn some_never() -> Option<Timestamp> {
-    Some(never())
-}
 
 /// The state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,6 +45,8 @@ pub(crate) struct Plan {
     pub(crate) backoff: Duration,
     /// How often a generation was started again.
     pub(crate) restarts: u64,
+    /// How often in a row, since one served for long enough.
+    pub(crate) row: u32,
     /// The status to end with, once everything stops.
     pub(crate) stopping: Option<u8>,
 }
@@ -184,6 +63,7 @@ impl Default for Plan {
             restart: None,
             backoff: FIRST_BACKOFF,
             restarts: 0,
+            row: 0,
             stopping: None,
         }
     }
@@ -288,6 +168,7 @@ impl Plan {
             return vec![];
         }
         let old = self.serving.replace(Serving { id, since: now });
+        old.iter().for_each(|old| self.end_row(*old, now));
         let mut orders = vec![Order::Report(id, Transition::Serves)];
         orders.extend(old.map(|old| self.retire(old.id, old.settled(), limits, now)));
         orders.extend(self.start_queued(limits, now));
@@ -308,7 +189,7 @@ impl Plan {
     fn ended(&mut self, id: Id, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
         if let Some(starting) = self.starting.take_if(|starting| starting.id == id) {
             let mut orders = vec![Order::Report(id, Transition::Failed(status)), self.retire(id, never(), limits, now)];
-            orders.extend(self.failed(starting.cause, status, limits, now));
+            orders.extend(self.failed(starting, status, limits, now));
             return orders;
         }
         if let Some(serving) = self.serving.take_if(|serving| serving.id == id) {
@@ -319,8 +200,8 @@ impl Plan {
     }
 
     /// What follows when a generation did not get ready.
-    fn failed(&mut self, cause: Cause, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
-        match cause {
+    fn failed(&mut self, starting: Starting, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
+        match starting.cause {
             Cause::First => {
                 self.stopping.get_or_insert(failure(status));
                 std::mem::take(&mut self.queued)
@@ -329,31 +210,42 @@ impl Plan {
                     .collect()
             }
             Cause::Reload | Cause::Restart => {
-                let orders: Vec<Order> = self.start_queued(limits, now).into_iter().collect();
-                if orders.is_empty() && self.serving.is_none() {
-                    self.back_off(now);
-                }
-                orders
+                let queued = self.start_queued(limits, now);
+                let next = queued.or_else(|| self.restart_or_stop(starting.id, failure(status), limits.restart, now));
+                next.into_iter().collect()
             }
         }
     }
 
     /// The serving generation ended unasked: clients wait in the accept queue until it is started again.
     fn crashed(&mut self, serving: Serving, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
-        if now.saturating_sub(serving.since) >= LONG_ENOUGH {
-            self.backoff = FIRST_BACKOFF;
-        }
-        let left = self.retire(serving.id, serving.settled(), limits, now);
-        // A successor under way takes its place.
-        let backoff = if self.starting.is_some() { Duration::ZERO } else { self.back_off(now) };
-        vec![Order::Report(serving.id, Transition::Crashed(status, backoff)), left]
+        self.end_row(serving, now);
+        let mut orders = vec![Order::Report(serving.id, Transition::Crashed(status))];
+        orders.extend(self.restart_or_stop(serving.id, status, limits.restart, now));
+        orders.push(self.retire(serving.id, serving.settled(), limits, now));
+        orders
     }
 
-    fn back_off(&mut self, now: Timestamp) -> Duration {
+    /// One that served for long enough is no part of a crash loop.
+    fn end_row(&mut self, served: Serving, now: Timestamp) {
+        if now.saturating_sub(served.since) >= LONG_ENOUGH {
+            (self.backoff, self.row) = (FIRST_BACKOFF, 0);
+        }
+    }
+
+    /// After a generation that ended with `status`: where none serves and none starts, start one later, or stop.
+    fn restart_or_stop(&mut self, id: Id, status: u8, how: Restart, now: Timestamp) -> Option<Order> {
+        if self.serving.is_some() || self.starting.is_some() {
+            return None;
+        }
+        if !allows(how, status, self.row) {
+            self.stopping = Some(status);
+            return Some(Order::Report(id, Transition::GivenUp));
+        }
         let backoff = self.backoff;
         self.restart = Some(now + backoff);
         self.backoff = (backoff * 2).min(LONGEST_BACKOFF);
-        backoff
+        Some(Order::Report(id, Transition::Restarts(backoff)))
     }
 
     fn gone(&mut self, id: Id) -> Vec<Order> {
@@ -398,14 +290,24 @@ impl Plan {
         if let Some(late) = self.starting.take_if(|starting| starting.deadline <= now) {
             self.draining.push(Draining { id: late.id, deadline: None, settled: never() });
             orders.extend([Order::Report(late.id, Transition::TimedOut), Order::Kill(late.id)]);
-            orders.extend(self.failed(late.cause, KILLED, limits, now));
+            orders.extend(self.failed(late, KILLED, limits, now));
         }
         orders.extend(self.kill(|deadline| deadline <= now));
         if self.restart.take_if(|at| *at <= now).is_some() {
             self.restarts += 1;
+            self.row += 1;
             orders.push(self.start(Cause::Restart, limits, now));
         }
         orders
+    }
+}
+
+/// May a generation that ended with `status`, after so many restarts in a row, be started again?
+fn allows(how: Restart, status: u8, row: u32) -> bool {
+    match how {
+        Restart::Always => true,
+        Restart::OnFailure(most) => status != 0 && most.is_none_or(|most| row < most.get()),
+        Restart::No => false,
     }
 }
 

@@ -125,18 +125,25 @@ impl Reporter {
         self.did_not_serve(id, 124, plan);
     }
 
+    /// A generation is not started again, and everything stops.
+    pub(crate) fn given_up(&mut self, id: Id, limits: Limits) {
+        self.progress(id, &format!("is not started again (--restart {}): the supervisor ends", limits.restart));
+        self.manager.stopping(&format!("generation {id} has ended"), limits.drain);
+    }
+
     /// Any other transition.
     pub(crate) fn transition(&mut self, id: Id, transition: Transition, plan: &Plan) {
         match transition {
             // These have reports of their own, above.
-            Transition::Serves | Transition::TimedOut => (),
+            Transition::Serves | Transition::TimedOut | Transition::GivenUp => (),
             // Why it failed was reported when it ended.
             Transition::Failed(_) => self.did_not_serve(id, 1, plan),
             Transition::Cancelled => {
                 self.each_waiting_for(id, |client| client.end_with_error("the supervisor is stopping", 125));
             }
-            Transition::Crashed(_, backoff) if backoff.is_zero() => (),
-            Transition::Crashed(_, backoff) => {
+            // How it ended was reported when it did.
+            Transition::Crashed(_) => (),
+            Transition::Restarts(backoff) => {
                 let text = format!("is started again in {}", show(backoff));
                 self.progress(id, &text);
                 self.manager.status(&format!("generation {id} has ended and {text}"));

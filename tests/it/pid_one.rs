@@ -138,3 +138,21 @@ fn a_server_that_crashes_is_started_again_in_the_same_namespace() {
     assert!(Path::new(&socket).exists());
     assert_eq!(container.end_by(Signal::SIGTERM).0, 0);
 }
+
+#[test]
+fn what_is_not_started_again_ends_the_namespace_with_its_status() {
+    for (how, script, last, status) in [
+        ("no", "s.accept()\nsys.exit(int(gen))", 1, 1),
+        ("on-failure", "s.accept()\nsys.exit(0)", 1, 0),
+        ("on-failure:1", "s.accept()\nsys.exit(int(gen))", 2, 2),
+    ] {
+        let Some(mut container) = start(&["--restart", how], script) else { return };
+        for generation in 1..=last {
+            container.wait_ready(generation);
+            // It ends instead of an answer.
+            ask(&container.folder.text("s")).unwrap_err();
+        }
+        let (code, log) = container.end();
+        assert_eq!(code, status, "{log}");
+    }
+}

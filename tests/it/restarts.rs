@@ -81,3 +81,75 @@ fn what_is_left_of_a_generation_that_crashed_is_swept() {
     supervisor.wait_ready(2);
     supervisor.stopped();
 }
+
+// handoff-run(1), --restart: "no: the supervisor ends with its status".
+#[test]
+fn where_nothing_is_started_again_the_supervisor_ends_with_the_status() {
+    for (signal, how, status) in [
+        (Signal::SIGKILL, "no", 137),
+        (Signal::SIGTERM, "no", 0),
+        (Signal::SIGTERM, "on-failure", 0),
+        (Signal::SIGTERM, "on-failure:3", 0),
+    ] {
+        let mut supervisor = supervise(Server::Hello, &["--restart", how, "--pid-file", "pid"]).serving();
+        supervisor.folder.read("pid");
+        kill(supervisor.generation(1), signal).unwrap();
+        let (code, log) = supervisor.end();
+        assert_eq!(code, status, "{log}");
+        let text = format!("generation 1: is not started again (--restart {how}): the supervisor ends\n");
+        assert!(log.contains(&text), "{log}");
+        assert!(!log.contains("generation 2"), "{log}");
+        assert_eq!(["control", "pid"].map(|name| supervisor.folder.path(name).exists()), [false; 2]);
+    }
+}
+
+// handoff-run(1), --restart: "on-failure: it is started again if its status is not 0", also after SIGUSR2.
+#[test]
+fn after_a_failure_it_is_started_again_so_often_in_a_row() {
+    let supervisor = supervise(Server::Hello, &["--restart", "on-failure"]).serving();
+    kill(supervisor.generation(1), Signal::SIGKILL).unwrap();
+    supervisor.wait_ready(2);
+    supervisor.stopped();
+    let mut supervisor = supervise(Server::Hello, &["--restart", "on-failure:2"]).serving();
+    for generation in [1, 2, 3] {
+        supervisor.wait_ready(generation);
+        supervisor.upgrade();
+        kill(supervisor.generation(generation), Signal::SIGKILL).unwrap();
+    }
+    let (code, log) = supervisor.end();
+    assert_eq!(code, 137, "{log}");
+    assert!(
+        log.contains("generation 3: is not started again (--restart on-failure:2): the supervisor ends\n"),
+        "{log}"
+    );
+}
+
+// What is asked for is done, though nothing would be started again by itself.
+#[test]
+fn a_reload_under_way_goes_on_where_nothing_is_started_again() {
+    let supervisor = supervise(Server::Script("exec ./server"), &["--restart", "no"]).serving();
+    supervisor.rewrite(Server::Script("while ! test -e go; do sleep 0.01; done; exec ./server"));
+    let reload = supervisor.command("--reload", &["--wait"]).start();
+    supervisor.generation(2);
+    kill(supervisor.generation(1), Signal::SIGKILL).unwrap();
+    supervisor.wait_gone(1);
+    supervisor.folder.open("go");
+    assert_eq!(reload.output().failure(), (0, ""));
+    assert_eq!(
+        supervisor.reload_and_wait().failure(),
+        (0, ""),
+        "and so is an old generation that ends as it was asked"
+    );
+    supervisor.stopped();
+}
+
+// Once it said so of a crash alone.
+#[test]
+fn a_restart_that_fails_says_when_the_next_comes() {
+    let supervisor = supervise(Server::Script("exec ./server"), &["--ready-timeout", "1s"]).serving();
+    supervisor.rewrite(Server::Script("test $GENERATION = 3 && exec sleep 100; exit 1"));
+    kill(supervisor.generation(1), Signal::SIGKILL).unwrap();
+    for (generation, backoff) in [(1, "0.10 s"), (2, "0.20 s"), (3, "0.40 s"), (4, "0.80 s")] {
+        supervisor.wait_log(&format!("generation {generation}: is started again in {backoff}\n"));
+    }
+}

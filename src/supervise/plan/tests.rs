@@ -2,20 +2,27 @@
 
 mod histories;
 
+use std::num::NonZero;
+
 use super::*;
 
-const LIMITS: Limits = Limits { ready: seconds(60), drain: seconds(30) };
+const LIMITS: Limits = Limits { ready: seconds(60), drain: seconds(30), restart: Restart::Always };
 
 const fn seconds(seconds: u64) -> Timestamp {
     Duration::from_secs(seconds)
 }
 
 /// A plan, and its orders for an event at a given second.
-struct Story(Plan);
+struct Story(Plan, Limits);
 
 impl Story {
     fn begin() -> Story {
-        Story(Plan::begin(LIMITS, seconds(0)).0)
+        Story(Plan::begin(LIMITS, seconds(0)).0, LIMITS)
+    }
+
+    /// The first generation serves since second 0, and is started again like this.
+    fn restarting(restart: Restart) -> Story {
+        Story(Story::serving().0, Limits { restart, ..LIMITS })
     }
 
     /// The first generation serves since second 0.
@@ -26,13 +33,13 @@ impl Story {
     }
 
     fn at(&mut self, second: u64, event: Event) -> Vec<Order> {
-        self.0.handle(event, LIMITS, seconds(second))
+        self.0.handle(event, self.1, seconds(second))
     }
 
     /// The deadline comes, and with it the order to start the next one.
     fn starts_again(&mut self) -> (Timestamp, Vec<Order>) {
         let at = self.0.deadline().unwrap();
-        (at, self.0.handle(Event::Tick, LIMITS, at))
+        (at, self.0.handle(Event::Tick, self.1, at))
     }
 }
 
@@ -186,9 +193,10 @@ fn backoffs_before_a_restart_double_up_to_ten_seconds() {
     let mut backoffs = Vec::new();
     for id in 1..=9 {
         let orders = story.0.handle(Event::Ended(id, 1), LIMITS, now);
-        let [Order::Report(_, Transition::Crashed(1, backoff)), Order::Retire(_)] = orders[..] else {
+        let [crashed, Order::Report(_, Transition::Restarts(backoff)), Order::Retire(_)] = orders[..] else {
             panic!("{orders:?}")
         };
+        assert_eq!(crashed, reported(id, Transition::Crashed(1)));
         backoffs.push(backoff.as_millis());
         story.0.handle(Event::Gone(id), LIMITS, now);
         let (at, orders) = story.starts_again();
@@ -205,11 +213,14 @@ fn a_restart_that_fails_is_tried_again_without_end() {
     let mut story = Story::serving();
     story.at(1, Event::Ended(1, 1));
     story.at(1, Event::Gone(1));
+    let mut backoff = FIRST_BACKOFF;
     for id in 2..30 {
         let (at, orders) = story.starts_again();
         assert_eq!(orders, [Order::Start(id)]);
+        backoff = (backoff * 2).min(LONGEST_BACKOFF);
         let orders = story.0.handle(Event::Ended(id, 2), LIMITS, at);
-        assert_eq!(orders, [reported(id, Transition::Failed(2)), Order::Retire(id)]);
+        let next = reported(id, Transition::Restarts(backoff));
+        assert_eq!(orders, [reported(id, Transition::Failed(2)), Order::Retire(id), next]);
         story.0.handle(Event::Gone(id), LIMITS, at);
     }
 }
@@ -220,11 +231,15 @@ fn backoffs_begin_anew_after_ten_seconds_of_service() {
     story.at(1, Event::Ended(1, 1));
     story.at(2, Event::Tick);
     story.at(3, Event::Ready(2));
-    let backoff = |orders: Vec<Order>| match orders[0] {
-        Order::Report(_, Transition::Crashed(_, backoff)) => backoff.as_millis(),
+    let backoff = |orders: Vec<Order>| match orders[1] {
+        Order::Report(_, Transition::Restarts(backoff)) => backoff.as_millis(),
         other => panic!("{other:?}"),
     };
-    let mut longer = Story(story.0.clone());
+    let mut longer = Story(story.0.clone(), LIMITS);
+    let mut replaced = Story(story.0.clone(), LIMITS);
+    replaced.at(13, Event::Reload);
+    replaced.at(13, Event::Ready(3));
+    assert_eq!(backoff(replaced.at(14, Event::Ended(3, 1))), 100, "the one before it served for long enough");
     assert_eq!(backoff(story.at(12, Event::Ended(2, 1))), 200);
     assert_eq!(backoff(longer.at(13, Event::Ended(2, 1))), 100);
 }
@@ -233,10 +248,7 @@ fn backoffs_begin_anew_after_ten_seconds_of_service() {
 fn a_successor_under_way_takes_the_place_of_one_that_crashes() {
     let mut story = Story::serving();
     story.at(1, Event::Reload);
-    assert_eq!(
-        story.at(2, Event::Ended(1, 1)),
-        [reported(1, Transition::Crashed(1, Duration::ZERO)), Order::Retire(1)]
-    );
+    assert_eq!(story.at(2, Event::Ended(1, 1)), [reported(1, Transition::Crashed(1)), Order::Retire(1)]);
     story.at(2, Event::Gone(1));
     assert_eq!(story.0.deadline(), Some(seconds(61)), "nothing else is to be started");
     assert_eq!(story.at(3, Event::Ready(2)), [reported(2, Transition::Serves)]);
@@ -257,6 +269,76 @@ fn a_reload_does_not_wait_for_the_backoff_of_a_restart() {
     story.at(1, Event::Ended(1, 1));
     assert_eq!(story.at(1, Event::Reload), [Order::Start(2)]);
     assert_eq!(story.0.deadline(), Some(seconds(31)), "the deadline of the one that ended, and no restart");
+}
+
+/// What follows when the serving generation ends with this status.
+fn follows(story: &mut Story, id: Id, status: u8) -> Transition {
+    match story.at(1, Event::Ended(id, status))[..] {
+        [Order::Report(_, Transition::Crashed(_)), Order::Report(_, next), Order::Retire(_)] => next,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn whether_it_is_started_again_is_chosen() {
+    let once = Restart::OnFailure(NonZero::new(1));
+    let again = Transition::Restarts(FIRST_BACKOFF);
+    for (restart, status, next) in [
+        (Restart::Always, 0, again),
+        (Restart::Always, 1, again),
+        (Restart::OnFailure(None), 0, Transition::GivenUp),
+        (Restart::OnFailure(None), 1, again),
+        (once, 0, Transition::GivenUp),
+        (once, 1, again),
+        (Restart::No, 0, Transition::GivenUp),
+        (Restart::No, 3, Transition::GivenUp),
+    ] {
+        let mut story = Story::restarting(restart);
+        assert_eq!(follows(&mut story, 1, status), next, "{restart} {status}");
+        let last = story.at(1, Event::Gone(1)).pop();
+        let finish = (next == Transition::GivenUp).then_some(Order::Finish(status));
+        assert_eq!(last, finish.or(Some(reported(1, Transition::Gone))));
+    }
+}
+
+#[test]
+fn a_row_of_restarts_is_limited_and_ends_when_one_has_served_for_ten_seconds() {
+    let mut story = Story::restarting(Restart::OnFailure(NonZero::new(2)));
+    for id in [1, 2] {
+        follows(&mut story, id, 1);
+        assert_eq!(story.at(2, Event::Tick), [Order::Start(id + 1)]);
+        story.at(2, Event::Ready(id + 1));
+    }
+    let mut longer = Story(story.0.clone(), story.1);
+    assert_eq!(longer.at(12, Event::Ended(3, 1))[1], reported(3, Transition::Restarts(FIRST_BACKOFF)));
+    assert_eq!(follows(&mut story, 3, 7), Transition::GivenUp);
+    assert_eq!(story.0.answer(), Answer::Refused);
+    story.at(3, Event::Gone(1));
+    story.at(3, Event::Gone(2));
+    assert_eq!(story.at(3, Event::Gone(3)).pop(), Some(Order::Finish(7)));
+}
+
+#[test]
+fn a_restart_that_fails_belongs_to_the_row_and_is_no_success() {
+    let mut story = Story::restarting(Restart::OnFailure(NonZero::new(2)));
+    follows(&mut story, 1, 1);
+    story.at(2, Event::Tick);
+    let next = reported(2, Transition::Restarts(FIRST_BACKOFF * 2));
+    assert_eq!(story.at(2, Event::Ended(2, 0)).pop(), Some(next));
+    story.at(3, Event::Tick);
+    assert_eq!(story.at(3, Event::Ended(3, 0)).pop(), Some(reported(3, Transition::GivenUp)));
+    assert_eq!(story.0.stopping, Some(1));
+}
+
+#[test]
+fn a_successor_under_way_takes_the_place_also_where_nothing_is_started_again() {
+    let mut story = Story::restarting(Restart::No);
+    story.at(1, Event::Reload);
+    assert_eq!(story.at(1, Event::Ended(1, 0)), [reported(1, Transition::Crashed(0)), Order::Retire(1)]);
+    let mut fails = Story(story.0.clone(), story.1);
+    assert_eq!(story.at(2, Event::Ready(2)), [reported(2, Transition::Serves)]);
+    assert_eq!(fails.at(61, Event::Tick)[2], reported(2, Transition::GivenUp));
+    assert_eq!(fails.0.stopping, Some(KILLED));
 }
 
 // Once only the one that starts was asked about: TERM from a server that was seen ready just before it sent it stopped

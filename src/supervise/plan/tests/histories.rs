@@ -2,6 +2,7 @@
 //! order was due when it came, and that what was due was ordered.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZero;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -40,9 +41,11 @@ struct World {
     wanted: bool,
     restart: Option<Timestamp>,
     restarts: u64,
+    /// How many of them in a row.
+    row: u32,
     backoff: Duration,
-    /// The backoff of a crash reported in this event.
-    reported_backoff: Option<Duration>,
+    /// What was reported to follow in this event, now that none serves.
+    next: Option<Transition>,
     /// To be killed by the very next order.
     doomed: Option<Id>,
     status: Option<u8>,
@@ -66,7 +69,8 @@ impl World {
             restart: None,
             restarts: 0,
             backoff: Duration::from_millis(100),
-            reported_backoff: None,
+            row: 0,
+            next: None,
             doomed: None,
             status: None,
             finished: None,
@@ -86,7 +90,7 @@ impl World {
             assert_eq!(self.finished, None, "{order:?} after the end");
             self.obey(order, event);
         }
-        self.back_off_if_nothing_serves();
+        self.follow_if_nothing_serves(event, &before);
         self.check(event, &before);
         self.finished = None;
     }
@@ -130,6 +134,7 @@ impl World {
         let restart = event == Event::Tick && self.restart.is_some_and(|at| at <= self.now);
         assert!(self.wanted || restart, "{id} was not asked for");
         self.restarts += u64::from(restart);
+        self.row += u32::from(restart);
         (self.wanted, self.restart) = (false, None);
         self.lives.insert(id, Life::Starting { deadline: self.now + self.limits.ready });
     }
@@ -156,7 +161,10 @@ impl World {
         let next = match (transition, life) {
             (Transition::Serves, Some(Life::Starting { .. })) => {
                 assert_eq!(event, Event::Ready(id));
-                self.serving().map(|old| self.lives.insert(old, Life::Due));
+                if let Some(old) = self.serving() {
+                    self.end_row(old);
+                    self.lives.insert(old, Life::Due);
+                }
                 Life::Serving { since: self.now }
             }
             (Transition::Failed(status), Some(Life::Starting { .. })) => {
@@ -179,13 +187,14 @@ impl World {
                 self.wanted = false;
                 return;
             }
-            (Transition::Crashed(status, backoff), Some(Life::Serving { since })) => {
+            (Transition::Crashed(status), Some(Life::Serving { .. })) => {
                 assert_eq!(event, Event::Ended(id, status));
-                self.reported_backoff = Some(backoff);
-                if self.now - since >= Duration::from_secs(10) {
-                    self.backoff = Duration::from_millis(100);
-                }
+                self.end_row(id);
                 Life::Due
+            }
+            (Transition::Restarts(_) | Transition::GivenUp, Some(life @ (Life::Due | Life::Draining { .. }))) => {
+                assert_eq!(self.next.replace(transition), None);
+                life
             }
             (Transition::Killed, Some(Life::Draining { deadline: Some(deadline) })) => {
                 let due = event == Event::Tick && deadline <= self.now;
@@ -209,16 +218,37 @@ impl World {
         }
     }
 
-    /// What crashed, or failed to take the place of what crashed, is started again later and later.
-    fn back_off_if_nothing_serves(&mut self) {
+    fn end_row(&mut self, id: Id) {
+        if matches!(self.lives[&id], Life::Serving { since } if self.now - since >= Duration::from_secs(10)) {
+            (self.backoff, self.row) = (Duration::from_millis(100), 0);
+        }
+    }
+
+    /// What crashed, or failed to take the place of what crashed, is started again later and later, or everything stops.
+    fn follow_if_nothing_serves(&mut self, event: Event, before: &BTreeMap<Id, Life>) {
         let idle = self.starting().is_none() && self.serving().is_none();
-        let mut expected = Duration::ZERO;
-        if self.status.is_none() && idle && self.restart.is_none() {
-            expected = self.backoff;
+        if self.status.is_some() || !idle || self.restart.is_some() {
+            return assert_eq!(self.next.take(), None);
+        }
+        let status = match event {
+            Event::Ended(id, status) if matches!(before[&id], Life::Serving { .. }) => status,
+            Event::Ended(_, status) => status.max(1),
+            _ => 137,
+        };
+        let again = match self.limits.restart {
+            Restart::Always => true,
+            Restart::OnFailure(None) => status != 0,
+            Restart::OnFailure(Some(most)) => status != 0 && self.row < most.get(),
+            Restart::No => false,
+        };
+        if again {
+            assert_eq!(self.next.take(), Some(Transition::Restarts(self.backoff)));
             self.restart = Some(self.now + self.backoff);
             self.backoff = (self.backoff * 2).min(Duration::from_secs(10));
+        } else {
+            assert_eq!(self.next.take(), Some(Transition::GivenUp));
+            self.status = Some(status);
         }
-        assert_eq!(self.reported_backoff.take().unwrap_or(expected), expected);
     }
 
     /// What is due was ordered.
@@ -389,7 +419,12 @@ fn pace() -> impl Strategy<Value = Pace> {
 
 fn limits() -> impl Strategy<Value = Limits> {
     let time = || prop_oneof![Just(0), Just(1), 0..2000u64, Just(60_000)].prop_map(Duration::from_millis);
-    (time(), time()).prop_map(|(ready, drain)| Limits { ready, drain })
+    let restart = prop_oneof![
+        4 => Just(Restart::Always),
+        1 => (0..4u32).prop_map(|most| Restart::OnFailure(NonZero::new(most))),
+        1 => Just(Restart::No),
+    ];
+    (time(), time(), restart).prop_map(|(ready, drain, restart)| Limits { ready, drain, restart })
 }
 
 proptest! {
