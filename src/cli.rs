@@ -94,8 +94,9 @@ pub(crate) struct Cli {
     /// Stay as the parent of PROGRAM and start its next generation on request
     ///
     /// SIGHUP, or --reload on the control socket, starts a new generation on the same sockets. The one that serves is
-    /// asked to stop only when the new one is ready; a new one that fails changes nothing. SIGTERM and SIGINT drain and
-    /// stop, SIGQUIT stops now, SIGUSR2 replaces the supervisor itself by the program at its own path.
+    /// asked to stop only when the new one is ready; a new one that fails changes nothing. SIGTERM, SIGINT and SIGQUIT
+    /// drain and stop, or once more, a second later, stop now, as SIGQUIT of the keyboard does. SIGUSR2 replaces the
+    /// supervisor itself by the program at its own path.
     #[arg(long, conflicts_with = "lazy")]
     supervise: bool,
 

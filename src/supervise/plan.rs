@@ -28,6 +28,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// A generation that served this long is no part of a crash loop: the backoff begins anew.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
+/// A signal that comes again within this time asks for nothing more: some senders send it twice.
+const REPEATED: Duration = Duration::from_secs(1);
 
 /// The state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) row: u32,
     /// The status to end with, once everything stops.
     pub(crate) stopping: Option<u8>,
+    /// When the first signal asked to stop.
+    pub(crate) signalled: Option<Timestamp>,
 }
 
 /// Before anything was started.
@@ -65,6 +69,7 @@ impl Default for Plan {
             restarts: 0,
             row: 0,
             stopping: None,
+            signalled: None,
         }
     }
 }
@@ -266,10 +271,19 @@ impl Plan {
             orders.extend([Order::Report(starting.id, Transition::Cancelled), retired]);
         }
         orders.extend(self.serving.take().map(|serving| self.retire(serving.id, serving.settled(), limits, now)));
-        if mode == StopMode::Now {
+        if self.is_urgent(mode, now) {
             orders.extend(self.kill(|_| true));
         }
         orders
+    }
+
+    /// Is everything to stop at once?
+    fn is_urgent(&mut self, mode: StopMode, now: Timestamp) -> bool {
+        match mode {
+            StopMode::Drain => false,
+            StopMode::Signal => now - *self.signalled.get_or_insert(now) >= REPEATED,
+            StopMode::Now => true,
+        }
     }
 
     /// Kill those that drain and are `due`, once.

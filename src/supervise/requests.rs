@@ -23,8 +23,10 @@ impl Supervisor {
                 Ok(Signal::SIGHUP) if received.sender == Sender::Kernel => self.stop(StopMode::Drain),
                 Ok(Signal::SIGHUP) => self.reload(),
                 Ok(Signal::SIGTERM) => self.terminate(received),
-                Ok(Signal::SIGINT) => self.stop(StopMode::Drain),
-                Ok(Signal::SIGQUIT) => self.stop(StopMode::Now),
+                Ok(Signal::SIGINT) => self.stop(StopMode::Signal),
+                // The keyboard's is typed by a user who no longer wants to wait; a process' is some servers' TERM.
+                Ok(Signal::SIGQUIT) if received.sender == Sender::Kernel => self.stop(StopMode::Now),
+                Ok(Signal::SIGQUIT) => self.stop(StopMode::Signal),
                 Ok(Signal::SIGUSR2) => self.begin_upgrade(),
                 // SIGWINCH of the terminal is not for the server; a process' signal is.
                 _ if received.sender == Sender::Kernel => (),
@@ -41,7 +43,7 @@ impl Supervisor {
                 debug!("generation {id} asks its parent to end: it is ready");
                 self.events.push_back(Event::Ready(id));
             }
-            None => self.stop(StopMode::Drain),
+            None => self.stop(StopMode::Signal),
         }
     }
 

@@ -1,11 +1,13 @@
 //! How a generation is asked to stop, and that nothing of it is left.
 
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid};
 
 use crate::harness::process::{exists, with_variable};
 use crate::harness::setup::Setup;
-use crate::harness::{Run, Server, skip, supervise};
+use crate::harness::{Run, Server, skip, supervise, wait_for};
 
 // handoff-run(1), --stop-signal: "The signal that asks a generation to drain".
 #[test]
@@ -73,12 +75,40 @@ fn a_generation_that_is_suspended_drains_all_the_same() {
     assert!(!supervisor.stopped().contains("killed"));
 }
 
+// handoff-run(1), Signals: "drain and stop; one of them again, a second or more later: stop now".
 #[test]
-fn quit_stops_at_once() {
-    let mut supervisor = supervise(Server::Python(STUBBORN), &[]).serving();
-    supervisor.signal(Signal::SIGQUIT);
-    let (status, log) = supervisor.end();
-    assert_eq!(status, 137, "{log}");
+fn a_signal_that_stops_stops_at_once_when_one_comes_again_a_second_later() {
+    for (first, again) in [
+        (Signal::SIGINT, Signal::SIGINT),
+        (Signal::SIGTERM, Signal::SIGTERM),
+        (Signal::SIGQUIT, Signal::SIGQUIT),
+        (Signal::SIGTERM, Signal::SIGINT),
+    ] {
+        let mut supervisor = supervise(Server::Python(STUBBORN), &[]).serving();
+        supervisor.signal(first);
+        let start = Instant::now();
+        wait_for("the end", || {
+            supervisor.signal(again);
+            supervisor.log().contains("killed").then_some(())
+        });
+        assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+        assert_eq!(supervisor.end().0, 137);
+    }
+}
+
+#[test]
+fn a_stop_by_the_control_socket_is_no_first_signal() {
+    let mut supervisor = supervise(Server::Directed, &[]).serving();
+    let (held, _) = supervisor.hold();
+    let stop = supervisor.command("--stop", &[]).start();
+    supervisor.wait_draining(1);
+    for _ in 0..3 {
+        supervisor.signal(Signal::SIGTERM);
+        supervisor.table();
+    }
+    drop(held);
+    assert_eq!(stop.output().failure(), (0, ""));
+    assert_eq!(supervisor.end().0, 0);
 }
 
 #[test]

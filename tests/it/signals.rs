@@ -5,9 +5,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
-use nix::pty::openpty;
+use nix::pty::{OpenptyResult, openpty};
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
-use nix::unistd::{Pid, setsid};
+use nix::unistd::{Pid, setsid, write};
 
 use crate::harness::log::gone;
 use crate::harness::process::{name, status_field};
@@ -58,16 +58,39 @@ fn a_hang_up_that_was_ignored_at_start_stays_ignored() {
     assert!(!supervisor.stopped().contains("generation 3"));
 }
 
-#[test]
-fn what_the_terminal_sends_is_a_stop_or_nothing() {
-    let terminal = openpty(None, None).unwrap();
+/// Become the leader of a session on this terminal.
+fn lead(terminal: &OpenptyResult) -> impl FnMut() -> io::Result<()> + Send + Sync + use<> {
     let slave = terminal.slave.as_raw_fd();
-    let lead = move || {
+    move || {
         setsid()?;
         // SAFETY: the request takes an integer.
         Errno::result(unsafe { libc::ioctl(slave, libc::TIOCSCTTY, 0) })?;
         Ok(())
-    };
+    }
+}
+
+// handoff-run(1), Signals: "SIGQUIT of the keyboard: stop now".
+#[test]
+fn quit_of_the_keyboard_stops_at_once_and_an_interrupt_drains() {
+    for (key, status) in [(b"\x1c", 137), (b"\x03", 0)] {
+        let terminal = openpty(None, None).unwrap();
+        let lead = lead(&terminal);
+        let code = "signal.signal(signal.SIGTERM, lambda *_: (mark('told'), wait_for('go'), os._exit(0)))\nserve()";
+        let mut supervisor = supervise(Server::Python(code), &[]).run(|run| run.before_exec(lead)).serving();
+        write(&terminal.master, key).unwrap();
+        if status == 0 {
+            supervisor.folder.read("told");
+            supervisor.folder.open("go");
+        }
+        let (code, log) = supervisor.end();
+        assert_eq!(code, status, "{log}");
+    }
+}
+
+#[test]
+fn what_the_terminal_sends_is_a_stop_or_nothing() {
+    let terminal = openpty(None, None).unwrap();
+    let lead = lead(&terminal);
     let mut supervisor = supervise(Server::Python(TELLS_SIGNALS), &[]).run(|run| run.before_exec(lead)).serving();
     let size = libc::winsize { ws_row: 50, ws_col: 99, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the request reads a winsize.

@@ -26,6 +26,8 @@ pub(crate) enum Event {
 pub(crate) enum StopMode {
     /// Let what is under way end.
     Drain,
+    /// By a signal: let what is under way end, or when this comes again a second or more later, stop at once.
+    Signal,
     /// At once.
     Now,
 }

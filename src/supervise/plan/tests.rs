@@ -187,6 +187,26 @@ fn a_stop_at_once_kills_also_what_was_draining() {
 }
 
 #[test]
+fn a_signal_that_comes_again_a_second_later_stops_at_once() {
+    let signal = Event::Stop(StopMode::Signal);
+    let killed = [reported(1, Transition::Killed), Order::Kill(1)];
+    let mut story = Story::serving();
+    assert_eq!(story.at(5, signal), [Order::Retire(1)]);
+    assert_eq!(story.0.handle(signal, LIMITS, seconds(6) - Duration::from_nanos(1)), [], "some send it twice");
+    let handed_on = serde_json::from_str(&serde_json::to_string(&story.0).unwrap()).unwrap();
+    let mut successor = Story(handed_on, LIMITS);
+    assert_eq!(successor.at(6, signal), killed);
+    assert_eq!(story.at(6, signal), killed);
+    assert_eq!(story.at(9, signal), []);
+
+    let mut story = Story::serving();
+    story.at(1, STOP);
+    assert_eq!(story.at(5, signal), [], "it is the first signal");
+    assert_eq!(story.at(6, STOP), [], "what drains is to drain");
+    assert_eq!(story.at(7, signal), killed);
+}
+
+#[test]
 fn backoffs_before_a_restart_double_up_to_ten_seconds() {
     let mut story = Story::serving();
     let mut now = seconds(1);

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -213,6 +214,16 @@ impl Supervisor {
         });
     }
 
+    fn kill_generations(&self) {
+        let ours = (*self.folder).as_ref().to_str();
+        // A number may be another's by now.
+        let is_ours = |pid: &Pid| process::variable(*pid, "FOLDER").as_deref() == ours;
+        let left = log::pids(&self.log()).into_iter().filter(is_ours);
+        for generation in left {
+            let _ = killpg(generation, Signal::SIGKILL);
+        }
+    }
+
     fn has_ended(&self) -> bool {
         self.running.as_ref().is_none_or(Running::has_ended)
     }
@@ -246,16 +257,20 @@ impl Drop for Supervisor {
             // After a failure nothing more is waited for.
             if self.role == Role::Supervisor && !std::thread::panicking() && !running.has_ended() {
                 self.signal(Signal::SIGCONT);
+                // It drains what is killed already, and is asked again for what is left.
                 self.signal(Signal::SIGQUIT);
+                self.kill_generations();
+                let mut asked = Instant::now();
+                try_for(|| {
+                    if asked.elapsed() > Duration::from_secs(1) {
+                        self.signal(Signal::SIGQUIT);
+                        asked = Instant::now();
+                    }
+                    running.has_ended().then_some(())
+                });
                 running.status();
             }
         }
-        let ours = (*self.folder).as_ref().to_str();
-        // A number may be another's by now.
-        let is_ours = |pid: &Pid| process::variable(*pid, "FOLDER").as_deref() == ours;
-        let left = log::pids(&self.log()).into_iter().filter(is_ours);
-        for generation in left {
-            let _ = killpg(generation, Signal::SIGKILL);
-        }
+        self.kill_generations();
     }
 }

@@ -50,6 +50,7 @@ struct World {
     doomed: Option<Id>,
     status: Option<u8>,
     finished: Option<u8>,
+    signalled: Option<Timestamp>,
 }
 
 impl World {
@@ -74,6 +75,7 @@ impl World {
             doomed: None,
             status: None,
             finished: None,
+            signalled: None,
         }
     }
 
@@ -103,7 +105,10 @@ impl World {
                 self.promised.insert(id);
                 self.wanted = true;
             }
-            (Event::Stop(_), _) => {
+            (Event::Stop(mode), _) => {
+                if mode == StopMode::Signal {
+                    self.signalled.get_or_insert(self.now);
+                }
                 self.status.get_or_insert(0);
                 self.restart = None;
             }
@@ -198,7 +203,7 @@ impl World {
             }
             (Transition::Killed, Some(Life::Draining { deadline: Some(deadline) })) => {
                 let due = event == Event::Tick && deadline <= self.now;
-                assert!(due || event == Event::Stop(StopMode::Now), "{id} had time until {deadline:?}");
+                assert!(due || self.is_urgent(event), "{id} had time until {deadline:?}");
                 self.status = self.status.map(|status| if status == 0 { 137 } else { status });
                 self.doomed = Some(id);
                 Life::Draining { deadline: None }
@@ -210,6 +215,11 @@ impl World {
             _ => panic!("{transition:?} of {id}, which is {life:?}"),
         };
         self.lives.insert(id, next);
+    }
+
+    fn is_urgent(&self, event: Event) -> bool {
+        let again = self.signalled.is_some_and(|at| self.now - at >= Duration::from_secs(1));
+        event == Event::Stop(StopMode::Now) || event == Event::Stop(StopMode::Signal) && again
     }
 
     fn first_failed(&mut self, id: Id, status: u8) {
@@ -272,9 +282,9 @@ impl World {
             Event::Gone(id) if matches!(before.get(&id), Some(Life::Draining { .. })) => {
                 assert_eq!(after(id), Life::Gone);
             }
-            Event::Stop(mode) => {
+            Event::Stop(_) => {
                 assert_eq!((self.starting(), self.serving(), self.wanted), (None, None, false));
-                assert!(mode == StopMode::Drain || self.deadline().is_none());
+                assert!(!self.is_urgent(event) || self.deadline().is_none());
             }
             Event::Tick => {
                 let late = |id: &Id| self.lives[id] == before[id];
@@ -396,6 +406,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         20 => prop_oneof![Just(0), Just(1), any::<u8>()].prop_map(Kind::Ended),
         10 => Just(Kind::Gone),
         1 => Just(Kind::Stop(StopMode::Drain)),
+        2 => Just(Kind::Stop(StopMode::Signal)),
         1 => Just(Kind::Stop(StopMode::Now)),
         20 => Just(Kind::Tick),
     ]
@@ -433,7 +444,7 @@ proptest! {
     fn the_promise_holds_in_every_history(
         limits in limits(),
         history in prop::collection::vec((kind(), which(), pace()), 0..50),
-        mode in prop_oneof![Just(StopMode::Drain), Just(StopMode::Now)],
+        mode in prop_oneof![Just(StopMode::Drain), Just(StopMode::Signal), Just(StopMode::Now)],
     ) {
         let mut world = World::begin(limits);
         history.into_iter().for_each(|step| world.step(step));
