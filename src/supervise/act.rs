@@ -111,6 +111,7 @@ impl Supervisor {
         let elsewhere = listening_elsewhere(&generation.members.alive(), ours).unwrap_or_default();
         let diagnosis = Diagnosis {
             elsewhere: elsewhere.into_iter().next(),
+            stopped: generation.stopped_by(),
             unobservable: generation.watch.as_ref().is_some_and(|watch| watch.is_unobservable()),
         };
         self.reporter.timed_out(id, self.config.limits.ready, &diagnosis, &self.plan);
@@ -163,6 +164,19 @@ impl Supervisor {
         for generation in self.generations.take_gone(&helpers, |id| self.plan.is_draining(id)) {
             self.events.push_back(Event::Gone(generation.id));
             generation.reap();
+        }
+    }
+
+    /// Processes were stopped or continued: report it of the main ones. One that drains is continued by us.
+    pub(super) fn see_stops(&mut self) {
+        for generation in self.generations.iter_mut() {
+            match generation.see_stop() {
+                Some(Some(signal)) => self.reporter.stopped(generation.id, signal),
+                Some(None) if generation.ended.is_none() && !self.plan.is_draining(generation.id) => {
+                    self.reporter.progress(generation.id, "goes on");
+                }
+                _ => (),
+            }
         }
     }
 

@@ -45,6 +45,10 @@ impl Generations {
         self.all.iter_mut().find(|generation| generation.id == id)
     }
 
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Generation> {
+        self.all.iter_mut()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Generation> {
         self.all.iter()
     }

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use log::{error, info};
+use log::{error, info, warn};
+use nix::sys::signal::Signal;
 
 use crate::config::{Limits, Until};
 use crate::kernel::elsewhere::ForeignListener;
@@ -40,6 +41,8 @@ pub(crate) struct Reporter {
 pub(crate) struct Diagnosis {
     /// It listens there, on a socket that is not ours.
     pub(crate) elsewhere: Option<ForeignListener>,
+    /// What it is stopped by.
+    pub(crate) stopped: Option<Signal>,
     /// Whether it accepts cannot be seen.
     pub(crate) unobservable: bool,
 }
@@ -60,6 +63,15 @@ impl Reporter {
     pub(crate) fn progress(&mut self, id: Id, text: &str) {
         info!("generation {id}: {text}");
         self.clients.send_all(&Reply::Progress { generation: id, text: text.to_owned() });
+    }
+
+    /// A signal stopped a generation, which is no failure of it, but serves nobody.
+    pub(crate) fn stopped(&mut self, id: Id, signal: Signal) {
+        let text = format!("generation {id}: is stopped by {signal} and serves nobody until SIGCONT");
+        for line in [Some(text.as_str()), why_stopped(signal)].into_iter().flatten() {
+            warn!("{line}");
+            self.clients.send_all(&Reply::Error(line.to_owned()));
+        }
     }
 
     /// What went wrong, with what helps.
@@ -112,6 +124,9 @@ impl Reporter {
     pub(crate) fn timed_out(&mut self, id: Id, limit: Duration, diagnosis: &Diagnosis, plan: &Plan) {
         let text = format!("was not ready after {} and is killed", show(limit));
         match diagnosis {
+            Diagnosis { stopped: Some(signal), .. } => {
+                self.failure(id, &format!("{text}: it is stopped by {signal}"), why_stopped(*signal));
+            }
             Diagnosis { elsewhere: Some(other), .. } => {
                 let text = format!("{text}: it listens on {}, not on our socket", other.address);
                 self.failure(id, &text, Some(TAKE_IT));
@@ -221,6 +236,15 @@ impl Reporter {
             let count = generations.get(id).and_then(|generation| generation.connections(sockets));
             self.clients.send_live(id, &format!("draining{}", connections(count)));
         }
+    }
+}
+
+/// What a terminal stops a process for.
+fn why_stopped(signal: Signal) -> Option<&'static str> {
+    match signal {
+        Signal::SIGTTIN => Some("it read from the terminal, whose foreground job it is not: start it with </dev/null"),
+        Signal::SIGTTOU => Some("it changed the terminal, or wrote to it, whose foreground job it is not"),
+        _ => None,
     }
 }
 

@@ -19,7 +19,10 @@ impl Supervisor {
         while let Some(received) = self.signals.next() {
             debug!("{received:?}");
             match Signal::try_from(received.number) {
-                Ok(Signal::SIGCHLD) => self.collect_gone(),
+                Ok(Signal::SIGCHLD) => {
+                    self.see_stops();
+                    self.collect_gone();
+                }
                 Ok(Signal::SIGHUP) if received.sender == Sender::Kernel => self.stop(StopMode::Drain),
                 Ok(Signal::SIGHUP) => self.reload(),
                 Ok(Signal::SIGTERM) => self.terminate(received),

@@ -59,7 +59,7 @@ fn a_hang_up_that_was_ignored_at_start_stays_ignored() {
 }
 
 /// Become the leader of a session on this terminal.
-fn lead(terminal: &OpenptyResult) -> impl FnMut() -> io::Result<()> + Send + Sync + use<> {
+fn lead(terminal: &OpenptyResult) -> impl FnMut() -> io::Result<()> + Send + Sync + Clone + use<> {
     let slave = terminal.slave.as_raw_fd();
     move || {
         setsid()?;
@@ -84,6 +84,41 @@ fn quit_of_the_keyboard_stops_at_once_and_an_interrupt_drains() {
         }
         let (code, log) = supervisor.end();
         assert_eq!(code, status, "{log}");
+    }
+}
+
+// Once it was "serving", and nothing else was said of it.
+#[test]
+fn a_generation_that_is_stopped_is_reported_and_so_is_that_it_goes_on() {
+    let supervisor = supervise(Server::Hello, &[]).serving();
+    let pid = supervisor.generation(1);
+    for (times, stop) in [Signal::SIGSTOP, Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].into_iter().enumerate() {
+        kill(pid, stop).unwrap();
+        supervisor.wait_log(&format!("generation 1: is stopped by {stop} and serves nobody until SIGCONT\n"));
+        let status = supervisor.status(&[]);
+        assert!(status.contains(&format!("\ngeneration 1 is stopped by {stop}: it serves nobody\n")), "{status}");
+        assert!(supervisor.status(&["--json"]).contains(&format!("\"stopped\":\"{stop}\"")));
+        kill(pid, Signal::SIGCONT).unwrap();
+        supervisor.wait_log_times(times + 1, "generation 1: goes on\n");
+        assert!(!supervisor.status(&[]).contains("is stopped"));
+    }
+    assert!(!supervisor.stopped().contains("failure"));
+}
+
+#[test]
+fn a_generation_that_its_terminal_stops_is_told_why_it_is_not_ready() {
+    let terminal = openpty(None, None).unwrap();
+    let lead = lead(&terminal);
+    let read = "os.read(os.open('/dev/tty', os.O_RDONLY), 1)";
+    let change = "import termios; t = os.open('/dev/tty', os.O_RDWR); termios.tcsetattr(t, 0, termios.tcgetattr(t))";
+    for (code, signal, why) in [(read, "SIGTTIN", "it read from"), (change, "SIGTTOU", "it changed")] {
+        let lead = lead.clone();
+        let options = ["--ready-timeout", "500ms"];
+        let mut supervisor = supervise(Server::Python(code), &options).run(|run| run.before_exec(lead)).start();
+        let (status, log) = supervisor.end();
+        assert_eq!(status, 137, "{log}");
+        let text = format!("is killed: it is stopped by {signal}\nhandoff-run: {why} the terminal");
+        assert!(log.contains(&text), "{log}");
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::process;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use crate::kernel::connections::{held_by, open_connections};
@@ -43,6 +44,8 @@ struct GenerationStatus {
     age: f64,
     /// Open connections that its processes hold, if the kernel can be asked.
     connections: Option<usize>,
+    /// What its main process is stopped by.
+    stopped: Option<&'static str>,
 }
 
 /// How far a generation is.
@@ -71,6 +74,7 @@ impl Status {
             state: Stage::of(generation.id, plan),
             age: generation.age(now).as_millis() as f64 / 1000.0,
             connections: open.as_ref().map(|open| held_by(&generation.members.alive(), open)),
+            stopped: generation.stopped_by().map(Signal::as_str),
         };
         let listeners = sockets.listeners().iter().map(|listener| ListenerStatus {
             name: listener.name.to_string(),
@@ -91,10 +95,15 @@ impl Status {
     pub(crate) fn table(&self) -> Vec<String> {
         let mut lines =
             vec![format!("{:<10} {:>8}  {:<9} {:>9}  {:>11}", "GENERATION", "PID", "STATE", "AGE", "CONNECTIONS")];
-        for GenerationStatus { generation, pid, state, age, connections } in &self.generations {
+        for GenerationStatus { generation, pid, state, age, connections, .. } in &self.generations {
             let connections = connections.map_or("?".to_owned(), |count| count.to_string());
             let age = show(Duration::from_millis((age * 1000.0) as u64));
             lines.push(format!("{generation:<10} {pid:>8}  {:<9} {age:>9}  {connections:>11}", state.to_string()));
+        }
+        for GenerationStatus { generation, stopped, .. } in &self.generations {
+            let stopped =
+                stopped.map(|signal| format!("generation {generation} is stopped by {signal}: it serves nobody"));
+            lines.extend(stopped);
         }
         let listener = |listener: &ListenerStatus| format!("{}={}", listener.name, listener.address);
         let listeners: Vec<String> = self.listeners.iter().map(listener).collect();
@@ -156,8 +165,14 @@ mod tests {
 
     fn status() -> Status {
         let listener = ListenerStatus { name: "web".into(), address: "[::]:80".into() };
-        let generation =
-            GenerationStatus { generation: 3, pid: 812, state: Stage::Serving, age: 1.5, connections: Some(2) };
+        let generation = GenerationStatus {
+            generation: 3,
+            pid: 812,
+            state: Stage::Serving,
+            age: 1.5,
+            connections: Some(2),
+            stopped: Some("SIGTTIN"),
+        };
         Status {
             version: 1,
             pid: 800,
@@ -171,7 +186,7 @@ mod tests {
 
     #[test]
     fn json_is_one_line_with_every_field() {
-        let expected = r#"{"version":1,"pid":800,"stopping":false,"restarts":1,"last_failure":"said \"no\"\n","listeners":[{"name":"web","address":"[::]:80"}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"connections":2}]}"#;
+        let expected = r#"{"version":1,"pid":800,"stopping":false,"restarts":1,"last_failure":"said \"no\"\n","listeners":[{"name":"web","address":"[::]:80"}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"connections":2,"stopped":"SIGTTIN"}]}"#;
         assert_eq!(status().json(), expected);
     }
 
@@ -180,7 +195,8 @@ mod tests {
         let table = status().table();
         assert_eq!(table[0], "GENERATION      PID  STATE           AGE  CONNECTIONS");
         assert_eq!(table[1], "3               812  serving      1.50 s            2");
-        assert_eq!(table[2], "supervisor 800, listening on web=[::]:80");
+        assert_eq!(table[2], "generation 3 is stopped by SIGTTIN: it serves nobody");
+        assert_eq!(table[3], "supervisor 800, listening on web=[::]:80");
     }
 
     #[test]

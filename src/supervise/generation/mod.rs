@@ -14,7 +14,7 @@ use log::debug;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getpgid, pipe2, read};
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ use crate::config::Ready;
 use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::members::Members;
 use crate::kernel::processes::{Process, are_visible};
-use crate::supervise::plan::Id;
+use crate::supervise::plan;
 use crate::supervise::signals::Dispositions;
 use crate::supervise::sockets::{Share, Sockets};
 use crate::sys::{self, Claimed, Ending, Timestamp};
@@ -34,7 +34,7 @@ use ready::{SavedWatch, Watch};
 /// A generation that has been started and of which something may be left.
 #[derive(Debug)]
 pub(crate) struct Generation {
-    pub(crate) id: Id,
+    pub(crate) id: plan::Id,
     /// Its main process.
     pub(crate) pid: Pid,
     /// Which sockets it serves on.
@@ -50,12 +50,14 @@ pub(crate) struct Generation {
     pub(crate) ended: Option<Ending>,
     /// Some other process sent to its notify socket.
     pub(crate) stranger_reported: bool,
+    /// What its main process was last seen stopped by.
+    stopped: Option<Signal>,
 }
 
 /// A generation in a state that is handed on.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SavedGeneration {
-    id: Id,
+    id: plan::Id,
     pid: i32,
     started: Timestamp,
     descriptors: Vec<SavedDescriptor>,
@@ -99,6 +101,7 @@ impl Generation {
             killed: false,
             ended: None,
             stranger_reported: false,
+            stopped: None,
         })
     }
 
@@ -142,6 +145,7 @@ impl Generation {
             killed: saved.killed,
             ended: saved.ended,
             stranger_reported: false,
+            stopped: None,
         })
     }
 
@@ -170,6 +174,21 @@ impl Generation {
             self.watch = None;
         }
         self.ended
+    }
+
+    /// What stopped its main process, which serves nobody until SIGCONT.
+    pub(crate) fn stopped_by(&self) -> Option<Signal> {
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        match self.ended.is_none().then(|| waitid(Id::Pid(self.pid), flags)) {
+            Some(Ok(WaitStatus::Stopped(_, signal))) => Some(signal),
+            _ => None,
+        }
+    }
+
+    /// The same, if that has changed since this was last asked.
+    pub(crate) fn see_stop(&mut self) -> Option<Option<Signal>> {
+        let now = self.stopped_by();
+        (std::mem::replace(&mut self.stopped, now) != now).then_some(now)
     }
 
     /// Why exec failed, if it did; to be read when the main process has ended.
