@@ -13,6 +13,7 @@ mod report;
 mod requests;
 mod signals;
 mod sockets;
+mod terminal;
 pub(crate) mod upgrade;
 
 use std::collections::VecDeque;
@@ -42,6 +43,7 @@ use poll::{Source, Table};
 use report::Reporter;
 use signals::Signals;
 use sockets::Sockets;
+use terminal::Terminal;
 use upgrade::Upgrade;
 use upgrade::state::State;
 
@@ -51,6 +53,7 @@ struct Supervisor {
     /// The working directory by its name at start.
     directory: Option<PathBuf>,
     signals: Signals,
+    terminal: Terminal,
     plan: Plan,
     /// What happened and was not yet handled.
     events: VecDeque<Event>,
@@ -84,6 +87,7 @@ impl Supervisor {
             config,
             directory: logical_directory(),
             signals,
+            terminal: Terminal::open(),
             plan,
             events: VecDeque::new(),
             sockets,
@@ -115,6 +119,7 @@ impl Supervisor {
             config,
             directory: state.directory.map(|SavedPath(path)| path),
             signals,
+            terminal: Terminal::resume(state.terminal, now),
             plan,
             events,
             sockets,
@@ -133,6 +138,7 @@ impl Supervisor {
             program: SavedPath(self.upgrade.program.clone()),
             directory: self.directory.clone().map(SavedPath),
             signals: self.signals.dispositions().save(),
+            terminal: self.terminal.is_there(),
             sockets: self.sockets.save(),
             control: self.reporter.clients.save(),
             plan: self.plan.clone(),
@@ -163,6 +169,7 @@ impl Supervisor {
     fn table(&self) -> Table<'_> {
         let mut table = Table::new();
         self.signals.poll(&mut table);
+        self.terminal.poll(&mut table);
         self.generations.poll(&mut table);
         self.upgrade.poll(&mut table);
         self.reporter.poll(&mut table);
@@ -173,6 +180,7 @@ impl Supervisor {
     fn wake(&mut self, source: Source, flags: PollFlags) {
         match source {
             Source::Signals => self.receive_signals(),
+            Source::Terminal => self.terminal.observe(sys::now()),
             Source::Generation(id, role) => self.wake_generation(id, role),
             Source::Control => self.reporter.clients.accept(sys::now()),
             Source::Client(at) => self.wake_client(at, flags),

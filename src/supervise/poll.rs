@@ -21,6 +21,7 @@ const BACKOFF: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Signals,
+    Terminal,
     Generation(Id, Role),
     /// The control socket.
     Control,

@@ -23,8 +23,7 @@ impl Supervisor {
                     self.see_stops();
                     self.collect_gone();
                 }
-                Ok(Signal::SIGHUP) if received.sender == Sender::Kernel => self.stop(StopMode::Drain),
-                Ok(Signal::SIGHUP) => self.reload(),
+                Ok(Signal::SIGHUP) => self.hang_up(received.sender),
                 Ok(Signal::SIGTERM) => self.terminate(received),
                 Ok(Signal::SIGINT) => self.stop(StopMode::Signal),
                 // The keyboard's is typed by a user who no longer wants to wait; a process' is some servers' TERM.
@@ -35,6 +34,15 @@ impl Supervisor {
                 _ if received.sender == Sender::Kernel => (),
                 _ => self.pass_on(received.number),
             }
+        }
+    }
+
+    /// HUP of the kernel, or of a shell whose terminal went just now, means that; any other asks for a reload.
+    fn hang_up(&mut self, sender: Sender) {
+        if sender == Sender::Kernel || self.terminal.went(sys::now()) {
+            self.stop(StopMode::Drain);
+        } else {
+            self.reload();
         }
     }
 

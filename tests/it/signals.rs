@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::pty::{OpenptyResult, openpty};
@@ -10,8 +11,8 @@ use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
 use nix::unistd::{Pid, setsid, write};
 
 use crate::harness::log::gone;
-use crate::harness::process::{name, status_field};
-use crate::harness::{Run, Server, Supervisor, supervise, wait_for};
+use crate::harness::process::{descriptors, name, status_field};
+use crate::harness::{PROGRAM, Run, Server, Supervisor, supervise, wait_for};
 
 /// Writes a file for each signal it gets.
 const TELLS_SIGNALS: &str = "
@@ -138,6 +139,56 @@ fn what_the_terminal_sends_is_a_stop_or_nothing() {
     let (status, log) = supervisor.end();
     assert_eq!(status, 0, "{log}");
     assert!(log.ends_with(&gone(1)) && !log.contains("generation 2"), "{log}");
+}
+
+/// A supervisor that a shell on this terminal started, and its pid. The shell leads the session; what it starts in the
+/// background, in a group of its own, is sent no hang-up by the kernel.
+fn in_the_background(terminal: &OpenptyResult) -> (Supervisor, Pid) {
+    let shell = format!("set -m; trap : HUP; {PROGRAM} \"$@\" & echo $! >pid.new; mv pid.new pid; wait; wait");
+    let setup = supervise(Server::Hello, &[]).by(Run::of("sh").args(&["-c", &shell, "sh"]));
+    let lead = lead(terminal);
+    let supervisor = setup.run(|run| run.before_exec(lead)).serving();
+    let pid = Pid::from_raw(supervisor.folder.read("pid").trim().parse().unwrap());
+    (supervisor, pid)
+}
+
+// Once it was a reload, and the supervisor outlived its terminal: bash passes a hang-up on by kill(2), before the kernel.
+#[test]
+fn a_hang_up_that_a_shell_passes_on_is_a_stop_and_any_other_a_reload() {
+    for upgraded in [false, true] {
+        let terminal = openpty(None, None).unwrap();
+        let (supervisor, pid) = in_the_background(&terminal);
+        kill(pid, Signal::SIGHUP).unwrap();
+        supervisor.wait_ready(2);
+        if upgraded {
+            kill(pid, Signal::SIGUSR2).unwrap();
+            supervisor.wait_log("becoming ");
+            supervisor.table();
+        }
+        drop(terminal);
+        kill(pid, Signal::SIGHUP).unwrap();
+        supervisor.wait_gone(2);
+        assert!(!supervisor.log().contains("generation 3"), "{}", supervisor.log());
+    }
+}
+
+// The terminal went long ago, and the supervisor was to stay.
+#[test]
+fn a_hang_up_long_after_the_terminal_went_is_a_reload() {
+    let terminal = openpty(None, None).unwrap();
+    let (supervisor, pid) = in_the_background(&terminal);
+    drop(terminal);
+    wait_for("the terminal to be gone", || {
+        let holds =
+            descriptors(pid).iter().any(|(_, link)| link.starts_with("/dev/tty") || link.starts_with("/dev/pts"));
+        (!holds).then_some(())
+    });
+    let gone = Instant::now();
+    wait_for("more than a second", || (gone.elapsed() > Duration::from_millis(1100)).then_some(()));
+    kill(pid, Signal::SIGHUP).unwrap();
+    supervisor.wait_ready(2);
+    kill(pid, Signal::SIGTERM).unwrap();
+    supervisor.wait_gone(2);
 }
 
 #[test]

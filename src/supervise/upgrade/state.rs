@@ -38,6 +38,9 @@ pub(crate) struct State {
     pub(crate) directory: Option<SavedPath>,
     #[serde(default)]
     pub(crate) signals: SavedSignals,
+    /// There is a controlling terminal.
+    #[serde(default)]
+    pub(crate) terminal: bool,
     #[serde(default)]
     pub(crate) sockets: SavedSockets,
     #[serde(default)]
