@@ -23,7 +23,7 @@ _handoff__run() {
 
     case "${cmd}" in
         handoff__run)
-            opts="-l -q -v -h -V --listen --backlog --env --as --stdin --first-fd --no-pid --lazy --pid-file --supervise --control --ready --ready-timeout --stop-signal --drain-timeout --restart --reload --status --stop --wait --json --help-servers --quiet --verbose --help --version"
+            opts="-l -C -q -v -h -V --listen --backlog --chdir --env-file --env --as --stdin --first-fd --no-pid --lazy --pid-file --supervise --control --ready --ready-timeout --stop-signal --drain-timeout --restart --reload --status --stop --wait --json --help-servers --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -39,6 +39,35 @@ _handoff__run() {
                     ;;
                 --backlog)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --chdir)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                -C)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --env-file)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
                     return 0
                     ;;
                 --env)

@@ -1,5 +1,7 @@
 complete -c handoff-run -s l -l listen -d 'Listen here: [NAME=]ADDRESS[,KEY[=VALUE]]...' -r
 complete -c handoff-run -l backlog -d 'Connections that may wait to be accepted' -r
+complete -c handoff-run -s C -l chdir -d 'Start PROGRAM in this directory' -r -f -a "(__fish_complete_directories)"
+complete -c handoff-run -l env-file -d 'Set the variables of PROGRAM that this file has' -r -F
 complete -c handoff-run -l env -d 'Set a variable of PROGRAM, placeholders replaced' -r
 complete -c handoff-run -l as -d 'Do what this server needs to take a socket' -r -f -a "caddy\t''
 fastcgi\t''

@@ -48,6 +48,21 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(0..))]
     backlog: Option<i32>,
 
+    /// Start PROGRAM in this directory
+    ///
+    /// Looked up anew for each generation: a symbolic link such as current leads to the newest release. The paths of
+    /// all other options are found from the directory that handoff-run was started in.
+    #[arg(short = 'C', long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    chdir: Option<PathBuf>,
+
+    /// Set the variables of PROGRAM that this file has
+    ///
+    /// Read anew for each generation. Lines KEY=VALUE as docker run has them: all behind = is the value, quotes
+    /// included, and # begins a comment where it begins the line. --env, --as, and the variables that announce the
+    /// sockets win over it.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    env_file: Option<PathBuf>,
+
     /// Set a variable of PROGRAM, placeholders replaced
     ///
     /// Repeatable. {fd}, {addr}, {host}, {port} and {path} refer to the first listener, or with :NAME of another;

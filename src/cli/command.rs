@@ -70,6 +70,8 @@ impl Cli {
             stdin,
             preset: self.preset,
             settings: self.env,
+            env_file: self.env_file,
+            directory: self.chdir,
         };
         Exec {
             specs: self.listen.into_iter().map(|spec| fit_preset(spec, self.preset)).collect(),

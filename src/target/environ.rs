@@ -40,20 +40,31 @@ impl Announcement<'_> {
     }
 }
 
-/// `base` without its variables about sockets, with `announcement` if there is one, and with `set`, which wins over
-/// both.
+/// `base` with the variables of a file, all without those about sockets, with `announcement` if there is one, and with
+/// `set`. Each wins over what stands before it and the last of a name over the others, so that none of these has a name
+/// twice: getenv(3) finds the first, other readers the last.
 pub(crate) fn announce<'a>(
     base: &[&'a CStr],
+    from_file: Vec<CString>,
     announcement: Option<&Announcement>,
     set: Vec<CString>,
 ) -> Vec<Variable<'a>> {
-    let replaced = |variable: &CStr| set.iter().any(|new| is_for(variable, key(new)));
     let stale = |variable: &CStr| VARIABLES.iter().chain([&STATE]).any(|name| is_for(variable, name.as_bytes()));
+    let from_file = from_file.into_iter().filter(|variable| !stale(variable));
+    let announced = announcement.map(Announcement::variables).unwrap_or_default();
+    let new = last_of_each_name(from_file.chain(announced).chain(set));
+    let replaced = |variable: &CStr| new.iter().any(|new| is_for(variable, key(new)));
     let kept = base.iter().filter(|variable| !stale(variable) && !replaced(variable)).map(|kept| Cow::Borrowed(*kept));
-    let ours = announcement.map(Announcement::variables).unwrap_or_default();
-    let ours = ours.into_iter().filter(|variable| !replaced(variable)).map(Cow::Owned);
-    let environment: Vec<Variable<'a>> = kept.chain(ours).collect();
-    environment.into_iter().chain(set.iter().cloned().map(Cow::Owned)).collect()
+    let kept: Vec<Variable<'a>> = kept.collect();
+    kept.into_iter().chain(new.into_iter().map(Cow::Owned)).collect()
+}
+
+fn last_of_each_name(variables: impl Iterator<Item = CString>) -> Vec<CString> {
+    variables.fold(Vec::new(), |mut last: Vec<CString>, variable| {
+        last.retain(|earlier| key(earlier) != key(&variable));
+        last.push(variable);
+        last
+    })
 }
 
 /// `base` with `set` instead of any of its name, and without the variable of a state, unless `set` is that.
@@ -83,7 +94,7 @@ mod tests {
     #[test]
     fn stale_variables_go_and_odd_entries_stay() {
         let base = [c"A=1", c"LISTEN_PID=7", c"no equals sign", c"LISTEN_PIDFDID=9", c"LISTEN_FDS_FIRST_FD=5", c"A=2"];
-        let environment = announce(&base, None, vec![]);
+        let environment = announce(&base, vec![], None, vec![]);
         assert_eq!(environment, [c"A=1", c"no equals sign", c"A=2"].map(Cow::Borrowed));
     }
 
@@ -92,8 +103,21 @@ mod tests {
         let name = FdName::default();
         let announcement = Announcement { names: vec![&name], pid: Some(7), pidfd_id: None };
         let set = vec![c"A=new".to_owned(), c"LISTEN_PID=8".to_owned()];
-        let environment = announce(&[c"A=1", c"B=2"], Some(&announcement), set);
+        let environment = announce(&[c"A=1", c"B=2"], vec![], Some(&announcement), set);
         let expected = [c"B=2", c"LISTEN_FDS=1", c"LISTEN_FDNAMES=unknown", c"A=new", c"LISTEN_PID=8"];
+        assert_eq!(environment, expected.map(Cow::Borrowed));
+    }
+    #[test]
+    fn each_name_is_there_once_and_the_last_word_wins() {
+        let name = FdName::default();
+        let announcement = Announcement { names: vec![&name], pid: None, pidfd_id: None };
+        let from_file = [c"A=file", c"B=file", c"A=file again", c"LISTEN_FDS=7", c"LISTEN_PID=7", c"HANDOFF_STATE=x"];
+        let set = [c"NOTIFY_SOCKET=@x", c"B=preset", c"C=preset", c"C=user", c"NOTIFY_SOCKET=", c"C=last"];
+        let base = [c"A=1", c"C=3", c"NOTIFY_SOCKET=outer", c"A=2"];
+        let owned = |variables: &[&CStr]| variables.iter().map(|variable| CString::from(*variable)).collect();
+        let environment = announce(&base, owned(&from_file), Some(&announcement), owned(&set));
+        let expected =
+            [c"A=file again", c"LISTEN_FDS=1", c"LISTEN_FDNAMES=unknown", c"B=preset", c"NOTIFY_SOCKET=", c"C=last"];
         assert_eq!(environment, expected.map(Cow::Borrowed));
     }
 }

@@ -1,18 +1,21 @@
 //! Become the target: the only place that clears close-on-exec, and the only one that returns 126 and 127.
 
 use std::ffi::CString;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process;
 
 use anyhow::{Context, Error, Result};
 use nix::errno::Errno;
-use nix::sys::stat::fstat;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, chdir, fchdir};
 
 use crate::failure::{ExitStatus, Failure};
 use crate::socket::listener::Listener;
 use crate::sys;
+use crate::target::env_file;
 use crate::target::environ::{Announcement, Variable, announce};
 use crate::target::handout::Handout;
 use crate::target::pid_file::PidFile;
@@ -26,6 +29,7 @@ const PIDFS_MAGIC: FsType = FsType(0x5049_4446);
 struct Target<'a> {
     arguments: Vec<CString>,
     environment: Vec<Variable<'a>>,
+    directory: Option<&'a Path>,
 }
 
 /// What differs from one generation to the next.
@@ -45,14 +49,9 @@ pub(crate) fn exec_in_place(
     pid_file: Option<&Path>,
 ) -> Failure {
     let handout = Handout::of(listeners, program);
-    // Before the wait, so that a mistake in a template is reported at once and not to the first client.
-    let target = match describe(program, &handout, Instance { generation: 1, variables: vec![] }) {
-        Ok(target) => target,
-        Err(error) => return error.into(),
-    };
-    match wait_and_announce(&handout, begin, pid_file) {
+    match prepare(program, &handout, begin, pid_file) {
         Err(error) => error.into(),
-        Ok(pid_file) => {
+        Ok((target, pid_file)) => {
             let failure = launch(&target, &handout);
             if let Some(pid_file) = pid_file {
                 pid_file.restore();
@@ -62,31 +61,71 @@ pub(crate) fn exec_in_place(
     }
 }
 
-fn wait_and_announce(handout: &Handout, begin: Begin, pid_file: Option<&Path>) -> Result<Option<PidFile>> {
+/// Everything up to the pid file, which is the last thing that may have to be undone.
+fn prepare<'a>(
+    program: &'a Program,
+    handout: &Handout,
+    begin: Begin,
+    pid_file: Option<&Path>,
+) -> Result<(Target<'a>, Option<PidFile>)> {
+    let describe = || describe(program, handout, Instance { generation: 1, variables: vec![] });
     if begin == Begin::FirstClient {
-        handout.wait_for_client().context("cannot wait for the first client")?;
+        check_env_file(program)?;
     }
-    pid_file.map(|path| PidFile::write(path, process::id())).transpose()
+    let mut target = describe()?;
+    if begin == Begin::FirstClient {
+        // Before the wait, so that a mistake is reported at once and not to the first client.
+        target.directory.map_or(Ok(()), check_directory)?;
+        handout.wait_for_client().context("cannot wait for the first client")?;
+        // The file of variables may be another by now.
+        target = describe()?;
+    }
+    let pid_file = pid_file.map(|path| PidFile::write(path, process::id())).transpose()?;
+    Ok((target, pid_file))
 }
 
-/// Become `program` with what `handout` gives it. Returns only when that failed.
-pub(crate) fn become_target(program: &Program, handout: &Handout, instance: Instance) -> Failure {
-    match describe(program, handout, instance) {
+/// Become a generation of `program` with what `handout` gives it. Returns only when that failed.
+pub(crate) fn become_generation(program: &Program, handout: &Handout, instance: Instance) -> Failure {
+    match check_env_file(program).and_then(|()| describe(program, handout, instance)) {
         Err(error) => error.into(),
         Ok(target) => launch(&target, handout),
     }
 }
 
+/// The file of variables has to be there the next time too.
+fn check_env_file(program: &Program) -> Result<()> {
+    program.env_file.as_deref().map_or(Ok(()), env_file::check_rereadable)
+}
+
 fn launch(target: &Target, handout: &Handout) -> Failure {
-    if let Err(error) = handout.hand_on().context("cannot hand the sockets on") {
-        return error.into();
-    }
-    let errno = sys::execute(&target.arguments, &target.environment);
-    cannot_run(&target.arguments[0], errno)
+    let before = match target.directory.map(enter).transpose() {
+        Ok(before) => before,
+        Err(error) => return error.into(),
+    };
+    let failure = match handout.hand_on().context("cannot hand the sockets on") {
+        Err(error) => error.into(),
+        Ok(()) => cannot_run(&target.arguments[0], sys::execute(&target.arguments, &target.environment)),
+    };
+    // The files that are removed or restored now were named from there. One that is gone has no files.
+    let _ = before.map(fchdir);
+    failure
+}
+
+/// Change to `directory`; where we were.
+fn enter(directory: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let before = open(".", flags, Mode::empty()).context("cannot open the working directory")?;
+    chdir(directory).with_context(|| format!("cannot change to the directory {}", directory.display()))?;
+    Ok(before)
+}
+
+/// Fail as `enter` would.
+fn check_directory(directory: &Path) -> Result<()> {
+    fchdir(enter(directory)?).context("cannot change back to the working directory")
 }
 
 /// Arguments and environment, placeholders replaced.
-fn describe<'a>(program: &Program, handout: &Handout, instance: Instance) -> Result<Target<'a>> {
+fn describe<'a>(program: &'a Program, handout: &Handout, instance: Instance) -> Result<Target<'a>> {
     let arguments: Vec<Template> = program.words.iter().map(|word| Template::argument(word.as_bytes())).collect();
     let literal = arguments.iter().chain(program.settings.iter().map(|s| &s.value)).all(Template::is_literal);
     let preset_asks = program.preset.is_some_and(|preset| !preset.variables.is_empty());
@@ -95,7 +134,7 @@ fn describe<'a>(program: &Program, handout: &Handout, instance: Instance) -> Res
     let mut values = Values { places, generation: instance.generation, pid: process::id() };
     let environment = environment(program, handout, &mut values, instance.variables)?;
     let arguments = arguments.iter().map(|template| Ok(CString::new(template.expand(&values)?)?));
-    Ok(Target { arguments: arguments.collect::<Result<_>>()?, environment })
+    Ok(Target { arguments: arguments.collect::<Result<_>>()?, environment, directory: program.directory.as_deref() })
 }
 
 fn environment<'a>(
@@ -104,6 +143,7 @@ fn environment<'a>(
     values: &mut Values,
     mut set: Vec<CString>,
 ) -> Result<Vec<Variable<'a>>> {
+    let from_file = program.env_file.as_deref().map(env_file::read).transpose()?.unwrap_or_default();
     if let Some(preset) = program.preset {
         for variable in preset.environment(values)? {
             set.push(CString::new(variable)?);
@@ -119,7 +159,7 @@ fn environment<'a>(
         pidfd_id: (program.announce == Announce::All).then(|| pidfd_id(values.pid)).flatten(),
     };
     let announcement = (program.announce != Announce::Nothing).then_some(&announcement);
-    Ok(announce(&sys::environment(), announcement, set))
+    Ok(announce(&sys::environment(), from_file, announcement, set))
 }
 
 /// The inode of this process' pidfd, which exec keeps and fork does not; none where it is not unique.

@@ -1,5 +1,6 @@
 //! What a process is given and becomes: its descriptors, its arguments and its environment, up to exec.
 
+pub(crate) mod env_file;
 pub(crate) mod environ;
 pub(crate) mod exec;
 pub(crate) mod handout;
@@ -9,6 +10,7 @@ pub(crate) mod template;
 
 use std::ffi::CString;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 
 use preset::{Preset, Stdin};
 use template::Setting;
@@ -28,6 +30,10 @@ pub(crate) struct Program {
     pub(crate) preset: Option<&'static Preset>,
     /// Variables that the user sets.
     pub(crate) settings: Vec<Setting>,
+    /// A file of further variables, read when the program is started.
+    pub(crate) env_file: Option<PathBuf>,
+    /// Its working directory, if another than ours, looked up when it is started.
+    pub(crate) directory: Option<PathBuf>,
 }
 
 /// Which of the LISTEN_ variables are set.

@@ -30,6 +30,7 @@ mod placeholders;
 mod presets;
 mod readiness;
 mod ready;
+mod releases;
 mod requests;
 mod resources;
 mod restarts;

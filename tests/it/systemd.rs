@@ -1,5 +1,6 @@
 //! Under a real systemd: start, reload, stop, crash, and the sockets of .socket units.
 
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::{fs, process};
 
@@ -58,6 +59,35 @@ signal.pause()";
     systemd.wait_for("a", "ActiveState", "inactive");
     assert_eq!(systemd.property("a", "Result"), "success");
     assert_eq!(systemd.property("a", "ExecMainStatus"), "0");
+}
+
+// handoff-run(1), --chdir: "Looked up anew for each generation". systemd sets no PWD, which would do the same.
+#[test]
+fn a_unit_follows_the_link_to_the_release_that_replaced_the_one_it_was_started_in() {
+    let folder = Folder::new();
+    let release = |folder: &Folder, name: &str| {
+        fs::create_dir(folder.path(name)).unwrap();
+        symlink(name, folder.path("current.new")).unwrap();
+        fs::rename(folder.path("current.new"), folder.path("current")).unwrap();
+    };
+    release(&folder, "one");
+    folder.write("env", "A=1\n");
+    let options = format!("--chdir {} --env-file {}", folder.text("current"), folder.text("env"));
+    let script =
+        "mark('told-' + gen, f\"{os.path.basename(os.getcwd())} {os.environ['A']} {'PWD' in os.environ}\")\nserve()";
+    let reload = format!("ExecReload={PROGRAM} --reload {}", folder.text("control"));
+    let unit = supervised(&folder, &options, script, &reload);
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
+    systemd.succeed(&["start", "a"]);
+    assert_eq!(systemd.folder.read("told-1"), "one 1 False");
+    release(&systemd.folder, "two");
+    fs::remove_dir(systemd.folder.path("one")).unwrap();
+    systemd.folder.write("env", "A=2\n");
+    systemd.succeed(&["reload", "a"]);
+    assert_eq!(systemd.folder.read("told-2"), "two 2 False");
+    systemd.folder.write("env", "no variable\n");
+    assert_eq!(systemd.systemctl(&["reload", "a"]).code(), 1);
+    assert_eq!(systemd.answer("s").generation, 2);
 }
 
 // handoff-run(1), the unit: ExecReload=handoff-run --reload.

@@ -16,7 +16,7 @@ use crate::supervise::plan::Id;
 use crate::supervise::signals::Dispositions;
 use crate::sys;
 use crate::target::Program;
-use crate::target::exec::{Instance, become_target};
+use crate::target::exec::{self, Instance};
 use crate::target::handout::Handout;
 
 /// A process that was forked and not yet waited for.
@@ -71,7 +71,7 @@ impl Launch<'_> {
     fn become_generation(self, ready: Option<ReadyPipe>) -> Failure {
         match self.enter(ready) {
             Err(error) => error.into(),
-            Ok(instance) => become_target(self.program, &self.handout, instance),
+            Ok(instance) => exec::become_generation(self.program, &self.handout, instance),
         }
     }
 
