@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Parser, ValueHint};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
@@ -38,7 +38,7 @@ pub(crate) struct Cli {
     /// Repeatable; the order gives the descriptor numbers. ADDRESS is :PORT, HOST:PORT, [IPV6]:PORT, /PATH,
     /// unix:@NAME, vsock:CID:PORT or fd:N, and may follow a type: tcp, tcp4, tcp6, udp, udp4, udp6, unix, unix-dgram,
     /// unix-seqpacket, as in udp::53. Without this option the inherited sockets are handed on as they are.
-    #[arg(short, long, value_name = "SPEC")]
+    #[arg(short, long, value_name = "SPEC", value_parser = OsStringValueParser::new().try_map(|text| Spec::parse(&text)))]
     listen: Vec<Spec>,
 
     /// Connections that may wait to be accepted
@@ -68,7 +68,7 @@ pub(crate) struct Cli {
     /// Repeatable. {fd}, {addr}, {host}, {port} and {path} refer to the first listener, or with :NAME of another;
     /// {gen} is the generation and {pid} the process. {{ is a literal brace. The same placeholders are replaced in
     /// PROGRAM's arguments.
-    #[arg(long, value_name = "KEY=TEMPLATE")]
+    #[arg(long, value_name = "KEY=TEMPLATE", value_parser = OsStringValueParser::new().try_map(|text| Setting::parse(&text)))]
     env: Vec<Setting>,
 
     /// Do what this server needs to take a socket

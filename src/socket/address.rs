@@ -1,11 +1,13 @@
 //! Where a socket listens, as it is written: `:8000`, `[::1]:8000`, `/run/app.sock`, `unix:@name`, `vsock:CID:PORT`,
 //! `fd:N`. Pure.
 
+use std::ffi::{OsStr, OsString};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
-use std::str::FromStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
-use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::sys::Transport;
 
@@ -71,14 +73,16 @@ pub(crate) enum UnixKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum UnixName {
     /// In the file system.
-    Path(String),
+    Path(PathBuf),
     /// In the abstract namespace of unix(7), without the leading NUL.
-    Abstract(String),
+    Abstract(OsString),
 }
 
 /// The types that may stand before an address. A host of such a name needs a type before it.
-const TYPES: [&str; 11] =
-    ["tcp", "tcp4", "tcp6", "udp", "udp4", "udp6", "unix", "unix-dgram", "unix-seqpacket", "vsock", "fd"];
+const TYPES: [&str; 8] = ["tcp", "tcp4", "tcp6", "udp", "udp4", "udp6", "vsock", "fd"];
+/// Those of Unix sockets.
+const UNIX_TYPES: [(&str, UnixKind); 3] =
+    [("unix", UnixKind::Stream), ("unix-dgram", UnixKind::Datagram), ("unix-seqpacket", UnixKind::SeqPacket)];
 
 /// Room in `sun_path` for the name and the NUL that ends it or begins it, unix(7).
 const LONGEST_UNIX_NAME: usize = 107;
@@ -91,16 +95,24 @@ impl Address {
             _ => false,
         }
     }
-}
 
-impl FromStr for Address {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Address> {
+    /// Read an address.
+    pub(crate) fn parse(text: &OsStr) -> Result<Address> {
         ensure!(!text.is_empty(), "the address is empty");
-        if text.starts_with(['/']) || text.starts_with("./") || text.starts_with("../") {
-            return unix(UnixKind::Stream, text);
+        let bytes = text.as_bytes();
+        if [&b"/"[..], b"./", b"../"].iter().any(|start| bytes.starts_with(start)) {
+            return unix(UnixKind::Stream, bytes);
         }
+        for (kind, carries) in UNIX_TYPES {
+            if let Some(rest) = bytes.strip_prefix(kind.as_bytes()).and_then(|rest| rest.strip_prefix(b":")) {
+                return unix(carries, rest.strip_prefix(b"//").unwrap_or(rest));
+            }
+        }
+        Address::parse_text(text.to_str().context("it is neither UTF-8 nor a path that begins with / or ./")?)
+    }
+
+    /// Read one that is no Unix socket's.
+    fn parse_text(text: &str) -> Result<Address> {
         let typed = text.split_once(':').filter(|(kind, _)| TYPES.contains(kind));
         let Some((kind, rest)) = typed else {
             return inet("", Transport::Tcp, Family::Either, text);
@@ -113,9 +125,6 @@ impl FromStr for Address {
             "udp" => inet("udp:", Transport::Udp, Family::Either, rest),
             "udp4" => inet("udp4:", Transport::Udp, Family::V4, rest),
             "udp6" => inet("udp6:", Transport::Udp, Family::V6, rest),
-            "unix" => unix(UnixKind::Stream, rest),
-            "unix-dgram" => unix(UnixKind::Datagram, rest),
-            "unix-seqpacket" => unix(UnixKind::SeqPacket, rest),
             "vsock" => vsock(rest),
             _ => descriptor(rest),
         }
@@ -171,10 +180,10 @@ fn parse_port(text: &str) -> Result<Port> {
     Ok(Port::Service(text.to_owned()))
 }
 
-fn unix(kind: UnixKind, text: &str) -> Result<Address> {
-    let (name, named) = match text.strip_prefix('@') {
-        Some(name) => (UnixName::Abstract(name.to_owned()), name),
-        None => (UnixName::Path(text.to_owned()), text),
+fn unix(kind: UnixKind, text: &[u8]) -> Result<Address> {
+    let (name, named) = match text.strip_prefix(b"@") {
+        Some(name) => (UnixName::Abstract(OsStr::from_bytes(name).to_owned()), name),
+        None => (UnixName::Path(OsStr::from_bytes(text).into()), text),
     };
     ensure!(!named.is_empty(), "the name of the Unix socket is empty");
     ensure!(named.len() <= LONGEST_UNIX_NAME, "a Unix socket's name has at most {LONGEST_UNIX_NAME} bytes");

@@ -111,8 +111,7 @@ impl Candidate {
                 Endpoint::Unix { kind: bound, name: UnixName::Path(_) },
             ) => {
                 // The name is what it was bound to once; only the file shows which socket is bound there now.
-                kind == bound
-                    && unix_path::bound_socket(path.as_ref()).is_some_and(|bound| bound.0 as u32 == self.inode as u32)
+                kind == bound && unix_path::bound_socket(path).is_some_and(|bound| bound.0 as u32 == self.inode as u32)
             }
             _ => wanted.is_served_by(endpoint),
         }

@@ -1,8 +1,11 @@
 //! A concrete address: what bind(2) takes, what getsockname(2) returns, and whether the two are the same.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use nix::net::if_::if_nametoindex;
@@ -57,7 +60,7 @@ fn resolve_inet(inet: &Inet, v6only: bool) -> Result<Vec<SocketAddr>> {
         (Host::Every, Family::Either) if !v6only => vec![every_v6, every_v4],
         (Host::Every, _) => vec![every_v6],
         (Host::V4(address), _) => vec![(*address, port).into()],
-        (Host::V6(address, zone), _) => vec![SocketAddrV6::new(*address, port, 0, scope(zone)?).into()],
+        (Host::V6(address, zone), _) => vec![SocketAddrV6::new(*address, port, 0, scope(address, zone)?).into()],
         (Host::Name(name), family) => vec![(resolve_name(name, family, v6only)?, port).into()],
     })
 }
@@ -69,11 +72,15 @@ fn resolve_port(inet: &Inet) -> Result<u16> {
     }
 }
 
-fn scope(zone: &Option<String>) -> Result<u32> {
-    match zone.as_deref() {
-        None => Ok(0),
-        Some(zone) => zone.parse().or_else(|_| if_nametoindex(zone)).with_context(|| format!("interface {zone}")),
-    }
+/// The interface's number. The kernel keeps it where the same address may be on several, and forgets it elsewhere: there
+/// getsockname(2) would not return what was asked for.
+fn scope(address: &Ipv6Addr, zone: &Option<String>) -> Result<u32> {
+    let Some(zone) = zone.as_deref() else { return Ok(0) };
+    let number = zone.parse().or_else(|_| if_nametoindex(zone)).with_context(|| format!("interface {zone}"))?;
+    let [first, second, ..] = address.octets();
+    // ff01 to ff02: multicast on this interface or link.
+    let has_scope = address.is_unicast_link_local() || (first == 0xff && matches!(second & 0xf, 1 | 2));
+    Ok(if has_scope { number } else { 0 })
 }
 
 /// The first IPv4 address of the wanted family, else the first.
@@ -163,7 +170,7 @@ impl Endpoint {
     pub(crate) fn to_sockaddr(&self) -> Result<Box<dyn SockaddrLike>> {
         Ok(match self {
             Endpoint::Inet { address, .. } => Box::new(SockaddrStorage::from(*address)),
-            Endpoint::Unix { name: UnixName::Path(path), .. } => Box::new(UnixAddr::new(path.as_str())?),
+            Endpoint::Unix { name: UnixName::Path(path), .. } => Box::new(UnixAddr::new(path)?),
             Endpoint::Unix { name: UnixName::Abstract(name), .. } => Box::new(UnixAddr::new_abstract(name.as_bytes())?),
             Endpoint::Vsock { cid, port } => Box::new(VsockAddr::new(*cid, *port)),
         })
@@ -187,8 +194,17 @@ impl Endpoint {
         }
     }
 
+    /// The whole, for `{addr}`: a path byte for byte.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Endpoint::Unix { name: UnixName::Path(path), .. } => path.as_os_str().as_bytes().to_vec(),
+            Endpoint::Unix { name: UnixName::Abstract(name), .. } => [b"@", name.as_bytes()].concat(),
+            _ => self.to_string().into_bytes(),
+        }
+    }
+
     /// The path, for `{path}`.
-    pub(crate) fn path(&self) -> Result<&str> {
+    pub(crate) fn path(&self) -> Result<&Path> {
         match self {
             Endpoint::Unix { name: UnixName::Path(path), .. } => Ok(path),
             _ => bail!("{self} has no path"),
@@ -212,21 +228,18 @@ fn inet_address(address: &SockaddrStorage) -> Option<SocketAddr> {
 }
 
 fn unix_name(address: &UnixAddr) -> Option<UnixName> {
-    let path = address.path().map(|path| UnixName::Path(path.to_string_lossy().into_owned()));
-    path.or_else(|| {
-        let name = address.as_abstract()?;
-        Some(UnixName::Abstract(String::from_utf8_lossy(name).into_owned()))
-    })
+    let path = address.path().map(|path| UnixName::Path(path.to_owned()));
+    path.or_else(|| Some(UnixName::Abstract(OsStr::from_bytes(address.as_abstract()?).to_owned())))
 }
 
-/// `{addr}`: as getsockname(2) gives it, in the form that servers compare.
+/// As getsockname(2) gives it, in the form that servers compare.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Endpoint::Inet { address, .. } => write!(f, "{address}"),
             Endpoint::Unix { name, .. } => match name {
-                UnixName::Path(path) => f.write_str(path),
-                UnixName::Abstract(name) => write!(f, "@{name}"),
+                UnixName::Path(path) => write!(f, "{}", path.display()),
+                UnixName::Abstract(name) => write!(f, "@{}", name.display()),
             },
             Endpoint::Vsock { cid, port } => write!(f, "{cid}:{port}"),
         }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
 
 use anyhow::Error;
 use nix::errno::Errno;
@@ -45,9 +45,7 @@ fn held_by(endpoint: &Endpoint) -> String {
 fn bound_to(endpoint: &Endpoint) -> Vec<SocketInode> {
     match endpoint {
         Endpoint::Inet { kind, address, .. } => bound_to_port(*kind, *address),
-        Endpoint::Unix { name: UnixName::Path(path), .. } => {
-            unix_path::bound_socket(Path::new(path)).into_iter().collect()
-        }
+        Endpoint::Unix { name: UnixName::Path(path), .. } => unix_path::bound_socket(path).into_iter().collect(),
         Endpoint::Unix { name: UnixName::Abstract(name), .. } => {
             let name = [b"\0", name.as_bytes()].concat();
             let sockets = unix_sockets(States::ALL).unwrap_or_default().into_iter();

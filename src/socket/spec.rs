@@ -3,10 +3,11 @@
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsStr;
 use std::fmt;
-use std::str::FromStr;
+use std::os::unix::ffi::OsStrExt;
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::socket::address::Address;
 use crate::socket::options::Options;
@@ -14,7 +15,7 @@ use crate::socket::options::Options;
 /// One listener as the user asked for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Spec {
-    /// As the user wrote it, for messages.
+    /// As the user wrote it, for messages; what is not UTF-8 is replaced.
     text: String,
     /// Its name in LISTEN_FDNAMES.
     pub(crate) name: Option<FdName>,
@@ -54,46 +55,47 @@ impl Default for FdName {
     }
 }
 
-impl FromStr for Spec {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Spec> {
-        ensure!(!text.contains('\0'), "a NUL byte cannot be part of it");
-        let pieces = split(text);
-        let mut pieces = pieces.iter().map(String::as_str);
-        let first = pieces.next().unwrap_or_default();
+impl Spec {
+    /// Read it. Only a path or an abstract name may have bytes that are not UTF-8.
+    pub(crate) fn parse(text: &OsStr) -> Result<Spec> {
+        ensure!(!text.as_bytes().contains(&0), "a NUL byte cannot be part of it");
+        let pieces = split(text.as_bytes());
+        let (first, others) = pieces.split_first().expect("there is a first piece");
         let (name, address) = split_name(first)?;
-        let address: Address = address.parse()?;
-        let options = Options::parse(pieces, &address)?;
-        Ok(Spec { text: text.to_owned(), name, address, options })
+        let address = Address::parse(OsStr::from_bytes(address))?;
+        let others = others.iter().map(|piece| str::from_utf8(piece).context("its options are not UTF-8"));
+        let others = others.collect::<Result<Vec<&str>>>()?;
+        let options = Options::parse(others.into_iter(), &address)?;
+        Ok(Spec { text: text.display().to_string(), name, address, options })
     }
 }
 
 /// Cut at the commas; `\,` is a comma and `\\` a backslash.
-fn split(text: &str) -> Vec<String> {
-    let mut pieces = vec![String::new()];
-    let mut characters = text.chars().peekable();
-    while let Some(c) = characters.next() {
-        let escaped = characters.next_if(|next| c == '\\' && matches!(next, ',' | '\\'));
-        match (c, escaped) {
-            (',', _) => pieces.push(String::new()),
-            (_, Some(c)) | (c, None) => pieces.last_mut().expect("there is a first piece").push(c),
+fn split(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut pieces = vec![Vec::new()];
+    let mut bytes = text.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        let escaped = bytes.next_if(|next| byte == b'\\' && matches!(next, b',' | b'\\'));
+        match (byte, escaped) {
+            (b',', _) => pieces.push(Vec::new()),
+            (_, Some(byte)) | (byte, None) => pieces.last_mut().expect("there is a first piece").push(byte),
         }
     }
     pieces
 }
 
 /// `NAME=` is a name if no address could begin so: neither a path nor a type holds `=` before `/` or `:`.
-fn split_name(text: &str) -> Result<(Option<FdName>, &str)> {
-    match text.split_once('=') {
-        Some((name, address)) if !name.contains(['/', ':']) => {
-            ensure!(!name.is_empty(), "the name before = is empty");
-            let name = FdName::announced(name)
-                .with_context(|| format!("name {name:?} is not printable ASCII of at most 255 characters"))?;
-            Ok((Some(name), address))
-        }
-        _ => Ok((None, text)),
+fn split_name(text: &[u8]) -> Result<(Option<FdName>, &[u8])> {
+    let Some(end) = text.iter().position(|byte| *byte == b'=') else { return Ok((None, text)) };
+    let (name, address) = (&text[..end], &text[end + 1..]);
+    if name.iter().any(|byte| matches!(byte, b'/' | b':')) {
+        return Ok((None, text));
     }
+    ensure!(!name.is_empty(), "the name before = is empty");
+    let name = String::from_utf8_lossy(name);
+    let name = FdName::announced(&name)
+        .with_context(|| format!("name {name:?} is not printable ASCII of at most 255 characters"))?;
+    Ok((Some(name), address))
 }
 
 /// The text that the user wrote.

@@ -89,7 +89,7 @@ impl Access {
 /// Bind `socket` at `path` and call `listen`; only then allow connections.
 pub(crate) fn bind(
     socket: &OwnedFd,
-    path: &str,
+    path: &Path,
     options: &Options,
     listen: impl FnOnce() -> nix::Result<()>,
 ) -> Result<Created> {
@@ -104,8 +104,8 @@ pub(crate) fn bind(
     };
     let (usual, _replacing) = match bind_closed() {
         Err(Errno::EADDRINUSE) => {
-            let replacing = wait_for_others(Path::new(path));
-            remove_dead(Path::new(path), &address)?;
+            let replacing = wait_for_others(path);
+            remove_dead(path, &address)?;
             (bind_closed()?, replacing)
         }
         bound => (bound?, None),

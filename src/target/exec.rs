@@ -1,7 +1,8 @@
 //! Become the target: the only place that clears close-on-exec, and the only one that returns 126 and 127.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process;
 
@@ -150,7 +151,7 @@ fn environment<'a>(
         }
     }
     for setting in &program.settings {
-        let value = setting.value.expand(values).with_context(|| format!("cannot set {}", setting.key))?;
+        let value = setting.value.expand(values).with_context(|| format!("cannot set {}", setting.key.display()))?;
         set.push(CString::new([setting.key.as_bytes(), b"=", &value].concat())?);
     }
     let announcement = Announcement {
@@ -171,7 +172,7 @@ fn pidfd_id(pid: u32) -> Option<u64> {
 /// exec failed: 127 if there is no such program, else 126, as env(1) and the shell have it.
 fn cannot_run(program: &CString, errno: Errno) -> Failure {
     let name = program.to_string_lossy();
-    let exists = name.contains('/') && Path::new(name.as_ref()).exists();
+    let exists = name.contains('/') && Path::new(OsStr::from_bytes(program.to_bytes())).exists();
     let status = if errno == Errno::ENOENT && !exists { ExitStatus::NotFound } else { ExitStatus::CannotExecute };
     let error = match (errno, exists) {
         (Errno::ENOENT, true) => Error::new(errno).context("its interpreter was not found"),

@@ -88,7 +88,7 @@ impl Preset {
             // A template refers to the first place: bring each to the front in turn.
             for _ in 0..values.places.len() {
                 let inet = values.places[0].endpoint.path().is_err();
-                let template: Template = if inet { variable.inet } else { variable.unix }.parse()?;
+                let template = Template::strict(if inet { variable.inet } else { variable.unix }.as_bytes())?;
                 sockets.push(template.expand(values)?);
                 values.places.rotate_left(1);
             }

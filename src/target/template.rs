@@ -1,8 +1,9 @@
 //! Placeholders such as `{fd}` and `{addr:NAME}` in arguments and in values of `--env`. Pure.
 
-use std::str::FromStr;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::socket::endpoint::Endpoint;
 use crate::socket::spec::FdName;
@@ -63,32 +64,28 @@ pub(crate) struct Values {
 /// A variable to be set, from `KEY=TEMPLATE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Setting {
-    pub(crate) key: String,
+    pub(crate) key: OsString,
     pub(crate) value: Template,
 }
 
-impl FromStr for Setting {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Setting> {
-        let (key, value) = text.split_once('=').context("write KEY=VALUE")?;
-        ensure!(!key.is_empty(), "the variable's name is empty");
-        Ok(Setting { key: key.to_owned(), value: value.parse()? })
-    }
-}
-
-/// Every brace means something: `{{` is a literal one, and an unknown placeholder an error.
-impl FromStr for Template {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Template> {
-        Template::parse(text.as_bytes(), |word| {
-            bail!("{{{}}} is no placeholder; a literal brace is written {{{{", String::from_utf8_lossy(word))
-        })
+impl Setting {
+    /// Read it; neither side has to be UTF-8.
+    pub(crate) fn parse(text: &OsStr) -> Result<Setting> {
+        let text = text.as_bytes();
+        let end = text.iter().position(|byte| *byte == b'=').context("write KEY=VALUE")?;
+        ensure!(end > 0, "the variable's name is empty");
+        Ok(Setting { key: OsStr::from_bytes(&text[..end]).to_owned(), value: Template::strict(&text[end + 1..])? })
     }
 }
 
 impl Template {
+    /// A value in which every brace means something: `{{` is a literal one, and an unknown placeholder an error.
+    pub(crate) fn strict(text: &[u8]) -> Result<Template> {
+        Template::parse(text, |word| {
+            bail!("{{{}}} is no placeholder; a literal brace is written {{{{", String::from_utf8_lossy(word))
+        })
+    }
+
     /// An argument of PROGRAM, left unchanged if it has no placeholder: braces are common in arguments.
     pub(crate) fn argument(text: &[u8]) -> Template {
         let literal = || Template(vec![Part::Literal(text.to_vec())]);
@@ -143,7 +140,7 @@ impl Template {
                 Part::Literal(literal) => text.extend(literal),
                 Part::Placeholder { what, name } => {
                     let place = || find(&values.places, name.as_deref());
-                    text.extend(stands_for(*what, place, values)?.bytes());
+                    text.extend(stands_for(*what, place, values)?);
                 }
             }
         }
@@ -172,16 +169,17 @@ fn find<'a>(places: &'a [Place], name: Option<&str>) -> Result<&'a Place> {
     }
 }
 
-fn stands_for<'a>(what: What, place: impl Fn() -> Result<&'a Place>, values: &Values) -> Result<String> {
-    Ok(match what {
+fn stands_for<'a>(what: What, place: impl Fn() -> Result<&'a Place>, values: &Values) -> Result<Vec<u8>> {
+    let text = match what {
+        What::Addr => return Ok(place()?.endpoint.to_bytes()),
+        What::Path => return Ok(place()?.endpoint.path()?.as_os_str().as_bytes().to_vec()),
         What::Fd => place()?.fd.to_string(),
-        What::Addr => place()?.endpoint.to_string(),
         What::Host => place()?.endpoint.host()?,
         What::Port => place()?.endpoint.port()?.to_string(),
-        What::Path => place()?.endpoint.path()?.to_owned(),
         What::Generation => values.generation.to_string(),
         What::Pid => values.pid.to_string(),
-    })
+    };
+    Ok(text.into_bytes())
 }
 
 #[cfg(test)]
@@ -223,8 +221,8 @@ mod tests {
 
     #[test]
     fn a_value_of_env_must_mean_something_with_each_brace() {
-        assert_eq!("{{fd}".parse::<Template>().unwrap().expand(&values()).unwrap(), b"{fd}");
-        let error = "{fdd}".parse::<Template>().unwrap_err().to_string();
+        assert_eq!(Template::strict(b"{{fd}").unwrap().expand(&values()).unwrap(), b"{fd}");
+        let error = Template::strict(b"{fdd}").unwrap_err().to_string();
         assert_eq!(error, "{fdd} is no placeholder; a literal brace is written {{");
     }
 

@@ -83,14 +83,19 @@ fn options_contradict_each_other() {
 }
 
 #[test]
-fn our_own_words_must_be_utf_8() {
-    let bytes = OsStr::from_bytes(b"A=\xff");
-    for option in ["-l", "--env"] {
-        let output = handoff_run().args(&[OsStr::new(option), bytes, OsStr::new("true")]).output();
-        let message = "handoff-run: invalid UTF-8 was detected in one or more arguments\nhandoff-run: see handoff-run \
-                       --help\n";
-        assert_eq!(output.failure(), (125, message));
-    }
+fn words_that_are_no_names_must_be_utf_8() {
+    let refused = |option: &str, value: &[u8], line: &str| {
+        let output = handoff_run().args(&[OsStr::new(option), OsStr::from_bytes(value), OsStr::new("true")]).output();
+        let message = format!("handoff-run: {line}\nhandoff-run: {SEE_HELP}\n");
+        assert_eq!(output.failure(), (125, message.as_str()));
+    };
+    let spec = |shown: &str, why: &str| format!("invalid value '{shown}' for '--listen <SPEC>': {why}");
+    let line = spec("A=\u{fffd}:80", "it is neither UTF-8 nor a path that begins with / or ./");
+    refused("-l", b"A=\xff:80", &line);
+    refused("-l", b"/s,user=\xff", &spec("/s,user=\u{fffd}", "its options are not UTF-8"));
+    let line = spec("\u{fffd}=:80", "name \"\u{fffd}\" is not printable ASCII of at most 255 characters");
+    refused("-l", b"\xff=:80", &line);
+    refused("--stop-signal", b"\xff", "invalid UTF-8 was detected in one or more arguments");
 }
 
 /// Running `program` fails so, and leaves no socket behind.

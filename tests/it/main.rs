@@ -4,6 +4,7 @@
 mod adopt;
 mod announced;
 mod bad_input;
+mod bytes;
 mod cannot_listen;
 mod control;
 mod deploying;

@@ -49,6 +49,18 @@ fn assert_bound_anew(first: &str, second: &str, shown: &str) {
     assert_eq!(report.finish().stderr, message);
 }
 
+// The kernel forgets the zone of an address that can be on one interface only.
+#[test]
+fn an_address_with_a_zone_is_adopted_and_not_bound_anew() {
+    for (first, second) in
+        [("[::1%lo]:0", "[::1%lo]:{port}"), ("[::1%lo]:0", "[::1]:{port}"), ("[::1]:0", "[::1%1]:{port}")]
+    {
+        let report = succeed(first, second);
+        assert_eq!(report.descriptors().len(), 1);
+        assert_eq!(report.finish().stderr, "", "{first} {second}");
+    }
+}
+
 // Of the two, IPV6_V6ONLY alone tells [::] from dual-stack.
 #[test]
 fn a_dual_stack_socket_serves_every_spelling_of_dual_stack() {

@@ -192,10 +192,9 @@ impl Server {
 
     fn listen(path: &Path) -> Result<Server> {
         let context = || format!("cannot listen on --control {}", path.display());
-        let text = path.to_str().context("the path is not UTF-8").with_context(context)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).with_context(context)?;
-        let created = unix_path::bind(&fd, text, &Options::mode(0o600), || sys::listen(&fd, BACKLOG));
+        let created = unix_path::bind(&fd, path, &Options::mode(0o600), || sys::listen(&fd, BACKLOG));
         let created = created.with_context(context)?;
         Ok(Server::new(fd, path, Some(created)))
     }
