@@ -7,6 +7,7 @@ mod failure;
 mod kernel;
 mod logging;
 mod manager;
+mod missing;
 mod output;
 mod saved;
 mod socket;

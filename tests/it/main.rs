@@ -22,6 +22,7 @@ mod match_inet;
 mod match_unix;
 mod messages;
 mod notifications;
+mod notify_socket;
 mod numbers;
 mod options;
 mod pages;

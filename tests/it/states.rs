@@ -1,6 +1,7 @@
 //! States that a release has written are taken over by every later one: as they are, with what it does not know, and
 //! without what is not there.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::unistd::Pid;
@@ -18,9 +19,10 @@ const MISSING: &str = include_str!("states/missing.json");
 /// Becomes a supervisor that takes over from a predecessor which was at the very same numbers: generation 1, which
 /// drains until the file `drained` is there, generation 2, which serves, and a client that waits for the first to go.
 const PREDECESSOR: &str = r#"
-import fcntl, os, signal, socket, sys, time
+import ctypes, fcntl, os, signal, socket, sys, time
 program, folder, server, *options = sys.argv[1:]
 signal.alarm(120)
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) # a reaper of orphans
 path = lambda name: os.path.join(folder, name)
 opened = {}
 def at(number, fd): opened[number] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
@@ -32,8 +34,11 @@ def notify():
     s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     s.bind('')
+    s.setblocking(False)
     return s
 def generation(act, *numbers):
+    sender, pipe = notify(), os.pipe()
+    os.environ['NOTIFY_SOCKET'] = '@' + sender.getsockname()[1:].decode()
     pid = os.fork()
     if pid == 0:
         os.setpgid(0, 0)
@@ -41,8 +46,8 @@ def generation(act, *numbers):
         os._exit(0)
     try: os.setpgid(pid, pid)
     except PermissionError: pass # It has done so, and become the server.
-    sender, pipe = notify(), os.pipe()
     os.close(pipe[1])
+    del os.environ['NOTIFY_SOCKET']
     for number, fd in zip(numbers, (sender.fileno(), os.pidfd_open(pid), pipe[0])): at(number, fd)
     return pid
 def drain():
@@ -68,6 +73,7 @@ if '@NEXT@' in state:
     at(10, tells)
     at(19, os.memfd_create('other'))
     open(path('pid'), 'w').write(f'{os.getpid()}\n')
+while not os.path.exists(path('begun')): time.sleep(0.005)
 if os.fork() == 0:
     client.close()
     text = its.makefile().read()
@@ -96,6 +102,13 @@ os.execv(program, line)
 const SERVER: &str = "
 import threading
 app = socket.socket(fileno=4)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() > 0: os._exit(0)
+    mark('begun', str(os.getpid()))
+    time.sleep(100)
+    os._exit(0)
+os.wait()
 threading.Thread(target=app.accept, daemon=True).start()
 serve()";
 
@@ -115,6 +128,10 @@ fn asked(supervisor: &Supervisor) -> Pid {
     Client::connect(&supervisor.address().to_string()).unwrap().ask().unwrap().pid
 }
 
+fn is_running(pid: Pid) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
 /// The state is taken over, and the supervisor does everything with it.
 fn is_taken_over(state: &str) {
     let mut supervisor = take_over(state, SERVER, &[]);
@@ -131,7 +148,11 @@ fn is_taken_over(state: &str) {
     // The one that serves is on our socket, and is replaced on the very same.
     let serving = supervisor.generation(2);
     assert_eq!(asked(&supervisor), serving);
+    let daemon = Pid::from_raw(folder.read("begun").parse().unwrap());
+    // Its daemon, known by the abstract notify socket in its environment, goes with it.
+    assert!(is_running(daemon));
     assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+    assert!(!is_running(daemon), "{}", supervisor.log());
     assert_eq!(supervisor.states(), [(3, "serving".into())]);
     assert_eq!(asked(&supervisor), supervisor.generation(3));
     // The end takes the socket's file along.
@@ -171,8 +192,9 @@ fn a_generation_without_a_pid_is_reported_and_left_out_and_its_place_is_filled()
 #[test]
 fn a_state_in_the_middle_of_a_rollout_is_taken_over() {
     let server = format!(
-        "mark('inherited-' + gen, os.readlink('/proc/self/fd/19') + open('/proc/self/status').read())
-os.write(9, b'.')
+        "if int(gen) > 3:
+    mark('inherited-' + gen, os.readlink('/proc/self/fd/19') + open('/proc/self/status').read())
+    os.write(9, b'.')
 {SERVER}"
     );
     let options = ["--ready", "fd:9", "--pid-file", "pid"];

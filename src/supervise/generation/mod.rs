@@ -28,7 +28,7 @@ use crate::supervise::sockets::{Share, Sockets};
 use crate::sys::{self, Claimed, Ending, Timestamp};
 use child::{Launch, read_exec_error};
 use descriptors::{Descriptors, Role, SavedDescriptor};
-use notify_socket::Notification;
+use notify_socket::{Notification, NotifyFile};
 use ready::{SavedWatch, Watch};
 
 /// A generation that has been started and of which something may be left.
@@ -40,6 +40,8 @@ pub(crate) struct Generation {
     /// Which sockets it serves on.
     pub(crate) share: Share,
     descriptors: Descriptors,
+    /// Goes with the generation.
+    _notify_file: Option<NotifyFile>,
     /// While it gets ready.
     pub(crate) watch: Option<Watch>,
     pub(crate) members: Members,
@@ -75,8 +77,9 @@ impl Generation {
     /// Start one that serves on `share`, and watch it get ready.
     pub(crate) fn start(mut launch: Launch, share: Share, how: &Ready, now: Timestamp) -> Result<Generation> {
         let mut descriptors = Descriptors::default();
-        let notify = notify_socket::open()?;
-        launch.variables.push(CString::new(format!("NOTIFY_SOCKET={}", notify_socket::address(&notify)?))?);
+        let notify = notify_socket::open(&notify_socket::folders(&sys::environment()))?;
+        let notify_file = NotifyFile::of(&notify);
+        launch.variables.push(CString::new(notify_variable(&notify)?)?);
         descriptors.add(Role::Notify, notify);
         let its = match how {
             Ready::Descriptor(number) => {
@@ -95,6 +98,7 @@ impl Generation {
             pid: started.pid,
             share,
             descriptors,
+            _notify_file: notify_file,
             watch: Some(Watch::begin(how, started.pid, dispositions, now)),
             members: Members::of(started.pid),
             started: now,
@@ -134,11 +138,13 @@ impl Generation {
         if saved.ended.is_some() {
             members.end_main();
         }
+        let descriptors = Descriptors::resume(saved.descriptors, claimed)?;
         Ok(Generation {
             id: saved.id,
             pid,
             share: saved.share,
-            descriptors: Descriptors::resume(saved.descriptors, claimed)?,
+            _notify_file: descriptors.get(Role::Notify).and_then(NotifyFile::of),
+            descriptors,
             watch: saved.watch.map(|watch| Watch::resume(how, pid, dispositions, watch)),
             members,
             started: saved.started,
@@ -278,12 +284,14 @@ impl Generation {
     /// A process that left group and parent is still known by its environment: the name of the notify socket is
     /// unique to its generation.
     pub(crate) fn marks(&self, environment: &[u8]) -> bool {
-        let address = self.descriptors.get(Role::Notify).and_then(|socket| notify_socket::address(socket).ok());
-        address.is_some_and(|address| {
-            let variable = format!("NOTIFY_SOCKET={address}");
-            environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
-        })
+        let variable = self.descriptors.get(Role::Notify).and_then(|socket| notify_variable(socket).ok());
+        variable.is_some_and(|variable| environment.split(|byte| *byte == 0).any(|entry| entry == variable))
     }
+}
+
+/// The NOTIFY_SOCKET of a generation's environment.
+fn notify_variable(socket: impl AsFd) -> Result<Vec<u8>> {
+    Ok([b"NOTIFY_SOCKET=", notify_socket::address(socket)?.as_slice()].concat())
 }
 
 /// Signal a process that is no child of ours and may have ended: through a descriptor that is opened while the number

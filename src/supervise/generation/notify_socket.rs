@@ -1,10 +1,25 @@
 //! The notify socket of a generation: what it sends by sd_notify(3).
+//!
+//! It is at a path, for some clients cannot use an abstract name, and none can from another network namespace. Nobody
+//! else can list the folder, and whoever the generation has become can send.
 
+use std::env;
+use std::ffi::{CStr, OsStr};
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use log::debug;
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockname, setsockopt, socket, sockopt};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{geteuid, mkdir};
 
+use crate::missing::Facility;
 use crate::sys;
 
 /// A notification and its sender.
@@ -16,21 +31,99 @@ pub(crate) struct Notification {
     pub(crate) uid: u32,
 }
 
-/// A new notify socket, at an abstract name that the kernel chooses.
-pub(crate) fn open() -> Result<OwnedFd> {
+/// The file of a notify socket, removed when dropped with the folder that was made for it.
+#[derive(Debug)]
+pub(crate) struct NotifyFile(PathBuf);
+
+impl NotifyFile {
+    /// The file that `socket` was bound to, if its name is not abstract.
+    pub(crate) fn of(socket: impl AsFd) -> Option<NotifyFile> {
+        let address: UnixAddr = getsockname(socket.as_fd().as_raw_fd()).ok()?;
+        address.path().map(|path| NotifyFile(path.to_owned()))
+    }
+}
+
+impl Drop for NotifyFile {
+    fn drop(&mut self) {
+        // Nobody else knows these names, and with the unit its folder may be gone already.
+        let _ = fs::remove_file(&self.0);
+        let _ = self.0.parent().map(fs::remove_dir);
+    }
+}
+
+/// A new notify socket, in the first of `folders` where that can be, else at an abstract name that the kernel chooses.
+pub(crate) fn open(folders: &[PathBuf]) -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None).context("cannot make a notify socket")?;
     setsockopt(&fd, sockopt::PassCred, &true)?;
+    let mut refused = Errno::ENOENT;
+    for folder in folders {
+        match bind_in(folder, &fd) {
+            Ok(()) => return Ok(fd),
+            Err(errno) => {
+                debug!("no notify socket in {}: {errno}", folder.display());
+                refused = errno;
+            }
+        }
+    }
+    Facility::NotifyFolder.report_missing(&refused);
     // An address of the family alone asks for a free abstract name (unix(7), autobind).
     bind(fd.as_raw_fd(), &UnixAddr::new_unnamed()).context("cannot bind a notify socket")?;
     Ok(fd)
 }
 
+/// The folders for notify sockets, the best one first.
+pub(crate) fn folders(environment: &[&CStr]) -> Vec<PathBuf> {
+    let named = |name| sys::variable(environment, name).map(|value| PathBuf::from(OsStr::from_bytes(value)));
+    // systemd separates several by colons.
+    let runtime = named("RUNTIME_DIRECTORY").and_then(|list| env::split_paths(&list).next());
+    let temporary = named("TMPDIR").unwrap_or("/tmp".into());
+    let all = [runtime, named("XDG_RUNTIME_DIR"), Some("/run".into()), Some(temporary)];
+    all.into_iter().flatten().filter(|folder| folder.is_absolute()).collect()
+}
+
+/// Bind `socket` in a new folder in `folder`.
+fn bind_in(folder: &Path, socket: &OwnedFd) -> nix::Result<()> {
+    // Only root's generations become other users.
+    if geteuid().is_root() && !is_open_to_all(folder) {
+        return Err(Errno::EACCES);
+    }
+    let ours = folder.join(format!("handoff-run-{:016x}", unguessable()));
+    let address = UnixAddr::new(&ours.join(format!("{:016x}", unguessable())))?;
+    // Not chmod(2) afterwards: the names may lead elsewhere by then.
+    under(0o066, || mkdir(&ours, Mode::from_bits_truncate(0o777)))?;
+    under(0o111, || bind(socket.as_raw_fd(), &address)).inspect_err(|_| {
+        let _ = fs::remove_dir(&ours);
+    })
+}
+
+/// May everybody go through this folder, whatever their user?
+fn is_open_to_all(folder: &Path) -> bool {
+    let open = |folder: &Path| fs::metadata(folder).is_ok_and(|folder| folder.permissions().mode() & 0o001 != 0);
+    fs::canonicalize(folder).is_ok_and(|folder| folder.ancestors().all(open))
+}
+
+/// Do `act` under this umask.
+fn under<T>(mask: libc::mode_t, act: impl FnOnce() -> T) -> T {
+    let usual = umask(Mode::from_bits_truncate(mask));
+    let done = act();
+    umask(usual);
+    done
+}
+
+/// A random number: std seeds its hashes from getrandom(2).
+fn unguessable() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
 /// The value for NOTIFY_SOCKET.
-pub(crate) fn address(socket: impl AsFd) -> Result<String> {
+pub(crate) fn address(socket: impl AsFd) -> Result<Vec<u8>> {
     let address: UnixAddr = getsockname(socket.as_fd().as_raw_fd())?;
-    let name = address.as_abstract().context("the notify socket has no name")?;
-    Ok(format!("@{}", String::from_utf8_lossy(name)))
+    match (address.path(), address.as_abstract()) {
+        (Some(path), _) => Ok(path.as_os_str().as_bytes().to_vec()),
+        (_, Some(name)) => Ok([b"@", name].concat()),
+        _ => Err(Errno::EINVAL).context("the notify socket has no name"),
+    }
 }
 
 /// The next notification, if there is one.
