@@ -11,6 +11,8 @@ use log::warn;
 pub(crate) enum Facility {
     /// A folder for notify sockets.
     NotifyFolder,
+    /// Copies of other processes' descriptors.
+    Descriptors,
 }
 
 /// Those that were reported, a bit each.
@@ -29,6 +31,7 @@ impl Facility {
     fn loss(self) -> &'static str {
         match self {
             Facility::NotifyFolder => "NOTIFY_SOCKET is an abstract name, which some clients cannot use",
+            Facility::Descriptors => "a server that is busy all the time may be seen ready late",
         }
     }
 }

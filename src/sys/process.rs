@@ -11,6 +11,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 
+use crate::missing::Facility;
+
 unsafe extern "C" {
     // environ(7)
     static environ: *const *const c_char;
@@ -95,7 +97,42 @@ pub(crate) fn pidfd_of(process: Pid) -> nix::Result<OwnedFd> {
 }
 
 /// A copy of what `process` has open as `number`, close-on-exec.
+///
+/// # Errors
+/// ENOSYS where a filter of system calls does not let it pass.
 pub(crate) fn pidfd_getfd(process: impl AsFd, number: c_int) -> nix::Result<OwnedFd> {
+    if may_get_descriptors() { call_pidfd_getfd(process, number) } else { Err(Errno::ENOSYS) }
+}
+
+/// May pidfd_getfd(2) be called? It is not in systemd's @system-service, and where a filter is set it may end the
+/// process that tries: a child does so first, once.
+fn may_get_descriptors() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    if let Some(may) = KNOWN.get() {
+        return *may;
+    }
+    // SAFETY: the child makes two system calls and ends.
+    let child = match unsafe { fork() } {
+        Ok(ForkResult::Parent { child }) => child,
+        Ok(ForkResult::Child) => {
+            // SAFETY: this operation takes integers only. Its end is to leave no core file.
+            unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+            // SAFETY: the call takes three integers, of which the first is no descriptor.
+            unsafe { libc::syscall(libc::SYS_pidfd_getfd, -1, 0, 0) };
+            exit_at_once((Errno::last() != Errno::EBADF).into())
+        }
+        Err(_) => return false,
+    };
+    // It ends at once, by itself or by the filter.
+    let ending = await_end_of(child);
+    let _ = nix::sys::wait::waitpid(child, None);
+    if ending != Ending::Exited(0) {
+        Facility::Descriptors.report_missing(&format_args!("pidfd_getfd is not permitted, a try {ending}"));
+    }
+    *KNOWN.get_or_init(|| ending == Ending::Exited(0))
+}
+
+fn call_pidfd_getfd(process: impl AsFd, number: c_int) -> nix::Result<OwnedFd> {
     let process = process.as_fd().as_raw_fd();
     // SAFETY: pidfd_getfd takes three integers and returns a new descriptor or -1.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) })?;

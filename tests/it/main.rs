@@ -11,6 +11,7 @@ mod deploying;
 mod drain;
 mod exec;
 mod fresh_start;
+mod hardened;
 mod harness;
 mod hidden_processes;
 mod lazy;

@@ -1,0 +1,95 @@
+//! In a unit that is hardened as units are, nothing is lost: under a real systemd.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+use crate::harness::server::settings;
+use crate::harness::systemd::Systemd;
+use crate::harness::{Folder, PROGRAM, Server, wait_for};
+
+/// What systemd.exec(5) offers, as the packages of many services use it.
+const HARDENING: &str = "
+ProtectSystem=strict
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+SystemCallFilter=@system-service
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProcSubset=pid
+ProtectProc=invisible
+MemoryDenyWriteExecute=yes
+DynamicUser=yes";
+
+/// Such a unit, which sees the test's folder and may write there.
+fn unit(folder: &Folder, options: &str, script: &str, lines: &str) -> String {
+    fs::set_permissions(folder, Permissions::from_mode(0o777)).unwrap();
+    // Where it was built, another user may not go.
+    let program = folder.text("handoff-run");
+    fs::copy(PROGRAM, &program).unwrap();
+    let server = Server::Python(script).install(folder).join(" ".as_ref()).into_string().unwrap();
+    let settings = settings(folder).join(" ");
+    let seen = folder.text("");
+    format!(
+        "[Unit]\nDefaultDependencies=no\n[Service]\nKillMode=mixed{HARDENING}\nBindPaths={seen}\nStandardError=append:{seen}log\n{lines}\n\
+         ExecStart={program} {options} {settings} -- {server}\n"
+    )
+}
+
+/// What the unit's processes have logged.
+fn log(systemd: &Systemd) -> String {
+    fs::read_to_string(systemd.folder.path("log")).unwrap()
+}
+
+/// systemctl, to succeed.
+#[track_caller]
+fn succeed(systemd: &Systemd, words: &[&str]) {
+    assert_eq!(systemd.systemctl(words).failure(), (0, ""), "{words:?}: {}", log(systemd));
+}
+
+// It was ended by SIGSYS at its first look at the server.
+#[test]
+fn a_supervisor_starts_reloads_becomes_a_new_program_and_stops() {
+    let folder = Folder::new();
+    let [control, socket] = ["control", "s"].map(|name| folder.text(name));
+    let options = format!("--supervise --control {control} -l unix:{socket} -l :0 -l udp::0");
+    let script = "
+udp = socket.socket(fileno=5)
+tcp = socket.socket(fileno=4)
+import threading
+for act in (tcp.accept, lambda: udp.recv(9)): threading.Thread(target=act, daemon=True).start()
+mark('address' + gen, os.environ['NOTIFY_SOCKET'])
+serve()";
+    let reload = format!("ExecReload={} --reload {control} --wait", folder.text("handoff-run"));
+    let lines = format!("Type=notify\nRuntimeDirectory=app\n{reload}");
+    let unit = unit(&folder, &options, script, &lines);
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
+    succeed(&systemd, &["start", "a"]);
+    assert_eq!(systemd.answer("s").generation, 1);
+    assert!(systemd.folder.read("address1").starts_with("/run/app/handoff-run-"), "{}", systemd.log());
+    succeed(&systemd, &["reload", "a"]);
+    assert_eq!(systemd.answer("s").generation, 2);
+    systemd.succeed(&["kill", "--kill-who=main", "-s", "USR2", "a"]);
+    wait_for("the new program", || log(&systemd).contains("becoming").then_some(()));
+    succeed(&systemd, &["reload", "a"]);
+    assert_eq!(systemd.answer("s").generation, 3);
+    systemd.succeed(&["stop", "a"]);
+    assert_eq!(systemd.property("a", "Result"), "success");
+    assert!(!systemd.folder.path("s").exists());
+    let log = log(&systemd);
+    // Once by each of the two programs.
+    assert_eq!(log.matches("pidfd_getfd is not permitted, a try was ended by SIGSYS").count(), 2, "{log}");
+}
+
+#[test]
+fn exec_in_place_and_restart() {
+    let folder = Folder::new();
+    let options = format!("-l unix:{} -l :0 -l udp::0", folder.text("s"));
+    let unit = unit(&folder, &options, "serve()", "Type=exec");
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", unit)]) else { return };
+    for _ in 0..2 {
+        systemd.succeed(&["restart", "a"]);
+        let pid = systemd.property("a", "MainPID");
+        assert_eq!(systemd.answer("s").pid.to_string(), pid, "{}", log(&systemd));
+    }
+    systemd.succeed(&["stop", "a"]);
+    assert_eq!(systemd.property("a", "Result"), "success");
+}
