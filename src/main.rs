@@ -29,7 +29,7 @@ use socket::acquire::{self, Acquired};
 use socket::announced::Announced;
 use socket::candidate::Candidates;
 use socket::listener::{self, Listener};
-use supervise::upgrade::{self, Mode};
+use supervise::upgrade::Mode;
 use sys::Claimed;
 use target::{exec, preset};
 
@@ -79,12 +79,16 @@ const CANNOT_TAKE_OVER: &str = "cannot take over from another supervisor, as HAN
 fn supervise(config: Supervise, claimed: nix::Result<Claimed>) -> Result<u8> {
     match Mode::read().context(CANNOT_TAKE_OVER)? {
         Some(mode) => {
+            // Before anything is opened that would take their numbers.
+            if let Err(errno) = sys::occupy_standard() {
+                warn!("cannot occupy the standard descriptors: {errno}");
+            }
             let mut claimed = claimed?;
-            let state = mode.state(&mut claimed).context(CANNOT_TAKE_OVER);
-            Ok(match mode {
-                Mode::Probe(_) => state.map(|_| upgrade::PASSED)?,
-                Mode::TakeOver(_) => supervise::take_over(config, state?, claimed)?,
-            })
+            let state = mode.state(&mut claimed).context(CANNOT_TAKE_OVER)?;
+            match mode {
+                Mode::Probe(_) => match supervise::rehearse(config, state, claimed).context(CANNOT_TAKE_OVER)? {},
+                Mode::TakeOver(_) => Ok(supervise::take_over(config, state, claimed)?),
+            }
         }
         None => {
             let (listeners, others) = arrange(&config.exec, claimed)?;

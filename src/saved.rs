@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use log::warn;
 use serde::de::{DeserializeOwned, Error};
@@ -18,9 +19,18 @@ pub(crate) fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializ
     Ok(entries.into_iter().filter_map(read).collect())
 }
 
+/// Something could not be taken over.
+static LOST: AtomicBool = AtomicBool::new(false);
+
 /// Report what cannot be taken over from the predecessor.
 pub(crate) fn lost(error: &dyn std::fmt::Display) {
-    warn!("cannot take over a part of the state: {error}");
+    warn!("cannot take over a part of the state: {error:#}");
+    LOST.store(true, Relaxed);
+}
+
+/// Was anything lost?
+pub(crate) fn is_any_lost() -> bool {
+    LOST.load(Relaxed)
 }
 
 /// A path in a saved state.

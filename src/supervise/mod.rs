@@ -19,19 +19,22 @@ pub(crate) mod upgrade;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::env;
+use std::ffi::CString;
 use std::fs;
+use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use log::debug;
+use log::{debug, warn};
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
 
 use crate::config::{Ready, Supervise};
 use crate::manager::Manager;
-use crate::saved::SavedPath;
+use crate::saved::{self, SavedPath};
 use crate::socket::listener::Listener;
 use crate::sys::{self, Claimed};
 use crate::target::pid_file::PidFile;
@@ -44,8 +47,8 @@ use report::Reporter;
 use signals::Signals;
 use sockets::Sockets;
 use terminal::Terminal;
-use upgrade::Upgrade;
 use upgrade::state::State;
+use upgrade::{ProgramFile, Upgrade};
 
 /// A supervisor: its parts, each of which owns what it holds.
 struct Supervisor {
@@ -72,11 +75,26 @@ pub(crate) fn supervise(config: Supervise, listeners: Vec<Listener>, others: Vec
 
 /// Supervise in the place of a predecessor that left `state`.
 pub(crate) fn take_over(config: Supervise, state: State, claimed: Claimed) -> Result<u8> {
+    if let Some(name) = state.program.0.file_name().and_then(|name| CString::new(name.as_bytes()).ok()) {
+        sys::set_name(&name);
+    }
     Ok(Supervisor::resume(config, state, claimed)?.run())
+}
+
+/// As a probe, do all of the above that changes nothing but this process; return only an error.
+pub(crate) fn rehearse(config: Supervise, state: State, claimed: Claimed) -> Result<Infallible> {
+    // A first release gave its probe no descriptors.
+    if state.probe_has_descriptors {
+        // It must not be dropped, which would remove files.
+        let _supervisor = ManuallyDrop::new(Supervisor::resume(config, state, claimed)?);
+        ensure!(!saved::is_any_lost(), "a part of the state would be lost");
+    }
+    sys::exit_at_once(upgrade::PASSED)
 }
 
 impl Supervisor {
     fn new(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<Supervisor> {
+        sys::occupy_standard().context("cannot occupy the standard descriptors")?;
         let sockets = Sockets::new(listeners, others)?;
         check_ready_fd(&config.ready, &sockets)?;
         let clients = Clients::listen(config.control.as_deref())?;
@@ -101,11 +119,15 @@ impl Supervisor {
         Ok(supervisor)
     }
 
+    /// What may fail comes first, while nothing is held that is removed when it is dropped.
     fn resume(config: Supervise, state: State, mut claimed: Claimed) -> Result<Supervisor> {
         let now = sys::now();
         let signals = Signals::resume(&state.signals)?;
-        sys::become_subreaper().context("cannot become a reaper of orphans")?;
-        let sockets = Sockets::resume(state.sockets, &mut claimed)?;
+        if let Err(errno) = sys::become_subreaper() {
+            // The predecessor was one, and exec keeps it.
+            warn!("cannot become a reaper of orphans: {errno}");
+        }
+        let sockets = Sockets::resume(state.sockets, &mut claimed);
         let clients = Clients::resume(config.control.as_deref(), state.control, &mut claimed, now);
         let generations = Generations::resume(state.generations, &config.ready, signals.dispositions(), &mut claimed);
         let mut plan = state.plan;
@@ -135,6 +157,7 @@ impl Supervisor {
         State {
             pid: Pid::this().as_raw(),
             needs: vec![],
+            probe_has_descriptors: true,
             program: SavedPath(self.upgrade.program.clone()),
             directory: self.directory.clone().map(SavedPath),
             signals: self.signals.dispositions().save(),
@@ -201,7 +224,7 @@ impl Supervisor {
         match self.upgrade.outcome(now) {
             None => (),
             Some(Err(error)) => self.upgrade.refuse(&error),
-            Some(Ok(())) => match self.become_successor() {
+            Some(Ok(file)) => match self.become_successor(&file) {
                 Ok(never) => match never {},
                 Err(error) => self.upgrade.refuse(&error),
             },
@@ -217,13 +240,17 @@ impl Supervisor {
     }
 
     /// Exec; returns only when that failed, with everything as it was.
-    fn become_successor(&mut self) -> Result<Infallible> {
+    fn become_successor(&mut self, file: &ProgramFile) -> Result<Infallible> {
         // What happened until now is in the state, what happens from now on stays in the descriptors.
         self.handle_events();
         ensure!(self.finished.is_none(), "everything stops");
+        self.upgrade.become_successor(file, &self.state(), &self.handed_on())
+    }
+
+    /// Every descriptor that the state names.
+    fn handed_on(&self) -> Vec<BorrowedFd<'_>> {
         let parts = self.sockets.handed_on().chain(self.generations.handed_on());
-        let handed_on: Vec<BorrowedFd> = parts.chain(self.reporter.clients.handed_on()).collect();
-        self.upgrade.become_successor(&self.state(), &handed_on)
+        parts.chain(self.reporter.clients.handed_on()).collect()
     }
 
     /// All is over: remove what is ours, and reply to the clients that waited for it.

@@ -89,9 +89,10 @@ impl Supervisor {
         if self.upgrade.is_under_way() {
             return info!("the new supervisor is being probed already");
         }
-        let state = self.state();
-        if let Err(error) = self.upgrade.begin(&state, self.signals.dispositions()) {
-            self.upgrade.refuse(&error);
+        let begun = self.upgrade.begin(&self.state(), self.signals.dispositions(), &self.handed_on());
+        match begun {
+            Ok(probe) => self.upgrade.probe = Some(probe),
+            Err(error) => self.upgrade.refuse(&error),
         }
     }
 

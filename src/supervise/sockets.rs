@@ -101,10 +101,16 @@ impl Sockets {
     }
 
     /// What a predecessor held. A listener that cannot be resumed is reported and left out: the rest serves on.
-    pub(crate) fn resume(saved: SavedSockets, claimed: &mut Claimed) -> Result<Sockets> {
-        let resume = |saved| Listener::resume(saved, claimed).map_err(|error| saved::lost(&error)).ok();
-        let listeners = saved.listeners.into_iter().filter_map(resume).collect();
+    pub(crate) fn resume(saved: SavedSockets, claimed: &mut Claimed) -> Sockets {
+        let mut resume = |saved| -> Result<(Listener, SocketInode)> {
+            let listener = Listener::resume(saved, claimed)?;
+            let inode = SocketInode::of(&listener)?;
+            Ok((listener, inode))
+        };
+        let resumed =
+            saved.listeners.into_iter().filter_map(|saved| resume(saved).map_err(|error| saved::lost(&error)).ok());
+        let (listeners, inodes) = resumed.unzip();
         let others = saved.others.into_iter().filter_map(|number| claimed.take_as_it_is(number)).collect();
-        Ok(Sockets::new(listeners, others)?)
+        Sockets { listeners, inodes, others }
     }
 }

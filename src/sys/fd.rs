@@ -1,10 +1,12 @@
 //! Descriptors: claimed at the start, copied, and put at a number.
 
 use std::ffi::c_int;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::sys::stat::Mode;
+use nix::unistd::dup3_raw;
 
 use super::directory::{list_numbers, open_directory};
 
@@ -27,6 +29,8 @@ pub(crate) unsafe fn claim() -> nix::Result<Claimed> {
     let numbers = match open_descriptors() {
         Ok(numbers) => numbers,
         Err(Errno::ENOENT | Errno::EACCES | Errno::EPERM) => probed_descriptors(),
+        // With a full table there is no descriptor to read /proc by.
+        Err(Errno::EMFILE | Errno::ENFILE) => probed_descriptors(),
         Err(errno) => return Err(errno),
     };
     // SAFETY: the kernel just named these as open, and the caller promises that they have no owner.
@@ -39,6 +43,9 @@ impl Claimed {
     /// # Errors
     /// EBADF if it is not open, or taken already.
     pub(crate) fn take(&mut self, number: RawFd) -> nix::Result<OwnedFd> {
+        if (0..FIRST_FD).contains(&number) {
+            return take_standard(number);
+        }
         let fd = self.take_as_it_is(number).ok_or(Errno::EBADF)?;
         set_close_on_exec(&fd, FdFlag::FD_CLOEXEC)?;
         Ok(fd)
@@ -54,6 +61,38 @@ impl Claimed {
     pub(crate) fn rest(self) -> Vec<OwnedFd> {
         self.0
     }
+}
+
+/// Keep 0, 1 and 2 from being taken by what is opened later: a closed one gets a descriptor that is closed again by
+/// exec, and that can be read and written as little as a closed one.
+pub(crate) fn occupy_standard() -> nix::Result<()> {
+    loop {
+        let placeholder = placeholder()?;
+        // The lowest free number: all below it are taken.
+        if placeholder.as_raw_fd() >= FIRST_FD {
+            return Ok(());
+        }
+        // It stays for as long as the process.
+        let _ = placeholder.into_raw_fd();
+    }
+}
+
+/// A descriptor of no use, which needs no file system, nor permission.
+fn placeholder() -> nix::Result<OwnedFd> {
+    open(c"/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// Move what a predecessor had at the number of a standard descriptor, and leave that as if it were closed.
+fn take_standard(number: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes integers and fails with EBADF where the number is closed.
+    let moved = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, FIRST_FD) })?;
+    // SAFETY: the kernel just made `moved` for us alone.
+    let moved = unsafe { OwnedFd::from_raw_fd(moved) };
+    // SAFETY: a standard descriptor has no owner.
+    let kept = unsafe { dup3_raw(placeholder()?, number, OFlag::O_CLOEXEC)? };
+    // It stays for as long as the process.
+    let _ = kept.into_raw_fd();
+    Ok(moved)
 }
 
 /// The numbers from 3 on that `/proc/self/fd` lists, which goes through the table in order.

@@ -16,15 +16,15 @@ pub(crate) use directory::{numbers_in, rename_to_free};
 #[cfg(not(test))]
 pub(crate) use fd::claim;
 pub(crate) use fd::{
-    Claimed, FIRST_FD, duplicate_from, duplicate_inheritable_from, duplicate_stdin, place, set_close_on_exec,
-    stdin_listens,
+    Claimed, FIRST_FD, duplicate_from, duplicate_inheritable_from, duplicate_stdin, occupy_standard, place,
+    set_close_on_exec, stdin_listens,
 };
 pub(crate) use helper::{Helper, output};
 #[cfg(not(test))]
 pub(crate) use process::record_arguments;
 pub(crate) use process::{
-    Ending, arguments, become_subreaper, environment, execve, exit_at_once, fork, pidfd_getfd, pidfd_of,
-    pidfd_of_child, see_end_of, send_signal, variable,
+    Ending, arguments, become_subreaper, environment, execute_opened, execve, exit_at_once, fork, pidfd_getfd,
+    pidfd_of, pidfd_of_child, see_end_of, send_signal, set_name, variable,
 };
 pub(crate) use search::execute;
 pub(crate) use signal::{

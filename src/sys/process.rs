@@ -82,6 +82,24 @@ pub(crate) fn execve(program: &CStr, arguments: &[CString], environment: &[impl 
     Errno::last()
 }
 
+/// execveat(2) of the file itself, with AT_EMPTY_PATH: become `program`, wherever its name leads to by now.
+///
+/// # Errors
+/// ENOENT for a script too, whose interpreter could not open a file that exec closes.
+pub(crate) fn execute_opened(program: impl AsFd, arguments: &[CString], environment: &[impl AsRef<CStr>]) -> Errno {
+    let (argv, envp) = (pointers(arguments), pointers(environment));
+    let (program, path) = (program.as_fd().as_raw_fd(), c"".as_ptr());
+    // SAFETY: both arrays end with a null pointer and point to strings that outlive the call, as the path does.
+    unsafe { libc::syscall(libc::SYS_execveat, program, path, argv.as_ptr(), envp.as_ptr(), libc::AT_EMPTY_PATH) };
+    Errno::last()
+}
+
+/// prctl(2), PR_SET_NAME: the name that ps(1) shows, of which the kernel keeps 15 bytes.
+pub(crate) fn set_name(name: &CStr) {
+    // SAFETY: the kernel reads a string that ends with NUL and lives through the call.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
+}
+
 /// The null-terminated array that exec takes.
 fn pointers(strings: &[impl AsRef<CStr>]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ref().as_ptr()).chain([ptr::null()]).collect()

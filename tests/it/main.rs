@@ -52,4 +52,5 @@ mod terminal;
 mod transparency;
 mod unix_access;
 mod unix_paths;
+mod upgrade_descriptors;
 mod upgrade_program;

@@ -114,9 +114,13 @@ serve()";
 
 /// A supervisor in that predecessor's place.
 fn take_over(state: &str, server: &str, options: &[&str]) -> Supervisor {
+    take_over_from(PREDECESSOR, state, server, options)
+}
+
+fn take_over_from(predecessor: &str, state: &str, server: &str, options: &[&str]) -> Supervisor {
     let folder = Arc::new(Folder::new());
     folder.write("state", state);
-    folder.write("predecessor.py", PREDECESSOR);
+    folder.write("predecessor.py", predecessor);
     let server = python::write(&folder, server);
     let words = ["-IS".into(), folder.path("predecessor.py"), PROGRAM.into(), folder.path(""), server];
     let run = Run::of(python::python()).args(&words).args(options).current_dir(&*folder);
@@ -134,7 +138,10 @@ fn is_running(pid: Pid) -> bool {
 
 /// The state is taken over, and the supervisor does everything with it.
 fn is_taken_over(state: &str) {
-    let mut supervisor = take_over(state, SERVER, &[]);
+    is_complete(take_over(state, SERVER, &[]));
+}
+
+fn is_complete(mut supervisor: Supervisor) {
     let folder = supervisor.folder.clone();
     wait_for("the control socket to answer", || {
         (supervisor.command("--status", &[]).output().code() == 0).then_some(())
@@ -174,6 +181,14 @@ fn a_state_with_what_is_not_known_yet_is_taken_over() {
 #[test]
 fn a_state_without_what_was_added_later_is_taken_over() {
     is_taken_over(MISSING);
+}
+
+// A first release that was started with its standard descriptors closed had others at their numbers.
+#[test]
+fn a_state_with_descriptors_at_the_numbers_of_standard_ones_is_taken_over() {
+    let predecessor = PREDECESSOR.replace("(5, control), (6, client)", "(0, control), (1, client)");
+    let state = WRITTEN.replace("\"server\":{\"fd\":5", "\"server\":{\"fd\":0").replace("{\"fd\":6", "{\"fd\":1");
+    is_complete(take_over_from(&predecessor, &state, SERVER, &[]));
 }
 
 // A pid or a descriptor that is missing has no default: 0 is some other process.

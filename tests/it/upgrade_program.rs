@@ -11,12 +11,12 @@ use crate::harness::process::exists;
 use crate::harness::{PROGRAM, Run, Server, Supervisor, supervise, wait_for};
 
 /// The file that a process runs.
-fn running(pid: Pid) -> u64 {
+pub fn running(pid: Pid) -> u64 {
     fs::metadata(format!("/proc/{pid}/exe")).unwrap().ino()
 }
 
 /// Put a program at a path in one step, as an installer does.
-fn install(path: &Path, content: &[u8]) {
+pub fn install(path: &Path, content: &[u8]) {
     let (source, beside) = (path.with_extension("source"), path.with_extension("new"));
     fs::write(&source, content).unwrap();
     // By a process of its own: a fork of another test must not have the program open for writing when it is to run.

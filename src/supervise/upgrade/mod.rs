@@ -18,7 +18,8 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, bail, ensure};
 use log::{error, info};
 use nix::errno::Errno;
-use nix::fcntl::FdFlag;
+use nix::fcntl::{FdFlag, OFlag, open};
+use nix::sys::stat::{FileStat, Mode as FileMode, fstat, stat};
 use nix::unistd::Pid;
 
 use crate::supervise::poll::{Source, Table};
@@ -37,13 +38,15 @@ pub(crate) const PASSED: u8 = 93;
 pub(crate) struct Upgrade {
     /// Where it is started from.
     pub(crate) program: PathBuf,
-    probe: Option<Probe>,
+    pub(crate) probe: Option<Probe>,
 }
 
 /// A new program that reads the state beside us. It is killed when dropped.
 #[derive(Debug)]
-struct Probe {
+pub(crate) struct Probe {
     helper: Helper,
+    /// What was probed, and is what is then executed.
+    file: ProgramFile,
     /// Readable when it has ended.
     pidfd: OwnedFd,
     deadline: Timestamp,
@@ -119,31 +122,34 @@ impl Upgrade {
         self.probe.as_ref().map(|probe| probe.helper.pid())
     }
 
-    /// Let the new program read our state.
-    pub(crate) fn begin(&mut self, state: &State, dispositions: Dispositions) -> Result<()> {
+    /// Let the new program take over beside us, as far as that changes nothing.
+    pub(crate) fn begin(&self, state: &State, dispositions: Dispositions, handed_on: &[BorrowedFd]) -> Result<Probe> {
         let memory = state.write()?;
-        let (program, arguments) = self.own_line()?;
+        let file = ProgramFile::open(&self.program)?;
+        let arguments = own_arguments()?;
         let environment = Mode::Probe(memory.as_raw_fd()).environment();
         let helper = Helper::fork(|| {
             sys::set_close_on_exec(&memory, FdFlag::empty())?;
+            for fd in handed_on {
+                sys::set_close_on_exec(fd, FdFlag::empty())?;
+            }
             dispositions.restore()?;
             // Any exec error means 126, even one that a shell would report as 127.
-            sys::execve(&program, &arguments, &environment);
+            file.execute(&arguments, &environment);
             Err(Errno::EACCES)
         });
         let helper = helper.context("cannot fork")?;
         let pidfd = sys::pidfd_of(helper.pid()).context("cannot open a pidfd")?;
-        self.probe = Some(Probe { helper, pidfd, deadline: sys::now() + TIMEOUT });
-        Ok(())
+        Ok(Probe { helper, file, pidfd, deadline: sys::now() + TIMEOUT })
     }
 
-    /// How the probe ended, if it has: may we become the new program?
-    pub(crate) fn outcome(&mut self, now: Timestamp) -> Option<Result<()>> {
+    /// How the probe ended, if it has: the program that we may become.
+    pub(crate) fn outcome(&mut self, now: Timestamp) -> Option<Result<ProgramFile>> {
         let probe = self.probe.as_mut()?;
         let outcome = match probe.helper.ending() {
             None if probe.deadline > now => return None,
             None => Err(Error::msg("it did not read the state in time")),
-            Some(Ending::Exited(PASSED)) => Ok(()),
+            Some(Ending::Exited(PASSED)) => return self.probe.take().map(|probe| Ok(probe.file)),
             Some(Ending::Exited(126)) => Err(Error::msg("it cannot be executed")),
             Some(ending) => Err(Error::msg(format!("it {ending}"))),
         };
@@ -158,24 +164,61 @@ impl Upgrade {
 
     /// Become the new program, with `state` and with `handed_on` open; returns only when that failed, with everything
     /// as it was.
-    pub(crate) fn become_successor(&self, state: &State, handed_on: &[BorrowedFd]) -> Result<Infallible> {
+    pub(crate) fn become_successor(
+        &self,
+        file: &ProgramFile,
+        state: &State,
+        handed_on: &[BorrowedFd],
+    ) -> Result<Infallible> {
         let memory = state.write()?;
-        let (program, arguments) = self.own_line()?;
+        let arguments = own_arguments()?;
         let environment = Mode::TakeOver(memory.as_raw_fd()).environment();
         info!("becoming {}", self.program.display());
         sys::set_close_on_exec(&memory, FdFlag::empty())?;
         set_close_on_exec(handed_on, FdFlag::empty())?;
-        let errno = sys::execve(&program, &arguments, &environment);
+        let errno = file.execute(&arguments, &environment);
         set_close_on_exec(handed_on, FdFlag::FD_CLOEXEC)?;
         Err(errno).context("cannot execute it")
     }
+}
 
-    /// Our own command line, with the program by its path.
-    fn own_line(&self) -> Result<(CString, Vec<CString>)> {
-        let program = CString::new(self.program.as_os_str().as_bytes())?;
-        let arguments = sys::arguments().iter().map(|word| CString::new(word.as_bytes()));
-        Ok((program, arguments.collect::<Result<_, _>>()?))
+/// The program, opened once: what is probed is what is executed, also if another one is installed in between.
+#[derive(Debug)]
+pub(crate) struct ProgramFile {
+    path: CString,
+    fd: OwnedFd,
+}
+
+impl ProgramFile {
+    fn open(path: &Path) -> Result<ProgramFile> {
+        ensure!(!path.as_os_str().is_empty(), "where it is started from is not known");
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let fd = open(path, flags, FileMode::empty()).context("cannot open it")?;
+        Ok(ProgramFile { path: CString::new(path.as_os_str().as_bytes())?, fd })
     }
+
+    /// Become this program. Returns only when that failed.
+    fn execute(&self, arguments: &[CString], environment: &[Variable]) -> Errno {
+        match sys::execute_opened(&self.fd, arguments, environment) {
+            // A script is opened by its interpreter, and that by its name.
+            Errno::ENOENT if self.is_still_there() => sys::execve(&self.path, arguments, environment),
+            // Another one is there, which was not probed.
+            Errno::ENOENT => Errno::ESTALE,
+            errno => errno,
+        }
+    }
+
+    /// Does the name still lead to it?
+    fn is_still_there(&self) -> bool {
+        let identity = |file: FileStat| (file.st_dev, file.st_ino);
+        let named = stat(self.path.as_c_str()).map(identity);
+        named.is_ok() && named == fstat(&self.fd).map(identity)
+    }
+}
+
+/// The arguments that the next program has too.
+fn own_arguments() -> Result<Vec<CString>> {
+    Ok(sys::arguments().iter().map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?)
 }
 
 fn set_close_on_exec(fds: &[BorrowedFd], flag: FdFlag) -> Result<()> {

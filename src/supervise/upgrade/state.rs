@@ -30,6 +30,9 @@ pub(crate) struct State {
     /// What a program has to understand to take over.
     #[serde(default)]
     pub(crate) needs: Vec<String>,
+    /// A probe has every descriptor that is named here, too.
+    #[serde(default)]
+    pub(crate) probe_has_descriptors: bool,
     /// Where the program is looked for.
     #[serde(default)]
     pub(crate) program: SavedPath,
