@@ -244,7 +244,7 @@ impl Supervisor {
         // What happened until now is in the state, what happens from now on stays in the descriptors.
         self.handle_events();
         ensure!(self.finished.is_none(), "everything stops");
-        self.upgrade.become_successor(file, &self.state(), &self.handed_on())
+        self.upgrade.become_successor(file, &self.state(), self.signals.dispositions(), &self.handed_on())
     }
 
     /// Every descriptor that the state names.

@@ -37,7 +37,13 @@ pub(crate) struct Dispositions {
     /// Changed for the supervisor: it must see its children end, and survive a closed log pipe.
     child: Disposition,
     pipe: Disposition,
+    /// Of SURVIVED, in their order.
+    survived: [Disposition; SURVIVED.len()],
 }
+
+/// What a write may raise: beyond the limit of file sizes, and to a terminal of which this is no foreground job. They
+/// are ignored, and as they were while the supervisor becomes another.
+const SURVIVED: [Signal; 2] = [Signal::SIGXFSZ, Signal::SIGTTOU];
 
 /// The same in a state that is handed on.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -69,7 +75,7 @@ impl Signals {
     pub(crate) fn receive() -> Result<Signals> {
         let mask = sys::change_mask(SigmaskHow::SIG_BLOCK, &received()).context("cannot block signals")?;
         let [child, pipe] = [Signal::SIGCHLD, Signal::SIGPIPE].map(|signal| sys::disposition(signal as i32));
-        Signals::open(Dispositions { mask, child, pipe })
+        Signals::open(Dispositions { mask, child, pipe, survived: survived() })
     }
 
     /// Go on receiving in the place of a predecessor, which left them blocked and knew what they were before.
@@ -82,6 +88,7 @@ impl Signals {
         // Children must stay waitable, and the log's reader may end before us.
         sys::set_disposition(Signal::SIGCHLD, Disposition::Default).context("cannot set SIGCHLD")?;
         sys::set_disposition(Signal::SIGPIPE, Disposition::Ignored).context("cannot set SIGPIPE")?;
+        survive([Disposition::Ignored; SURVIVED.len()]).context("cannot ignore signals")?;
         let received = received();
         let fd = SignalFd::with_flags(&received, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot receive signals")?;
@@ -121,15 +128,43 @@ impl Dispositions {
     fn resume(saved: &SavedSignals) -> Dispositions {
         let disposition = |ignored| if ignored { Disposition::Ignored } else { Disposition::Default };
         let (child, pipe) = (disposition(saved.child_ignored), disposition(saved.pipe_ignored));
-        Dispositions { mask: sys::set_of(&saved.blocked), child, pipe }
+        Dispositions { mask: sys::set_of(&saved.blocked), child, pipe, survived: survived() }
     }
 
-    /// Restore the signals; in a child, or before the supervisor execs itself.
+    /// Ignore what a write may raise, or not: another release may not know of it.
+    pub(crate) fn set_survived(&self, disposition: Survived) -> nix::Result<()> {
+        survive(match disposition {
+            Survived::Ignored => [Disposition::Ignored; SURVIVED.len()],
+            Survived::AsBefore => self.survived,
+        })
+    }
+
+    /// Restore the signals, in a child.
     pub(crate) fn restore(&self) -> nix::Result<()> {
+        survive(self.survived)?;
         sys::set_disposition(Signal::SIGCHLD, self.child)?;
         sys::set_disposition(Signal::SIGPIPE, self.pipe)?;
         sys::change_mask(SigmaskHow::SIG_SETMASK, &self.mask).map(drop)
     }
+}
+
+/// What becomes of the signals that a write may raise.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Survived {
+    Ignored,
+    AsBefore,
+}
+
+/// Their present dispositions.
+fn survived() -> [Disposition; SURVIVED.len()] {
+    SURVIVED.map(|signal| sys::disposition(signal as i32))
+}
+
+fn survive(dispositions: [Disposition; SURVIVED.len()]) -> nix::Result<()> {
+    SURVIVED
+        .into_iter()
+        .zip(dispositions)
+        .try_for_each(|(signal, disposition)| sys::set_disposition(signal, disposition))
 }
 
 /// RECEIVED and the real-time signals, but not a SIGHUP that nohup(1) ignored: if blocked, it would stay pending.

@@ -7,10 +7,11 @@ use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::harness::process::{children, descriptors};
+use crate::harness::process::{children, descriptors, status_field};
 use crate::harness::{Folder, PROGRAM, Run, Server, Supervisor, handoff_run_with, log, supervise, wait_for};
 use crate::upgrade_program::{install, running};
 
@@ -172,4 +173,48 @@ fn the_successor_has_the_name_of_its_program() {
     supervisor.upgrade();
     assert_eq!(name(), before);
     assert!(supervisor.log().contains(log::UPGRADE));
+}
+
+/// Files of at most this many bytes.
+fn limit_files(bytes: u64) -> impl FnMut() -> io::Result<()> + Send + Sync + 'static {
+    move || setrlimit(Resource::RLIMIT_FSIZE, bytes, bytes).map_err(io::Error::from)
+}
+
+// SIGXFSZ would end the supervisor. The log is such a file, too.
+#[test]
+fn a_file_that_gets_too_large_ends_nothing() {
+    let supervisor = supervise(Server::Directed, &["--ready", "after:1ms"]).target(&["sleep", "100"]);
+    let supervisor = supervisor.run(|run| run.before_exec(limit_files(700))).serving();
+    supervisor.signal(Signal::SIGUSR2);
+    supervisor.wait_log("goes on: cannot write the state: EFBIG: File too large");
+    for _ in 0..4 {
+        assert_eq!(supervisor.reload_and_wait().code(), 0);
+    }
+    assert_eq!(supervisor.log().len(), 700);
+    let generation = serving(&supervisor);
+    for pid in [supervisor.pid, generation] {
+        let bits = u64::from_str_radix(&status_field(pid, "SigIgn"), 16).unwrap();
+        let ignored = [Signal::SIGXFSZ, Signal::SIGTTOU].map(|signal| bits >> (signal as u32 - 1) & 1 == 1);
+        assert_eq!(ignored, [pid == supervisor.pid; 2]);
+    }
+    assert_eq!(supervisor.stop().code(), 0);
+}
+
+// What was ignored at the start is it in each generation, of each supervisor.
+#[test]
+fn an_upgrade_knows_which_signals_were_ignored_at_the_start() {
+    let ignore = || {
+        // SAFETY: SIG_IGN is no handler.
+        unsafe { libc::signal(libc::SIGTTOU, libc::SIG_IGN) };
+        Ok(())
+    };
+    let supervisor = supervise(Server::Directed, &["--ready", "after:1ms"]).target(&["sleep", "100"]);
+    let supervisor = supervisor.run(|run| run.before_exec(ignore)).serving();
+    let ignored = |pid| status_field(pid, "SigIgn");
+    let before = (ignored(supervisor.pid), ignored(supervisor.generation(1)));
+    for generation in [2, 3] {
+        supervisor.upgrade();
+        assert_eq!(supervisor.reload().failure(), (0, ""));
+        assert_eq!((ignored(supervisor.pid), ignored(supervisor.generation(generation))), before);
+    }
 }

@@ -23,7 +23,7 @@ use nix::sys::stat::{FileStat, Mode as FileMode, fstat, stat};
 use nix::unistd::Pid;
 
 use crate::supervise::poll::{Source, Table};
-use crate::supervise::signals::Dispositions;
+use crate::supervise::signals::{Dispositions, Survived};
 use crate::sys::{self, Claimed, Ending, Helper, Timestamp};
 use crate::target::environ::{self, Variable};
 use state::State;
@@ -168,6 +168,7 @@ impl Upgrade {
         &self,
         file: &ProgramFile,
         state: &State,
+        dispositions: Dispositions,
         handed_on: &[BorrowedFd],
     ) -> Result<Infallible> {
         let memory = state.write()?;
@@ -176,7 +177,9 @@ impl Upgrade {
         info!("becoming {}", self.program.display());
         sys::set_close_on_exec(&memory, FdFlag::empty())?;
         set_close_on_exec(handed_on, FdFlag::empty())?;
+        dispositions.set_survived(Survived::AsBefore)?;
         let errno = file.execute(&arguments, &environment);
+        dispositions.set_survived(Survived::Ignored)?;
         set_close_on_exec(handed_on, FdFlag::FD_CLOEXEC)?;
         Err(errno).context("cannot execute it")
     }

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use crate::failure::plain;
 use crate::saved::{self, SavedPath};
 use crate::supervise::control::server::SavedClients;
 use crate::supervise::generation::SavedGeneration;
@@ -65,7 +66,7 @@ impl State {
         let memory = memfd_create(c"handoff-run", MFdFlags::MFD_CLOEXEC).context("cannot make a memory file")?;
         let mut file = File::from(sys::duplicate_from(&memory, FIRST_FD)?);
         let text = serde_json::to_string(self).context("cannot write the state")?;
-        file.write_all(text.as_bytes()).context("cannot write the state")?;
+        file.write_all(text.as_bytes()).map_err(plain).context("cannot write the state")?;
         Ok(memory)
     }
 
