@@ -77,6 +77,7 @@ const CANNOT_TAKE_OVER: &str = "cannot take over from another supervisor, as HAN
 
 /// Supervise, from the beginning or in the place of a predecessor.
 fn supervise(config: Supervise, claimed: nix::Result<Claimed>) -> Result<u8> {
+    logging::never_wait();
     match Mode::read().context(CANNOT_TAKE_OVER)? {
         Some(mode) => {
             // Before anything is opened that would take their numbers.

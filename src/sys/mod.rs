@@ -10,6 +10,7 @@ mod process;
 mod search;
 mod signal;
 mod socket;
+mod write;
 
 pub(crate) use clock::{Timestamp, now};
 pub(crate) use directory::{numbers_in, rename_to_free};
@@ -31,3 +32,4 @@ pub(crate) use signal::{
     Disposition, change_mask, disposition, numbers_of, real_time_signals, set_disposition, set_of,
 };
 pub(crate) use socket::{Transport, accept, listen, option, receive, set_option};
+pub(crate) use write::write_at_once;

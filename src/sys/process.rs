@@ -8,6 +8,7 @@ use std::{fmt, ptr};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use nix::sys::wait::WaitPidFlag;
 use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 
@@ -232,7 +233,8 @@ pub(crate) fn pidfd_of_child(child: Pid) -> nix::Result<OwnedFd> {
     pidfd_of(child).inspect_err(|_| {
         // It is our unreaped child, so both affect it alone.
         let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
-        let _ = nix::sys::wait::waitpid(child, None);
+        // A debugger may hold it; it is then reaped with the orphans.
+        let _ = nix::sys::wait::waitpid(child, Some(WaitPidFlag::WNOHANG));
     })
 }
 

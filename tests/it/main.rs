@@ -19,6 +19,7 @@ mod lifecycle;
 mod limits;
 mod load;
 mod local_sockets;
+mod log_reader;
 mod match_inet;
 mod match_unix;
 mod messages;
