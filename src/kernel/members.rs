@@ -23,6 +23,23 @@ impl Members {
         Members { main, known: Vec::new(), led: vec![main], ended: false }
     }
 
+    /// The members that an earlier instance of this knew, and the numbers of `led`.
+    pub(crate) fn resume(main: Pid, known: Vec<Process>, led: impl IntoIterator<Item = Pid>) -> Members {
+        let mut members = Members { known, ..Members::of(main) };
+        members.led.extend(led.into_iter().filter(|number| *number != main));
+        members
+    }
+
+    /// All that were in the last snapshot.
+    pub(crate) fn known(&self) -> &[Process] {
+        &self.known
+    }
+
+    /// The groups and sessions that a member leads or led, and that members are still in.
+    pub(crate) fn led(&self) -> &[Pid] {
+        &self.led
+    }
+
     /// Update the known members from `table`, and add those that are new.
     pub(crate) fn learn(&mut self, table: &Processes) {
         let mut known: Vec<Process> = table.iter().filter(|process| self.claims(process)).copied().collect();
@@ -178,6 +195,21 @@ mod tests {
         let forked_twice = table(&[[20, 10, 20, 1], [26, 10, 25, 25]]);
         let grouped = table(&[[20, 10, 20, 1], [26, 10, 25, 25], [27, 10, 27, 25]]);
         assert_eq!(after(&[before, forked_twice, grouped]), [20, 26, 27]);
+    }
+
+    #[test]
+    fn what_was_known_before_is_known_after() {
+        let before = of(&[
+            table(&[[20, 10, 20, 1], [25, 20, 25, 25], [30, 20, 20, 1]]),
+            table(&[[20, 10, 20, 1], [26, 10, 25, 25], [30, 20, 30, 30]]),
+        ]);
+        let mut after = Members::resume(before.main, before.known().to_vec(), before.led().to_vec());
+        // One joins the group of a leader that has ended, the parent of another one has ended.
+        after.learn(&table(&[[20, 10, 20, 1], [27, 10, 27, 25], [26, 10, 25, 25], [30, 10, 30, 30]]));
+        assert_eq!(alive(&after), [20, 27, 26, 30]);
+        let mut other = Members::resume(before.main, vec![process([26, 10, 25, 25], 100)], []);
+        other.learn(&table(&[[20, 10, 20, 1], [26, 10, 25, 25]]));
+        assert_eq!(alive(&other), [20]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::kernel::members::{Members, strangers};
 use crate::kernel::processes::{Process, ProcessState, Processes, are_visible};
 use crate::saved;
 use crate::supervise::generation::notify_socket::Notification;
+use crate::supervise::generation::ready::Watch;
 use crate::supervise::generation::{Generation, SavedGeneration};
 use crate::supervise::plan::{Event, Id};
 use crate::supervise::poll::{Source, Table};
@@ -126,6 +127,11 @@ impl Generations {
     /// The processes of check commands.
     pub(crate) fn checks(&self) -> impl Iterator<Item = Pid> {
         self.all.iter().filter_map(|generation| generation.watch.as_ref()?.check_pid())
+    }
+
+    /// End the check commands that run.
+    pub(crate) fn stop_checks(&mut self) {
+        self.all.iter_mut().filter_map(|generation| generation.watch.as_mut()).for_each(Watch::stop_check);
     }
 
     /// Is a notification accepted? If it comes from root, our own user, or a process of the generation, which may be

@@ -173,6 +173,8 @@ impl Supervisor {
 
     fn run(mut self) -> u8 {
         warn_without_proc();
+        // The SIGCHLD of a child that ended while a predecessor became this program may be lost.
+        self.collect_gone();
         loop {
             self.handle_events();
             if let Some(status) = self.finished {
@@ -244,6 +246,9 @@ impl Supervisor {
         // What happened until now is in the state, what happens from now on stays in the descriptors.
         self.handle_events();
         ensure!(self.finished.is_none(), "everything stops");
+        // No other process would know of them.
+        self.generations.stop_checks();
+        self.generations.survey();
         self.upgrade.become_successor(file, &self.state(), self.signals.dispositions(), &self.handed_on())
     }
 

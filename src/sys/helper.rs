@@ -7,6 +7,7 @@ use std::io::{self, Read};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -26,10 +27,11 @@ pub(crate) struct Helper {
 impl Helper {
     /// Fork; the child does `become_program`, and where that returns, exits with the shell's status for the error.
     pub(crate) fn fork(become_program: impl FnOnce() -> nix::Result<Infallible>) -> nix::Result<Helper> {
+        let parent = Pid::this();
         // SAFETY: this program has one thread.
         match unsafe { sys::fork() }? {
             ForkResult::Parent { child } => Ok(Helper { pid: child, ended: None }),
-            ForkResult::Child => match become_program() {
+            ForkResult::Child => match end_with(parent).and_then(|()| become_program()) {
                 Err(Errno::ENOENT) => sys::exit_at_once(ExitStatus::NotFound as u8),
                 _ => sys::exit_at_once(ExitStatus::CannotExecute as u8),
             },
@@ -75,6 +77,13 @@ impl Helper {
         self.ended = Some(ended);
         ended
     }
+}
+
+/// In the child: end when the parent is killed, which then cannot kill us.
+fn end_with(parent: Pid) -> nix::Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    // It may have been killed before.
+    if Pid::parent() == parent { Ok(()) } else { Err(Errno::ESRCH) }
 }
 
 impl Drop for Helper {

@@ -24,8 +24,8 @@ pub(crate) use helper::{Helper, output};
 #[cfg(not(test))]
 pub(crate) use process::record_arguments;
 pub(crate) use process::{
-    Ending, arguments, become_subreaper, environment, execute_opened, execve, exit_at_once, fork, pidfd_getfd,
-    pidfd_of, pidfd_of_child, see_end_of, send_signal, set_name, variable,
+    Ending, arguments, become_subreaper, environment, execute_opened, executed_path, execve, exit_at_once, fork,
+    pidfd_getfd, pidfd_of, pidfd_of_child, see_end_of, send_signal, set_name, variable,
 };
 pub(crate) use search::execute;
 pub(crate) use signal::{

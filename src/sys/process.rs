@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::{fmt, ptr};
 
@@ -67,6 +68,14 @@ unsafe fn strings(mut entry: *const *const c_char) -> Vec<&'static CStr> {
         // SAFETY: the entry was not the null pointer, so there is another one behind it.
         entry = unsafe { entry.add(1) };
     }
+}
+
+/// AT_EXECFN of getauxval(3): the path that exec was called with.
+pub(crate) fn executed_path() -> Option<PathBuf> {
+    // SAFETY: it takes an integer, and gives 0 for what is not there.
+    let path = unsafe { libc::getauxval(libc::AT_EXECFN) } as *const c_char;
+    // SAFETY: the kernel put a string there that lives as long as the process.
+    (!path.is_null()).then(|| PathBuf::from(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes())))
 }
 
 /// The value of the first entry for `name`, which is the one that getenv(3) finds.

@@ -53,5 +53,6 @@ mod terminal;
 mod transparency;
 mod unix_access;
 mod unix_paths;
+mod upgrade_children;
 mod upgrade_descriptors;
 mod upgrade_program;

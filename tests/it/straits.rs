@@ -8,7 +8,7 @@ use crate::harness::facts::{compare_after, done, ignore, limit};
 use crate::harness::{Folder, Run, handoff_run_with, is_root_to};
 
 /// In a mount namespace of its own, without /proc.
-fn leave_proc() -> io::Result<()> {
+pub fn leave_proc() -> io::Result<()> {
     let private = libc::MS_REC | libc::MS_PRIVATE;
     // SAFETY: the kernel reads strings that are constants.
     done(unsafe { libc::unshare(libc::CLONE_NEWNS) })

@@ -22,6 +22,7 @@ use crate::config::Ready;
 use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::members::Members;
 use crate::kernel::processes::{Process, are_visible};
+use crate::saved;
 use crate::supervise::plan;
 use crate::supervise::signals::Dispositions;
 use crate::supervise::sockets::{Share, Sockets};
@@ -71,6 +72,26 @@ pub(crate) struct SavedGeneration {
     killed: bool,
     #[serde(default)]
     watch: Option<SavedWatch>,
+    /// A daemon that left its group and overwrote its environment cannot be found again.
+    #[serde(default, deserialize_with = "saved::lenient")]
+    members: Vec<SavedProcess>,
+    /// The groups and sessions that members are in, but for the main process' own.
+    #[serde(default)]
+    groups: Vec<i32>,
+}
+
+/// A process, and not only its number.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedProcess {
+    pid: i32,
+    started: u64,
+}
+
+impl SavedProcess {
+    /// It, if it is still there.
+    fn find(&self) -> Option<Process> {
+        Process::read(Pid::from_raw(self.pid)).filter(|process| process.started == self.started)
+    }
 }
 
 impl Generation {
@@ -120,10 +141,12 @@ impl Generation {
             ended: self.ended,
             killed: self.killed,
             watch: self.watch.as_ref().map(Watch::save),
+            members: self.members.known().iter().map(SavedProcess::from).collect(),
+            groups: self.members.led().iter().map(|number| number.as_raw()).collect(),
         }
     }
 
-    /// One that a predecessor of this supervisor started. Its processes are determined anew.
+    /// One that a predecessor of this supervisor started.
     ///
     /// # Errors
     /// EBADF if one of its descriptors is not there.
@@ -134,7 +157,8 @@ impl Generation {
         claimed: &mut Claimed,
     ) -> nix::Result<Generation> {
         let pid = Pid::from_raw(saved.pid);
-        let mut members = Members::of(pid);
+        let known = saved.members.iter().filter_map(SavedProcess::find).collect();
+        let mut members = Members::resume(pid, known, saved.groups.into_iter().map(Pid::from_raw));
         if saved.ended.is_some() {
             members.end_main();
         }
@@ -292,6 +316,12 @@ impl Generation {
 /// The NOTIFY_SOCKET of a generation's environment.
 fn notify_variable(socket: impl AsFd) -> Result<Vec<u8>> {
     Ok([b"NOTIFY_SOCKET=", notify_socket::address(socket)?.as_slice()].concat())
+}
+
+impl From<&Process> for SavedProcess {
+    fn from(process: &Process) -> SavedProcess {
+        SavedProcess { pid: process.pid.as_raw(), started: process.started }
+    }
 }
 
 /// Signal a process that is no child of ours and may have ended: through a descriptor that is opened while the number

@@ -179,6 +179,11 @@ impl Watch {
         })?)
     }
 
+    /// End the check that runs; the next observation starts another one.
+    pub(crate) fn stop_check(&mut self) {
+        self.check = None;
+    }
+
     /// The process of a check, which only the check may wait for.
     pub(crate) fn check_pid(&self) -> Option<Pid> {
         self.check.as_ref().map(Helper::pid)

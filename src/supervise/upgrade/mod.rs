@@ -230,11 +230,19 @@ fn set_close_on_exec(fds: &[BorrowedFd], flag: FdFlag) -> Result<()> {
 
 /// Where this program is started from: as the caller named it, for the name may lead to another file by next time.
 pub(crate) fn own_program() -> PathBuf {
-    let running = fs::read_link("/proc/self/exe").unwrap_or_default();
+    let itself = Path::new("/proc/self/exe");
+    // Without /proc, the path that exec was called with.
+    let (running, itself) = match fs::read_link(itself) {
+        Ok(running) => (running, itself.to_owned()),
+        Err(_) => sys::executed_path()
+            .map(|path| std::path::absolute(&path).unwrap_or(path))
+            .map(|path| (path.clone(), path))
+            .unwrap_or_default(),
+    };
     let named = sys::arguments().first().and_then(|name| find(Path::new(name)));
     let same = |path: &PathBuf| {
         let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
-        identity(path).is_some() && identity(path) == identity(Path::new("/proc/self/exe"))
+        identity(path).is_some() && identity(path) == identity(&itself)
     };
     named.filter(same).unwrap_or(running)
 }
