@@ -13,6 +13,8 @@ pub(crate) enum Facility {
     NotifyFolder,
     /// Copies of other processes' descriptors.
     Descriptors,
+    /// A list of the connections to our sockets.
+    Connections,
 }
 
 /// Those that were reported, a bit each.
@@ -32,6 +34,7 @@ impl Facility {
         match self {
             Facility::NotifyFolder => "NOTIFY_SOCKET is an abstract name, which some clients cannot use",
             Facility::Descriptors => "a server that is busy all the time may be seen ready late",
+            Facility::Connections => "connections are not counted",
         }
     }
 }

@@ -3,7 +3,11 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use nix::sys::socket::{SockaddrLike, SockaddrStorage, getpeername, getsockname, getsockopt, sockopt};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, getpeername, getsockname, getsockopt, socket,
+    sockopt,
+};
 use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{Kind, SocketInode, descriptors, sockets};
@@ -23,10 +27,16 @@ enum Local {
 /// Every connection that came in by one of `listeners` and that some process holds, in every state but TIME_WAIT.
 ///
 /// Sorted. It asks the kernel once for each TCP listener, and once for all Unix ones.
+///
+/// # Errors
+/// ENONET for a listener of another network namespace, whose connections are not listed for us.
 pub(crate) fn open_connections<L: AsFd>(listeners: &[L]) -> nix::Result<Vec<SocketInode>> {
     let mut names = Vec::new();
     let mut open: Vec<SocketInode> = Vec::new();
     for listener in listeners {
+        if is_of_another_network(listener)? {
+            return Err(Errno::ENONET);
+        }
         match Local::of(listener)? {
             Local::Tcp(family, port) => {
                 let connected = inet_sockets(Transport::Tcp, family, States::CONNECTED, Some(port))?;
@@ -43,6 +53,13 @@ pub(crate) fn open_connections<L: AsFd>(listeners: &[L]) -> nix::Result<Vec<Sock
     }
     open.sort_unstable();
     Ok(open)
+}
+
+/// Was it inherited from another network namespace? A new socket is of ours.
+fn is_of_another_network(listener: impl AsFd) -> nix::Result<bool> {
+    let own = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // An older kernel has no such option.
+    Ok(matches!((sys::network_of(&own), sys::network_of(listener)), (Ok(own), Ok(its)) if own != its))
 }
 
 /// How many of the sorted `open` connections these processes hold; one that they share counts once.

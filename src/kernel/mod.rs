@@ -6,6 +6,7 @@ pub(crate) mod descriptors;
 pub(crate) mod elsewhere;
 pub(crate) mod fdinfo;
 pub(crate) mod members;
+pub(crate) mod proc_net;
 pub(crate) mod processes;
 pub(crate) mod sock_diag;
 pub(crate) mod syscall;

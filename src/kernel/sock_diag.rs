@@ -1,14 +1,17 @@
 //! Sockets of this network namespace as the kernel lists them: sock_diag(7) over netlink, filtered by the kernel as far
-//! as it can.
+//! as it can; where that is not to be had, `/proc/self/net`.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 
 use libc::{c_int, c_uint};
+use log::debug;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use crate::kernel::descriptors::SocketInode;
+use crate::kernel::proc_net;
 use crate::sys::Transport;
 
 /// A set of states of tcp(7), which unix(7) shares.
@@ -18,11 +21,17 @@ pub(crate) struct States(u32);
 impl States {
     /// TCP_LISTEN.
     pub(crate) const LISTENING: States = States(1 << 10);
+    /// TCP_CLOSE, which is that of a Unix socket that neither listens nor is connected.
+    pub(crate) const UNCONNECTED: States = States(1 << 7);
     /// Every one.
     pub(crate) const ALL: States = States(u32::MAX);
     /// Every other state that a process can hold: no TIME_WAIT (6), nor the half-open ones that the kernel keeps (3,
     /// 12).
     pub(crate) const CONNECTED: States = States(0xfff & !(1 << 10 | 1 << 6 | 1 << 3));
+
+    pub(crate) fn contain(self, state: u32) -> bool {
+        self.0.checked_shr(state).unwrap_or(0) & 1 != 0
+    }
 }
 
 /// Which IP a socket is of: `[::]` and all connections to it are of V6, whatever their peers are.
@@ -33,7 +42,7 @@ pub(crate) enum IpVersion {
 }
 
 /// A TCP or UDP socket.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InetSocket {
     pub(crate) inode: SocketInode,
     pub(crate) local: SocketAddr,
@@ -80,13 +89,33 @@ pub(crate) fn inet_sockets(
     states: States,
     port: Option<u16>,
 ) -> nix::Result<Vec<InetSocket>> {
+    let listed = dump_inet(kind, family, states, port);
+    listed.or_else(|errno| instead(errno, proc_net::inet_sockets(kind, family, states, port)))
+}
+
+/// The Unix sockets in these states that some process holds.
+pub(crate) fn unix_sockets(states: States) -> nix::Result<Vec<UnixSocket>> {
+    dump_unix(states).or_else(|errno| instead(errno, proc_net::unix_sockets(states)))
+}
+
+/// What /proc lists where netlink failed; if that failed too, why netlink did.
+fn instead<T>(errno: Errno, listed: io::Result<T>) -> nix::Result<T> {
+    debug!("netlink does not list sockets: {errno}");
+    listed.map_err(|_| errno)
+}
+
+pub(crate) fn dump_inet(
+    kind: Transport,
+    family: IpVersion,
+    states: States,
+    port: Option<u16>,
+) -> nix::Result<Vec<InetSocket>> {
     let mut sockets = Vec::new();
     dump(&inet_request(kind, family, states, port), |message| sockets.extend(read_inet(message)))?;
     Ok(sockets)
 }
 
-/// The Unix sockets in these states that some process holds.
-pub(crate) fn unix_sockets(states: States) -> nix::Result<Vec<UnixSocket>> {
+pub(crate) fn dump_unix(states: States) -> nix::Result<Vec<UnixSocket>> {
     let mut sockets = Vec::new();
     dump(&unix_request(states), |message| sockets.extend(read_unix(message)))?;
     Ok(sockets)

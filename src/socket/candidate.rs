@@ -7,9 +7,10 @@ use log::{debug, info, warn};
 use nix::fcntl::FdFlag;
 use nix::sys::stat::fstat;
 
+use crate::kernel::descriptors::SocketInode;
 use crate::socket::address::UnixName;
+use crate::socket::bound_file::is_bound_at;
 use crate::socket::endpoint::Endpoint;
-use crate::socket::unix_path;
 use crate::sys;
 
 /// Every inherited descriptor from 3 on.
@@ -108,10 +109,10 @@ impl Candidate {
         match (wanted, endpoint) {
             (
                 Endpoint::Unix { kind, name: UnixName::Path(path) },
-                Endpoint::Unix { kind: bound, name: UnixName::Path(_) },
+                Endpoint::Unix { kind: own, name: UnixName::Path(bound) },
             ) => {
                 // The name is what it was bound to once; only the file shows which socket is bound there now.
-                kind == bound && unix_path::bound_socket(path).is_some_and(|bound| bound.0 as u32 == self.inode as u32)
+                kind == own && is_bound_at(path, SocketInode(self.inode), bound)
             }
             _ => wanted.is_served_by(endpoint),
         }

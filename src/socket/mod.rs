@@ -3,6 +3,7 @@
 pub(crate) mod acquire;
 pub(crate) mod address;
 pub(crate) mod announced;
+pub(crate) mod bound_file;
 pub(crate) mod candidate;
 pub(crate) mod endpoint;
 pub(crate) mod listener;

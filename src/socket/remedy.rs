@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 use crate::kernel::descriptors::{self, SocketInode};
 use crate::kernel::sock_diag::{InetSocket, IpVersion, States, inet_sockets, unix_sockets};
 use crate::socket::address::UnixName;
+use crate::socket::bound_file::bound_socket;
 use crate::socket::endpoint::Endpoint;
-use crate::socket::unix_path;
 use crate::sys::{self, Transport};
 
 /// What helps when a socket cannot be bound.
@@ -45,7 +45,7 @@ fn held_by(endpoint: &Endpoint) -> String {
 fn bound_to(endpoint: &Endpoint) -> Vec<SocketInode> {
     match endpoint {
         Endpoint::Inet { kind, address, .. } => bound_to_port(*kind, *address),
-        Endpoint::Unix { name: UnixName::Path(path), .. } => unix_path::bound_socket(path).into_iter().collect(),
+        Endpoint::Unix { name: UnixName::Path(path), .. } => bound_socket(path).ok().flatten().into_iter().collect(),
         Endpoint::Unix { name: UnixName::Abstract(name), .. } => {
             let name = [b"\0", name.as_bytes()].concat();
             let sockets = unix_sockets(States::ALL).unwrap_or_default().into_iter();

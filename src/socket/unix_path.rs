@@ -13,14 +13,12 @@ use log::{debug, warn};
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, lstat, major, minor, umask};
-use nix::sys::statfs::{BTRFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, lstat, umask};
 use nix::unistd::unlink;
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::descriptors::SocketInode;
-use crate::kernel::sock_diag::{BoundFile, States, unix_sockets};
 use crate::saved::SavedPath;
+use crate::socket::bound_file::{bound_socket, bound_socket_named, is_held_elsewhere};
 use crate::socket::lookup;
 use crate::socket::options::Options;
 use crate::sys;
@@ -138,27 +136,6 @@ fn wait_for_others(path: &Path) -> Option<File> {
     None
 }
 
-/// The socket that is bound to the file at `path`, by its own inode in sockfs.
-pub(crate) fn bound_socket(path: &Path) -> Option<SocketInode> {
-    let file = lstat(path).ok()?;
-    let device = device_inside(path, &file);
-    // The kernel reports only 32 bits of the file's inode.
-    let is_bound_here =
-        |bound: &BoundFile| bound.inode == file.st_ino as u32 && device.is_none_or(|device| bound.device == device);
-    let mut sockets = unix_sockets(States::ALL).ok()?.into_iter();
-    // A connection that was accepted keeps the file of its listener.
-    let here = sockets.find(|socket| !socket.connected && socket.file.as_ref().is_some_and(is_bound_here));
-    here.map(|socket| socket.inode)
-}
-
-/// The kernel's internal number of a file's file system; none where stat(2) reports another, as Btrfs does
-/// for its subvolumes.
-fn device_inside(path: &Path, file: &FileStat) -> Option<u32> {
-    let kind = statfs(path).ok()?.filesystem_type();
-    let honest = kind != BTRFS_SUPER_MAGIC && kind != OVERLAYFS_SUPER_MAGIC;
-    honest.then(|| (major(file.st_dev) << 20 | minor(file.st_dev)) as u32)
-}
-
 /// Remove the file of a dead socket; any other file is an error and stays.
 fn remove_dead(path: &Path, address: &UnixAddr) -> Result<()> {
     let file = match lstat(path) {
@@ -167,10 +144,11 @@ fn remove_dead(path: &Path, address: &UnixAddr) -> Result<()> {
         found => found?,
     };
     ensure!(kind(&file) == SFlag::S_IFSOCK, "{} exists and is {}", path.display(), what_is(&file));
-    // Ask the kernel first: connecting would show up in a live server as an empty connection.
-    ensure!(bound_socket(path).is_none(), Errno::EADDRINUSE);
-    // It may still live in another network namespace, which sock_diag(7) does not show.
-    ensure!(is_refused(address)?, Errno::EADDRINUSE);
+    // Ask the kernel first: connecting would show up in a live server as an empty connection. What cannot be known may
+    // be alive.
+    ensure!(bound_socket(path) == Ok(None), Errno::EADDRINUSE);
+    // It may still live in another network namespace.
+    ensure!(is_refused(address)? && !is_held_elsewhere(path), Errno::EADDRINUSE);
     remove_checked(path, &file)
 }
 
@@ -188,7 +166,7 @@ fn remove_checked(path: &Path, file: &FileStat) -> Result<()> {
     aside.push(format!(".dead-{}", process::id()));
     let aside = PathBuf::from(aside);
     sys::rename_to_free(path, &aside)?;
-    if identity(&lstat(&aside)?) != identity(file) || bound_socket(&aside).is_some() {
+    if identity(&lstat(&aside)?) != identity(file) || bound_socket_named(&aside, path) != Ok(None) {
         sys::rename_to_free(&aside, path)?;
         bail!(Errno::EADDRINUSE);
     }

@@ -31,5 +31,5 @@ pub(crate) use search::execute;
 pub(crate) use signal::{
     Disposition, change_mask, disposition, numbers_of, real_time_signals, set_disposition, set_of,
 };
-pub(crate) use socket::{Transport, accept, listen, option, receive, set_option};
+pub(crate) use socket::{Transport, accept, listen, network_of, option, receive, set_option};
 pub(crate) use write::write_at_once;

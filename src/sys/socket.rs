@@ -34,6 +34,19 @@ pub(crate) fn option(socket: impl AsFd, level: c_int, option: c_int) -> nix::Res
     Errno::result(done).map(|_| value)
 }
 
+/// The number of the network namespace that a socket is of (SO_NETNS_COOKIE, Linux 5.14), unique since boot.
+pub(crate) fn network_of(socket: impl AsFd) -> nix::Result<u64> {
+    let mut value: u64 = 0;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    let (socket, value_at) = (socket.as_fd().as_raw_fd(), (&raw mut value).cast());
+    // SAFETY: the kernel writes at most `length` bytes into `value`, which lives through the call.
+    let done = unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE, value_at, &raw mut length) };
+    Errno::result(done).map(|_| value)
+}
+
+/// asm-generic/socket.h, which libc has not for musl.
+const SO_NETNS_COOKIE: c_int = 71;
+
 /// listen(2). The kernel lowers `backlog` to net.core.somaxconn.
 pub(crate) fn listen(socket: impl AsFd, backlog: c_int) -> nix::Result<()> {
     // SAFETY: listen takes two integers.

@@ -22,6 +22,7 @@ use crate::config::Ready;
 use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::members::Members;
 use crate::kernel::processes::{Process, are_visible};
+use crate::missing::Facility;
 use crate::saved;
 use crate::supervise::plan;
 use crate::supervise::signals::Dispositions;
@@ -241,7 +242,8 @@ impl Generation {
     /// The open connections that it holds of those that came in by its sockets, if the kernel can be asked.
     pub(crate) fn connections(&self, sockets: &Sockets) -> Option<usize> {
         are_visible().ok()?;
-        let open = open_connections(sockets.set(self.share).listeners).ok()?;
+        let open = open_connections(sockets.set(self.share).listeners);
+        let open = open.inspect_err(|errno| Facility::Connections.report_missing(errno)).ok()?;
         Some(held_by(&self.members.alive(), &open))
     }
 

@@ -43,6 +43,11 @@ impl Client {
         Ok(Client(stream.into()))
     }
 
+    /// Over a connection that is there already.
+    pub fn of(stream: UnixStream) -> Client {
+        Client(OwnedFd::from(stream).into())
+    }
+
     /// Ask, and wait for the answer; the connection stays open on this side.
     pub fn ask(&mut self) -> io::Result<Answer> {
         self.send()?;

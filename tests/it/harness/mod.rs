@@ -5,6 +5,7 @@ pub mod client;
 pub mod control;
 pub mod directed;
 pub mod facts;
+pub mod filter;
 pub mod folder;
 pub mod json;
 pub mod log;
