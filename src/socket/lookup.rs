@@ -15,8 +15,9 @@ pub(crate) fn host(name: &str) -> Result<Vec<IpAddr>> {
     if name == "localhost" {
         return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
     }
-    let answer = getent("ahosts", name).with_context(|| format!("host {name}"))?;
-    // One line for each type of socket: `ADDRESS STREAM NAME`, `ADDRESS DGRAM` and so on.
+    // Not every getent knows ahosts; hosts may leave out what getaddrinfo(3) would find.
+    let answer = getent("ahosts", name).or_else(|_| getent("hosts", name)).with_context(|| format!("host {name}"))?;
+    // One line for each type of socket: `ADDRESS STREAM NAME`, `ADDRESS DGRAM` and so on; or `ADDRESS NAME ...`.
     let addresses = answer.lines().filter_map(|line| line.split_ascii_whitespace().next()?.parse().ok());
     Ok(addresses.collect())
 }
@@ -49,7 +50,9 @@ fn id(database: &str, name: &str) -> Result<u32> {
 }
 
 fn getent(database: &str, key: &str) -> Result<String> {
-    let words = ["getent", database, "--", key].map(|word| CString::new(word).expect("the parser lets no NUL pass"));
+    // Not behind `--`, which Alpine's takes for a key.
+    ensure!(!key.starts_with('-'), "not found");
+    let words = ["getent", database, key].map(|word| CString::new(word).expect("the parser lets no NUL pass"));
     let answer = sys::output(&words).map_err(plain).context("getent, which would look it up")?;
     // Its status 2 is for a key that was not found; an empty answer means the same.
     let answer = String::from_utf8_lossy(&answer);

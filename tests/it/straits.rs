@@ -1,6 +1,8 @@
 //! Where little is given: no /proc, hardly a descriptor, little memory, a parent that ignores its children.
 
-use std::{io, ptr};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::{env, io, ptr};
 
 use nix::unistd::{Uid, User};
 
@@ -71,4 +73,26 @@ fn a_name_is_found_when_the_parent_ignores_its_children() {
     let folder = Folder::new();
     let output = owned_socket(&folder).before_exec(|| ignore(libc::SIGCHLD)).output();
     assert_eq!((output.failure(), &*output.stdout), ((0, ""), "served\n"));
+}
+
+// It takes `--` for a key, and does not know ahosts: a name was never found.
+#[test]
+fn a_name_is_found_by_the_getent_of_alpine() {
+    let folder = Folder::new();
+    folder.write(
+        "getent",
+        "#!/bin/sh\n[ \"$2\" != -- ] && [ \"$1\" != ahosts ] || exit 2\nexec /usr/bin/getent \"$@\"\n",
+    );
+    fs::set_permissions(folder.path("getent"), Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.text(""), env::var("PATH").unwrap());
+    let output = owned_socket(&folder).env("PATH", &path).output();
+    assert_eq!((output.failure(), &*output.stdout), ((0, ""), "served\n"));
+    let host = handoff_run_with(&["-l", "ip6-localhost:0", "--", "echo", "served"]).env("PATH", &path);
+    let output = host.output();
+    assert!(output.stdout == "served\n" || output.stderr.contains("not found"), "{output:?}");
+    for option in ["user=-x", "group=--help"] {
+        let spec = format!("{},{option}", folder.text("t"));
+        let output = handoff_run_with(&["-l", &spec, "--", "true"]).output();
+        assert!(output.code() == 125 && output.stderr.ends_with(": not found\n"), "{output:?}");
+    }
 }
