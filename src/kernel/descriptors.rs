@@ -7,9 +7,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::str;
 
 use libc::c_int;
+use nix::errno::Errno;
 use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
+use crate::kernel::processes::are_visible;
 use crate::sys;
 
 /// The number by which another process knows a descriptor.
@@ -51,8 +53,12 @@ impl Kind {
 /// The sockets, epolls and rings that `pid` has open; none if it has ended.
 ///
 /// # Errors
-/// EACCES, without permission: another user's process, or one that is not dumpable.
+/// EACCES, without permission: another user's process, or one that is not dumpable; EPERM where /proc has other
+/// numbers.
 pub(crate) fn descriptors(pid: Pid) -> io::Result<Vec<(ForeignFd, Kind)>> {
+    if are_visible().is_err_and(|error| !has_vanished(&error)) {
+        return Err(Errno::EPERM.into());
+    }
     let mut found = Vec::new();
     for number in sys::numbers_in(&format!("/proc/{pid}/fd"))? {
         match fs::read_link(format!("/proc/{pid}/fd/{number}")) {

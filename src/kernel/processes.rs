@@ -45,6 +45,7 @@ const LINE: usize = 1024;
 impl Processes {
     /// All descendants of this process, and possibly others.
     pub(crate) fn read() -> io::Result<Processes> {
+        are_visible()?;
         match Processes::walk() {
             Err(error) if error.kind() == ErrorKind::NotFound => Processes::scan(),
             walked => walked,
@@ -78,8 +79,6 @@ impl Processes {
 
     /// Read every process.
     pub(crate) fn scan() -> io::Result<Processes> {
-        // An empty mount point at /proc must not pass for a system without processes.
-        are_visible()?;
         let own = Pid::this();
         let pids = sys::numbers_in("/proc")?.into_iter();
         Ok(pids.map(Pid::from_raw).filter(|pid| *pid != own).filter_map(Process::read).collect())
@@ -111,12 +110,17 @@ impl Processes {
     }
 }
 
-/// Is /proc there?
+/// Is /proc there, and does it have our processes by the numbers that we know them by?
 ///
 /// # Errors
-/// Why not even this process can be read.
+/// Why not even this process can be read; an empty mount point must not pass for a system without processes.
 pub(crate) fn are_visible() -> io::Result<()> {
-    fs::metadata("/proc/self/stat").map(drop)
+    // By the numbers of the PID namespace that it was mounted in.
+    let own = fs::read_link("/proc/self")?;
+    if own.as_os_str() != Pid::this().to_string().as_str() {
+        return Err(io::Error::other("it is of another PID namespace"));
+    }
+    Ok(())
 }
 
 impl FromIterator<Process> for Processes {

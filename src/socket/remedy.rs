@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{self, SocketInode};
+use crate::kernel::processes::are_visible;
 use crate::kernel::sock_diag::{InetSocket, IpVersion, States, inet_sockets, unix_sockets};
 use crate::socket::address::UnixName;
 use crate::socket::bound_file::bound_socket;
@@ -32,7 +33,7 @@ pub(crate) fn for_listen(endpoint: &Endpoint, error: &Error) -> Option<String> {
 fn held_by(endpoint: &Endpoint) -> String {
     let held = bound_to(endpoint);
     let holds = |pid: &Pid| descriptors::sockets(*pid).any(|inode| held.contains(&inode));
-    let processes = sys::numbers_in("/proc").unwrap_or_default();
+    let processes = are_visible().and_then(|()| Ok(sys::numbers_in("/proc")?)).unwrap_or_default();
     // The lowest is the oldest as a rule: a master, not one of its workers.
     match processes.into_iter().map(Pid::from_raw).filter(holds).min() {
         Some(pid) if pid == Pid::this() => "two --listen options ask for the same address".to_owned(),

@@ -106,6 +106,25 @@ say('READY=1'); serve()";
     assert_eq!(service.end_by(Signal::SIGTERM).0, 0);
 }
 
+// As `unshare --pid --fork` leaves it. Other processes were taken for its own, for they have the same numbers there.
+#[test]
+fn with_the_proc_of_another_pid_namespace_it_does_as_without() {
+    if !is_root_to("make a PID namespace") {
+        return;
+    }
+    let run = Run::of("unshare").args(&["--pid", "--fork", "--kill-child", PROGRAM]);
+    let setup = supervise(Server::Python("say('READY=1'); serve()"), &[]).by_parent(run);
+    let path = setup.folder.text("s");
+    let mut service = setup.listen(&format!("unix:{path}")).start();
+    service.wait_ready(1);
+    assert!(service.status(&["--json"]).contains("\"connections\":null"), "{}", service.log());
+    assert_eq!(service.reload_and_wait().failure(), (0, ""), "{}", service.log());
+    assert_eq!(service.answer().generation, 2);
+    let log = service.log();
+    assert_eq!(log.matches("/proc cannot be read (it is of another PID namespace)").count(), 1, "{log}");
+    assert_eq!(service.end_by(Signal::SIGTERM).0, 0);
+}
+
 // Children that nobody can list are reaped all the same.
 #[test]
 fn without_proc_orphans_are_reaped() {
