@@ -232,3 +232,39 @@ fn a_dead_socket_stays_where_nothing_shows_that_it_is_dead() {
     assert!(output.code() == 125 && output.stderr.starts_with(&cannot_listen(&path, IN_USE)), "{output:?}");
     assert!(folder.path("s").exists());
 }
+
+// The control socket was deaf: nothing was accepted while the limit was not known.
+#[test]
+fn without_prlimit_the_control_socket_answers() {
+    let denied = |run: Run| run.before_exec(deny(libc::SYS_prlimit64, Answer::Error(Errno::EPERM)));
+    let supervisor = supervise(Server::Directed, &[]).run(denied).serving();
+    let _others = [(); 3].map(|()| supervisor.control());
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+    supervisor.stopped();
+}
+
+// Every drain was a kill, and nothing was said.
+#[test]
+fn without_pidfd_send_signal_a_generation_is_told_to_stop() {
+    for errno in [Errno::EPERM, Errno::ENOSYS] {
+        let denied = |run: Run| run.before_exec(deny(libc::SYS_pidfd_send_signal, Answer::Error(errno)));
+        // One that left the group and its parent is told too.
+        let script = "
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() > 0: os._exit(0)
+    signal.signal(signal.SIGTERM, lambda *_: (mark('told' + gen), os._exit(0)))
+    mark('daemon' + gen)
+    while True: signal.pause()
+os.wait()
+wait_for('daemon' + gen)
+serve()";
+        let supervisor = supervise(Server::Python(script), &["--drain-timeout", "1h"]).run(denied).serving();
+        assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+        supervisor.folder.read("told1");
+        let folder = supervisor.folder.clone();
+        let log = supervisor.stopped();
+        folder.read("told2");
+        assert!(!log.contains("killed"), "{log}");
+    }
+}

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use log::debug;
+use log::{debug, warn};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -258,10 +258,13 @@ impl Generation {
         if self.killed {
             self.kill();
         } else if self.ended.is_none() {
-            let sent = self.signal(signal as i32);
+            if let Err(errno) = self.signal(signal as i32)
+                && errno != Errno::ESRCH
+            {
+                warn!("generation {}: its main process cannot be sent {signal}: {errno}", self.id);
+            }
             // A stopped process would never see the signal.
-            let continued = self.signal(Signal::SIGCONT as i32);
-            debug!("generation {}: {signal}: {sent:?}, continued: {continued:?}", self.id);
+            ignore_gone(self.signal(Signal::SIGCONT as i32));
         } else {
             self.signal_all(signal);
             self.signal_all(Signal::SIGCONT);
@@ -277,7 +280,8 @@ impl Generation {
 
     /// Send a signal to the main process.
     pub(crate) fn signal(&self, signal: i32) -> nix::Result<()> {
-        sys::send_signal(self.descriptors.get(Role::Pidfd).ok_or(Errno::ESRCH)?, signal)
+        // It is not reaped before all is over: the number is its own.
+        sys::send_signal(self.descriptors.get(Role::Pidfd).ok_or(Errno::ESRCH)?, self.pid, signal)
     }
 
     /// Send a signal to every remaining process.
@@ -331,7 +335,7 @@ impl From<&Process> for SavedProcess {
 fn signal_process(process: &Process, signal: Signal) {
     let Ok(pidfd) = sys::pidfd_of(process.pid) else { return };
     if Process::read(process.pid).is_some_and(|now| now.started == process.started) {
-        ignore_gone(sys::send_signal(&pidfd, signal as i32));
+        ignore_gone(sys::send_signal(&pidfd, process.pid, signal as i32));
     }
 }
 
