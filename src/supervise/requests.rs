@@ -8,6 +8,7 @@ use crate::config::{Form, Request, Until};
 use crate::supervise::Supervisor;
 use crate::supervise::control::connection::{Client, WaitingFor};
 use crate::supervise::control::protocol::{Call, Reply};
+use crate::supervise::control::server::Wait;
 use crate::supervise::control::status::Status;
 use crate::supervise::generation::Generation;
 use crate::supervise::plan::{Answer, Cause, Event, Id, StopMode};
@@ -111,7 +112,11 @@ impl Supervisor {
             Some(Request::Reload(until)) => self.reload_for(at, until),
             Some(Request::Status(form)) => self.show_status(at, form),
             Some(Request::Stop) => {
-                self.client(at, |client| client.waiting_for = WaitingFor::End);
+                let has_room = self.reporter.clients.has_room_to_wait(Wait::ForEnd);
+                self.client(at, |client| match has_room {
+                    true => client.waiting_for = WaitingFor::End,
+                    false => client.end_with_error("the supervisor stops, but too many clients wait for that", 125),
+                });
                 self.stop(StopMode::Drain);
             }
         }
@@ -122,6 +127,9 @@ impl Supervisor {
         self.handle_events();
         match self.plan.answer() {
             Answer::Refused => self.client(at, |client| client.end_with_error("the supervisor is stopping", 125)),
+            Answer::Generation(_) if !self.reporter.clients.has_room_to_wait(Wait::ForReload) => {
+                self.client(at, |client| client.end_with_error("too many clients are waiting for a reload", 125));
+            }
             Answer::Generation(id) => {
                 self.client(at, |client| client.waiting_for = WaitingFor::Generation { id, until });
                 self.reload();

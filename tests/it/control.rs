@@ -9,13 +9,14 @@ use std::thread;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{Backlog, listen};
 use nix::unistd::Pid;
 
 use crate::harness::control::{
     NOT_UNDERSTOOD, RELOAD, RELOAD_AND_WAIT, RELOAD_LIVE, STATUS, STATUS_JSON, STOP, SUCCESS, await_read, received,
 };
 use crate::harness::process::{stat, status_field};
-use crate::harness::{Folder, Server, handoff_run_with, is_root_to, skip, supervise};
+use crate::harness::{Folder, Running, Server, handoff_run_with, is_root_to, skip, supervise};
 
 #[test]
 fn the_control_socket_is_for_its_user_alone() {
@@ -132,6 +133,88 @@ fn a_client_that_reads_nothing_holds_up_nobody() {
     for client in clients {
         assert_eq!(received(client).last().unwrap(), SUCCESS);
     }
+}
+
+// Once 200 that waited for a drain kept --status and --stop out until it was over.
+#[test]
+fn clients_that_wait_keep_nobody_out() {
+    let supervisor = supervise(Server::Directed, &[]).serving();
+    let (held, _) = supervisor.hold();
+    let mut waiting: Vec<UnixStream> = (0..200).map(|_| supervisor.request(RELOAD_AND_WAIT)).collect();
+    waiting.iter().for_each(await_read);
+    supervisor.wait_draining(1);
+    assert_eq!(supervisor.states()[0], (1, "draining".into()));
+    let message = "handoff-run: too many clients are waiting for a reload\n";
+    assert_eq!(supervisor.reload().failure(), (125, message));
+    // They are counted when they wait, not for good.
+    drop(waiting.pop());
+    supervisor.wait_clients(199);
+    assert_eq!(supervisor.reload().failure(), (0, ""));
+    let mut stops: Vec<UnixStream> = (0..200).map(|_| supervisor.request(STOP)).collect();
+    stops.iter().for_each(await_read);
+    let message = "handoff-run: the supervisor stops, but too many clients wait for that\n";
+    assert_eq!(supervisor.stop().failure(), (125, message));
+    assert!(supervisor.status(&[]).contains("\nstopping\n"));
+    drop(held);
+    assert_eq!(received(stops.pop().unwrap()).last().unwrap(), SUCCESS);
+}
+
+// The same where it is descriptors that they take.
+#[test]
+fn clients_that_wait_leave_descriptors_to_others() {
+    let few = || Ok(setrlimit(Resource::RLIMIT_NOFILE, 40, 40)?);
+    let supervisor = supervise(Server::Directed, &[]).run(|run| run.before_exec(few)).serving();
+    let (_held, _) = supervisor.hold();
+    let waiting: Vec<UnixStream> = (0..10).map(|_| supervisor.request(RELOAD_AND_WAIT)).collect();
+    waiting.iter().for_each(await_read);
+    supervisor.wait_draining(1);
+    assert_eq!(supervisor.reload().code(), 125);
+    assert_eq!(supervisor.states()[0], (1, "draining".into()));
+}
+
+/// A listening socket that nobody accepts from.
+fn unanswered(folder: &Folder, name: &str) -> (UnixListener, String) {
+    let path = folder.text(name);
+    (UnixListener::bind(&path).unwrap(), path)
+}
+
+// Once it waited for ever.
+#[test]
+fn a_client_gives_up_on_a_supervisor_that_is_stopped_or_hangs_and_on_no_other() {
+    let patient = supervise(Server::Directed, &[]).serving();
+    patient.folder.close_gate();
+    let long = patient.command("--reload", &[]).start();
+    let supervisor = supervise(Server::Directed, &[]).serving();
+    supervisor.folder.close_gate();
+    let under_way = supervisor.command("--reload", &["-q"]).start();
+    supervisor.generation(2);
+    supervisor.signal(Signal::SIGSTOP);
+    let others = [("--status", &[] as &[&str]), ("--stop", &[]), ("--reload", &["--wait"])];
+    let others = others.map(|(request, options)| supervisor.command(request, options).start());
+    let folder = Folder::new();
+    let (_hangs, hanging) = unanswered(&folder, "hangs");
+    let (full, filled) = unanswered(&folder, "full");
+    // Only changes the backlog.
+    listen(&full, Backlog::new(0).unwrap()).unwrap();
+    let _first = UnixStream::connect(&filled).unwrap();
+    let hung = [&hanging, &filled].map(|path| handoff_run_with(&["--stop", path]).start());
+    let control = supervisor.folder.text("control");
+    let pid = supervisor.pid;
+    let line = format!(
+        "handoff-run: the supervisor at {control} does not answer: pid {pid} is stopped and may do it after SIGCONT\n"
+    );
+    for client in [under_way].into_iter().chain(others) {
+        assert_eq!(client.output().failure(), (125, line.as_str()));
+    }
+    let ours = std::process::id();
+    let [hangs, is_full] = hung.map(Running::output);
+    let line = format!("handoff-run: the supervisor at {hanging} does not answer: pid {ours} hangs, or is too busy\n");
+    assert_eq!(hangs.failure(), (125, line.as_str()));
+    let line = format!("handoff-run: the supervisor at {filled} does not answer: its accept queue is full\n");
+    assert_eq!(is_full.failure(), (125, line.as_str()));
+    // All that took twice as long as it takes to ask whether one lives.
+    patient.folder.open_gate();
+    assert_eq!(long.output().failure(), (0, ""));
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! The other end of the control socket: `--reload`, `--status` and `--stop`.
 
-use std::io::{BufRead, BufReader, IsTerminal, Write, stderr, stdout};
-use std::os::unix::net::UnixStream;
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
@@ -9,30 +8,28 @@ use log::LevelFilter;
 use nix::sys::signal::Signal;
 
 use crate::config::Request;
-use crate::failure::{OneLine, plain};
+use crate::failure::OneLine;
 use crate::output::print;
 use crate::supervise::control::protocol::{Call, Reply, line};
+use crate::supervise::control::replies::Replies;
 use crate::supervise::plan::Id;
 use crate::sys::{self, Disposition};
 
 /// Ask the supervisor at `path` and give the exit status.
 pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
-    let stream = UnixStream::connect(path).map_err(plain);
-    let mut stream = stream.with_context(|| format!("cannot reach a supervisor at {}", path.display()))?;
+    let mut replies = Replies::connect(path)?;
     let mut screen = Screen::new();
     let call = Call { request, live: screen.terminal };
     // stdout may be a pipe without a reader: the exit status is that of the request all the same.
     sys::set_disposition(Signal::SIGPIPE, Disposition::Ignored).context("cannot ignore SIGPIPE")?;
-    // A supervisor that refuses us may have closed already; its reply is read all the same.
-    let _ = stream.write_all(line(&call).as_bytes());
-    follow(BufReader::new(stream), &mut screen)
+    replies.send(&line(&call));
+    follow(&mut replies, &mut screen)
 }
 
 /// Show the replies until the last one.
-fn follow(lines: impl BufRead, screen: &mut Screen) -> Result<u8> {
-    for line in lines.lines() {
-        let line = line.map_err(plain).context("cannot read from the supervisor")?;
-        match serde_json::from_str(&line) {
+fn follow(replies: &mut Replies, screen: &mut Screen) -> Result<u8> {
+    while let Some(line) = replies.next()? {
+        match serde_json::from_slice(&line) {
             Ok(Reply::Progress { generation, text } | Reply::Live { generation, text }) => {
                 screen.show_generation(generation, &text);
             }

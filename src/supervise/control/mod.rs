@@ -3,5 +3,6 @@
 pub(crate) mod client;
 pub(crate) mod connection;
 pub(crate) mod protocol;
+pub(crate) mod replies;
 pub(crate) mod server;
 pub(crate) mod status;

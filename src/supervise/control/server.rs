@@ -22,14 +22,23 @@ use crate::supervise::plan::Id;
 use crate::supervise::poll::{Source, Table};
 use crate::sys::{self, Claimed, FIRST_FD, Timestamp};
 
-/// At most this many may be connected; more wait in the accept queue.
+/// At most this many that wait for nothing may be connected; more wait in the accept queue.
 const MOST_CLIENTS: usize = 200;
+/// At most this many may wait for a reload, and as many for the end: the others are still answered.
+const MOST_WAITING: u64 = 200;
 /// The backlog.
 const BACKLOG: i32 = 1024;
 /// Descriptors reserved so that a generation can still be started and /proc read.
 const SPARE: u64 = 8;
 /// When a connection could not be accepted because descriptors ran out, it is tried again after this.
 const BACKOFF: Duration = Duration::from_millis(100);
+
+/// The two things that clients wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    ForReload,
+    ForEnd,
+}
 
 /// The control socket, if there is one, and its clients.
 #[derive(Debug, Default)]
@@ -79,7 +88,7 @@ impl Clients {
     pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
         if let Some(server) = &self.server {
             table.until(server.paused_until);
-            if self.all.len() < MOST_CLIENTS && server.paused_until.is_none() {
+            if self.has_room() && server.paused_until.is_none() {
                 table.input(Source::Control, server.fd.as_fd());
             }
         }
@@ -91,8 +100,8 @@ impl Clients {
 
     /// Accept those that wait.
     pub(crate) fn accept(&mut self, now: Timestamp) {
-        let Some(server) = &mut self.server else { return };
-        while self.all.len() < MOST_CLIENTS {
+        while self.has_room() {
+            let Some(server) = &mut self.server else { return };
             match server.accept(self.all.is_empty()) {
                 Ok(fd) => self.all.extend(Client::admit(fd, now)),
                 Err(Errno::EAGAIN) => {
@@ -103,6 +112,22 @@ impl Clients {
                 Err(errno) => return server.back_off(errno, now),
             }
         }
+    }
+
+    /// May one more connect?
+    fn has_room(&self) -> bool {
+        self.all.iter().filter(|client| client.waiting_for == WaitingFor::Nothing).count() < MOST_CLIENTS
+    }
+
+    /// May one more client wait for a reload, or for the end? A quarter of the descriptors at most.
+    pub(crate) fn has_room_to_wait(&self, what: Wait) -> bool {
+        let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, 0));
+        let waits = |client: &&Client| match client.waiting_for {
+            WaitingFor::Nothing => false,
+            WaitingFor::End => what == Wait::ForEnd,
+            WaitingFor::Generation { .. } | WaitingFor::Predecessors { .. } => what == Wait::ForReload,
+        };
+        (self.all.iter().filter(waits).count() as u64) < MOST_WAITING.min(descriptors / 4)
     }
 
     /// Something happened to the client in this place: send what waits, and read its request, if that has come.
