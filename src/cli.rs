@@ -173,6 +173,8 @@ pub(crate) struct Cli {
     stop: Option<PathBuf>,
 
     /// With --reload, end when the old generation is gone
+    ///
+    /// With status 1 if it did not drain and was killed, or if the new one has ended by then and nothing serves.
     #[arg(long, requires = "reload", conflicts_with_all = ["status", "stop", "program"])]
     wait: bool,
 

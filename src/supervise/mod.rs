@@ -43,7 +43,7 @@ use control::server::Clients;
 use generations::{Generations, warn_without_proc};
 use plan::{Event, KILLED, Plan};
 use poll::{Source, Table};
-use report::Reporter;
+use report::{KILLED_ONE, Reporter};
 use signals::Signals;
 use sockets::Sockets;
 use terminal::Terminal;
@@ -268,9 +268,7 @@ impl Supervisor {
         drop(self.sockets);
         for mut client in self.reporter.clients.close() {
             match client.waiting_for {
-                WaitingFor::End if status == KILLED => {
-                    client.end_with_error("a generation did not drain and was killed", 1);
-                }
+                WaitingFor::End if status == KILLED => client.end_with_error(KILLED_ONE, 1),
                 WaitingFor::End => client.end(0),
                 WaitingFor::Nothing => (),
                 _ => client.end_with_error("the supervisor has ended", 125),

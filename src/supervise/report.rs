@@ -22,6 +22,12 @@ use crate::sys::Timestamp;
 /// How often a client with a terminal is sent how many connections are left.
 const LIVE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// The error for a client that waits until all have drained.
+pub(crate) const KILLED_ONE: &str = "a generation did not drain and was killed";
+
+/// The error for a client whose generation is no longer there when its predecessors are gone.
+const NONE_SERVES: &str = "the new generation has ended, and nothing serves";
+
 /// What helps when a server did not take the socket.
 const TAKE_IT: &str = "its socket is open at descriptor 3 and announced in LISTEN_FDS; \
                        see 'handoff-run --help-servers' for how servers take it";
@@ -144,6 +150,11 @@ impl Reporter {
     pub(crate) fn given_up(&mut self, id: Id, limits: Limits) {
         self.progress(id, &format!("is not started again (--restart {}): the supervisor ends", limits.restart));
         self.manager.stopping(&format!("generation {id} has ended"), limits.drain);
+        for client in self.clients.iter_mut() {
+            if let WaitingFor::Predecessors { .. } = client.waiting_for {
+                client.end_with_error(NONE_SERVES, 1);
+            }
+        }
     }
 
     /// Any other transition.
@@ -163,7 +174,10 @@ impl Reporter {
                 self.progress(id, &text);
                 self.manager.status(&format!("generation {id} has ended and {text}"));
             }
-            Transition::Killed => self.progress(id, "has not drained in time and is killed"),
+            Transition::Killed => {
+                self.progress(id, "has not drained in time and is killed");
+                self.mark_killed(id);
+            }
             Transition::Gone => {
                 self.progress(id, "gone");
                 self.end_waits(plan);
@@ -196,7 +210,7 @@ impl Reporter {
             match client.waiting_for {
                 WaitingFor::Generation { id: wanted, until: Until::Serving } if wanted == id => client.end(0),
                 WaitingFor::Generation { id: wanted, until: Until::OldGone } if wanted == id => {
-                    client.waiting_for = WaitingFor::Predecessors { id };
+                    client.waiting_for = WaitingFor::Predecessors { id, killed: false };
                 }
                 _ => (),
             }
@@ -209,10 +223,25 @@ impl Reporter {
 
     fn end_waits(&mut self, plan: &Plan) {
         for client in self.clients.iter_mut() {
-            if let WaitingFor::Predecessors { id } = client.waiting_for
-                && !plan.draining.iter().any(|draining| draining.id < id)
-            {
-                client.end(0);
+            let WaitingFor::Predecessors { id, killed } = client.waiting_for else { continue };
+            if plan.draining.iter().any(|draining| draining.id < id) {
+                continue;
+            }
+            match killed {
+                _ if plan.serving.is_none() && plan.stopping.is_none() => {
+                    client.end_with_error(NONE_SERVES, 1);
+                }
+                true => client.end_with_error(KILLED_ONE, 1),
+                false => client.end(0),
+            }
+        }
+    }
+
+    /// Clients that wait for a generation to be gone are to see that it was killed.
+    fn mark_killed(&mut self, killed_id: Id) {
+        for client in self.clients.iter_mut() {
+            if let WaitingFor::Predecessors { id, killed } = &mut client.waiting_for {
+                *killed |= killed_id < *id;
             }
         }
     }

@@ -30,7 +30,7 @@ fn a_generation_that_does_not_drain_in_time_is_killed() {
     let mut supervisor = supervise(Server::Python(STUBBORN), &["--drain-timeout", "200ms"]).serving();
     kill(supervisor.generation(1), Signal::SIGSTOP).unwrap();
     let output = supervisor.reload_and_wait();
-    assert_eq!(output.failure(), (0, ""));
+    assert_eq!(output.failure(), (1, "handoff-run: a generation did not drain and was killed\n"));
     let tail = "generation 1: has not drained in time and is killed\ngeneration 1: gone\n";
     assert!(output.stdout.ends_with(tail), "{}", output.stdout);
     let output = supervisor.stop();

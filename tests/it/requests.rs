@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 
+use nix::sys::signal::{Signal, kill};
+
 use crate::harness::control::{STOP, SUCCESS, await_read, received};
 use crate::harness::process::exists;
 use crate::harness::{Output, Running, Server, Supervisor, supervise};
@@ -95,6 +97,42 @@ fn a_stop_that_had_to_kill_says_so() {
     let message = "handoff-run: a generation did not drain and was killed\n";
     assert_eq!(output.failure(), (1, message));
     assert_eq!(supervisor.end().0, 137);
+}
+
+// handoff-run(1), --wait: "With status 1 if it did not drain and was killed".
+#[test]
+fn a_reload_that_waits_and_sees_the_old_generation_killed_says_so() {
+    for upgraded in [false, true] {
+        let supervisor = supervise(Server::Directed, &["--drain-timeout", "1s"]).serving();
+        supervisor.folder.let_be_stubborn(1);
+        let reload = supervisor.command("--reload", &["--wait", "-q"]).start();
+        supervisor.wait_draining(1);
+        if upgraded {
+            supervisor.upgrade();
+        }
+        let message = "handoff-run: a generation did not drain and was killed\n";
+        assert_eq!(reload.output().failure(), (1, message));
+        assert_eq!(supervisor.states(), [(2, "serving".into())]);
+        assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "what was killed for another is none of its");
+    }
+}
+
+// handoff-run(1), --wait: "or if the new one has ended by then and nothing serves".
+#[test]
+fn a_reload_that_waits_while_the_new_generation_ends_says_so() {
+    for restart in ["always", "no"] {
+        let supervisor = supervise(Server::Directed, &["--restart", restart]).serving();
+        let (held, _) = supervisor.hold();
+        let reload = supervisor.command("--reload", &["--wait", "-q"]).start();
+        supervisor.wait_draining(1);
+        supervisor.folder.close_gate();
+        kill(supervisor.generation(2), Signal::SIGKILL).unwrap();
+        supervisor.wait_log("generation 2: was ended by SIGKILL\n");
+        drop(held);
+        let output = reload.output();
+        let message = "handoff-run: the new generation has ended, and nothing serves\n";
+        assert_eq!(output.failure(), (1, message));
+    }
 }
 
 // handoff-run(1), --stop: "Ends when it has."

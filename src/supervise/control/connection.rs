@@ -50,8 +50,12 @@ pub(crate) enum WaitingFor {
     Nothing,
     /// That this generation serves, or fails.
     Generation { id: Id, until: Until },
-    /// That this generation's predecessors are gone.
-    Predecessors { id: Id },
+    /// That this generation's predecessors are gone; whether one had to be killed.
+    Predecessors {
+        id: Id,
+        #[serde(default)]
+        killed: bool,
+    },
     /// That the supervisor ends.
     End,
 }
