@@ -5,9 +5,10 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::{fmt, ptr};
+use std::{fmt, fs, ptr};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitPidFlag;
 use nix::unistd::{ForkResult, Pid};
@@ -206,7 +207,27 @@ impl fmt::Display for Ending {
 
 /// How a child ended, if it has; it is not reaped.
 pub(crate) fn see_end_of(child: Pid) -> Option<Ending> {
-    wait_unreaped(child, libc::WNOHANG).unwrap_or(Some(Ending::Unknown))
+    match wait_unreaped(child, libc::WNOHANG) {
+        // The end of one that is traced is reported to its tracer first, and to us when that one lets it go.
+        Ok(None) if has_ended(child) => Some(ending_in_proc(child).unwrap_or(Ending::Unknown)),
+        ending => ending.unwrap_or(Some(Ending::Unknown)),
+    }
+}
+
+/// Is the pidfd of a child readable?
+fn has_ended(child: Pid) -> bool {
+    let Ok(pidfd) = pidfd_of(child) else { return false };
+    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
+}
+
+/// The last field of `/proc/PID/stat`, in the form of wait(2).
+fn ending_in_proc(child: Pid) -> Option<Ending> {
+    let line = fs::read(format!("/proc/{child}/stat")).ok()?;
+    let status: c_int = str::from_utf8(line.rsplit(|byte| *byte == b' ').next()?).ok()?.trim_end().parse().ok()?;
+    Some(match libc::WIFEXITED(status) {
+        true => Ending::Exited(libc::WEXITSTATUS(status) as u8),
+        false => Ending::Signaled(libc::WTERMSIG(status)),
+    })
 }
 
 /// Wait until a child has ended; it is not reaped.

@@ -51,6 +51,7 @@ mod status;
 mod straits;
 mod systemd;
 mod terminal;
+mod traced;
 mod transparency;
 mod unix_access;
 mod unix_paths;

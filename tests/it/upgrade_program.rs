@@ -27,7 +27,7 @@ pub fn install(path: &Path, content: &[u8]) {
 }
 
 /// A supervisor that runs from a copy of the program in its folder.
-fn installed() -> Supervisor {
+pub fn installed() -> Supervisor {
     let setup = supervise(Server::Directed, &[]);
     let program = setup.folder.path("program");
     install(&program, &fs::read(PROGRAM).unwrap());
@@ -106,7 +106,7 @@ fn a_program_that_cannot_take_over_changes_nothing() {
 }
 
 /// Ask for an upgrade to a program that never reads the state, and give its pid.
-fn hang(supervisor: &Supervisor) -> Pid {
+pub fn hang(supervisor: &Supervisor) -> Pid {
     let note = supervisor.folder.path("sleeper");
     let script = format!("#!/bin/sh\necho $$ >{}\nexec sleep 100\n", note.display());
     install(&supervisor.folder.path("program"), script.as_bytes());
