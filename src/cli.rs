@@ -132,7 +132,7 @@ pub(crate) struct Cli {
 
     /// How long a generation may take to get ready [default: 60s]
     ///
-    /// Then it is killed and the one that serves stays. A number with ms, s, m or h; without a unit, seconds.
+    /// Then it is killed and the one that serves stays. A number with ms, s, min or h, as in 1.5s; without a unit, seconds.
     #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration)]
     ready_timeout: Option<Duration>,
 

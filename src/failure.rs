@@ -77,15 +77,32 @@ pub(crate) fn plain(error: io::Error) -> Error {
 
 /// Print clap's error in our form: its first line, and its first tip as the remedy.
 pub(crate) fn usage(error: clap::Error) -> u8 {
+    let otherwise = where_to_look(&error);
     let text = with_words_escaped(error);
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or_default();
     print_line(&joined(first.strip_prefix("error: ").unwrap_or(first), &mut lines));
     match lines.find_map(|line| line.strip_prefix("tip: ")) {
         Some(tip) => print_line(tip),
-        None => print_line("see handoff-run --help"),
+        None => print_line(otherwise),
     }
     ExitStatus::Ours as u8
+}
+
+/// What to read where clap itself has no tip.
+fn where_to_look(error: &clap::Error) -> &'static str {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.as_str(),
+        _ => "",
+    };
+    match (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue)) {
+        ("--as <SERVER>", _) => "see handoff-run --help-servers",
+        // As in --reload --wait PATH.
+        ("--reload <PATH>" | "--status <PATH>" | "--stop <PATH>", "") => {
+            "the path of the supervisor's control socket follows at once, as in --reload PATH --wait"
+        }
+        _ => "see handoff-run --help",
+    }
 }
 
 /// The text of `error`, in which only clap's own line ends are left, none of the user's.

@@ -24,7 +24,7 @@ use log::warn;
 
 use cli::Cli;
 use config::{Command, Exec, Supervise};
-use failure::Result;
+use failure::{Failure, Result};
 use socket::acquire::{self, Acquired};
 use socket::announced::Announced;
 use socket::candidate::Candidates;
@@ -109,7 +109,8 @@ fn acquire(config: &Exec, claimed: Claimed) -> Result<Acquired> {
     let candidates = Candidates::sort(claimed.rest())?;
     let announced = Announced::read(&sys::environment());
     if config.specs.is_empty() {
-        return Ok(acquire::adopt_all(candidates, &announced?)?);
+        let remedy = || exec::remedy_for(&config.program.words[0].to_string_lossy());
+        return acquire::adopt_all(candidates, &announced?).map_err(|error| Failure::from(error).remedy(remedy()));
     }
     let announced = announced.unwrap_or_else(|error| {
         warn!("{error}: ignored");

@@ -1,11 +1,12 @@
 //! From the words of a command line to what they mean: presets and defaults applied.
 
 use std::ffi::{CString, OsString};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use libc::c_int;
+use log::warn;
 use nix::sys::signal::Signal;
 
 use super::Cli;
@@ -15,7 +16,7 @@ use crate::socket::address::{Address, Family, Host, Inet};
 use crate::socket::spec::Spec;
 use crate::sys::FIRST_FD;
 use crate::target::preset::{Blocking, Every, Preset, Stdin};
-use crate::target::{Announce, Begin, Program};
+use crate::target::{Announce, Begin, Program, template};
 
 impl Cli {
     /// The command that these arguments ask for.
@@ -62,6 +63,9 @@ impl Cli {
             (None, true) => Announce::WithoutPid,
             (None, false) => Announce::All,
         };
+        for (found, meant) in self.program.iter().flat_map(|word| template::near_misses(word.as_bytes())) {
+            warn!("{{{found}}} is no placeholder and stays as it is; {{{meant}}} would be one");
+        }
         let argument = |argument: OsString| CString::new(argument.into_vec()).expect("exec gave no argument with NUL");
         let program = Program {
             words: self.program.into_iter().map(argument).collect(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::config::{Ready, Restart};
@@ -37,24 +37,34 @@ pub(crate) fn restart(text: &str) -> Result<Restart> {
     })
 }
 
-/// A length of time: a number with `ms`, `s`, `m` or `h`, or without a unit, in seconds.
+/// A length of time: a number with `ms`, `s`, `m` or `h`, or without a unit, in seconds. It may have a fraction, of
+/// which what is below a microsecond is cut off.
 pub(crate) fn duration(text: &str) -> Result<Duration> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let milliseconds: u64 = match unit {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => bail!("a duration is a number with ms, s, m or h, as in 30s"),
+    let wrong = || "a duration is a number with ms, s, min or h, as in 30s or 1.5h";
+    let end = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
+    let (number, unit) = text.split_at(end);
+    let unit: u64 = match unit {
+        "ms" => 1000,
+        "" | "s" | "sec" => SECOND,
+        "m" | "min" => 60 * SECOND,
+        "h" => 3600 * SECOND,
+        _ => bail!(wrong()),
     };
-    let number: u64 = number.parse().context("a duration is a number with ms, s, m or h, as in 30s")?;
-    let total = number.checked_mul(milliseconds).filter(|total| *total <= LONGEST);
-    Ok(Duration::from_millis(total.context("a duration is at most 1000 days")?))
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = &fraction[..fraction.len().min(9)];
+    // A second point, or no digits on one side of it, is no number.
+    let part: u64 = digits.parse().with_context(wrong)?;
+    ensure!(!whole.is_empty() && !fraction.contains('.'), wrong());
+    let whole = whole.parse().ok().and_then(|whole: u64| whole.checked_mul(unit)).filter(|total| *total <= LONGEST);
+    // The largest product is that of an hour and nine digits.
+    let part = part * unit / 10u64.pow(digits.len() as u32);
+    Ok(Duration::from_micros(whole.context("a duration is at most 1000 days")? + part))
 }
 
-/// 1000 days in milliseconds: sums with the monotonic clock cannot overflow.
-const LONGEST: u64 = 1000 * 24 * 3_600_000;
+/// In microseconds.
+const SECOND: u64 = 1_000_000;
+/// 1000 days: sums with the monotonic clock cannot overflow.
+const LONGEST: u64 = 1000 * 24 * 3600 * SECOND;
 
 /// A signal by its name, with or without SIG, or by its number.
 pub(crate) fn signal(text: &str) -> Result<Signal> {
@@ -75,8 +85,17 @@ mod tests {
         {
             assert_eq!(duration(text).unwrap(), Duration::from_millis(expected), "{text}");
         }
-        for text in ["", "s", "-1", "1d", "1.5s", "99999999999999999999", "999999999h"] {
+        for (text, expected) in [("1.5s", 1500), ("0.25", 250), ("5min", 300_000), ("1.5h", 5_400_000), ("2sec", 2000)]
+        {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(expected), "{text}");
+        }
+        assert_eq!(duration("0.0015ms").unwrap(), Duration::from_micros(1));
+        assert_eq!(duration("0.99999999999999999999h").unwrap(), Duration::from_micros(3_599_999_996));
+        for text in ["", "s", "-1", "1d", ".", "1.s", ".5s", "1.2.3s", "1,5s", "5mins", "1h30m", "1.5.", "1e3", "+1"] {
             duration(text).expect_err(text);
+        }
+        for text in ["99999999999999999999", "999999999h", "24001h"] {
+            assert_eq!(duration(text).unwrap_err().to_string(), "a duration is at most 1000 days");
         }
     }
 

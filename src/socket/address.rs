@@ -140,6 +140,15 @@ fn inet(prefix: &str, kind: Transport, family: Family, text: &str) -> Result<Add
              this host only"
         );
     }
+    if let Some(rest) = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme)) {
+        // Behind the host there is a path at most.
+        let place = rest.split('/').next().unwrap_or(rest);
+        let port = if place.ends_with(']') || !place.contains(':') { ":PORT" } else { "" };
+        bail!("a socket has an address, not a URL: write {prefix}{place}{port}");
+    }
+    if let Some(port) = text.strip_prefix("*:") {
+        bail!("every interface is written without *: {prefix}:{port}");
+    }
     let (host, port) = text.rsplit_once(':').with_context(|| {
         let remedy = "write HOST:PORT, or a path beginning with / or ./ for a Unix socket";
         if text.starts_with('@') { format!("write unix:{text} for an abstract socket") } else { remedy.to_owned() }

@@ -9,6 +9,6 @@ pub(crate) mod endpoint;
 pub(crate) mod listener;
 pub(crate) mod lookup;
 pub(crate) mod options;
-mod remedy;
+pub(crate) mod remedy;
 pub(crate) mod spec;
 pub(crate) mod unix_path;

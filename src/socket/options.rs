@@ -111,7 +111,7 @@ impl Options {
         let mut options = Options::default();
         for piece in pieces {
             let (name, value) = piece.split_once('=').map_or((piece, None), |(name, value)| (name, Some(value)));
-            let row = TABLE.iter().find(|row| row.name == name).with_context(|| format!("unknown option {name}"))?;
+            let row = TABLE.iter().find(|row| row.name == name).with_context(|| unknown(name, address))?;
             ensure!(row.fits & class(address) != 0, "option {name} does not fit this kind of socket");
             ensure!(name != "v6only" || address.may_be_ipv6(), "option v6only does not fit an IPv4 address");
             ensure!(options.get(name).is_none(), "option {name} is given twice");
@@ -178,6 +178,15 @@ impl Options {
 
     fn get(&self, name: &str) -> Option<&Value> {
         self.0.iter().find(|(row, _)| row.name == name).map(|(_, value)| value)
+    }
+}
+
+/// That there is no such option, and those that there are.
+fn unknown(name: &str, address: &Address) -> String {
+    let names: Vec<&str> = TABLE.iter().filter(|row| row.fits & class(address) != 0).map(|row| row.name).collect();
+    match names.split_last() {
+        Some((last, others)) => format!("unknown option {name}; here it may be {} or {last}", others.join(", ")),
+        None => format!("unknown option {name}; a socket that is open already takes none"),
     }
 }
 

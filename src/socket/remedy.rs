@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::Error;
 use nix::errno::Errno;
@@ -25,8 +26,16 @@ pub(crate) fn for_listen(endpoint: &Endpoint, error: &Error) -> Option<String> {
              net.ipv4.ip_unprivileged_port_start=0'"
                 .to_owned(),
         ),
+        Errno::ENOENT => missing_folder(endpoint.path().ok()?, error),
         _ => None,
     }
+}
+
+/// That the folder of a file that cannot be made is missing, if so.
+pub(crate) fn missing_folder(path: &Path, error: &Error) -> Option<String> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty())?;
+    let missing = error.downcast_ref() == Some(&Errno::ENOENT) && !folder.exists();
+    missing.then(|| format!("there is no folder {}", folder.display()))
 }
 
 /// The process that has the address, as far as /proc shows.

@@ -15,6 +15,7 @@ use nix::unistd::{Pid, chdir, fchdir};
 
 use crate::failure::{ExitStatus, Failure};
 use crate::socket::listener::Listener;
+use crate::socket::remedy::missing_folder;
 use crate::sys;
 use crate::target::env_file;
 use crate::target::environ::{Announcement, Variable, announce};
@@ -51,7 +52,10 @@ pub(crate) fn exec_in_place(
 ) -> Failure {
     let handout = Handout::of(listeners, program);
     match prepare(program, &handout, begin, pid_file) {
-        Err(error) => error.into(),
+        Err(error) => {
+            let remedy = pid_file.and_then(|path| missing_folder(path, &error));
+            Failure::from(error).remedy(remedy)
+        }
         Ok((target, pid_file)) => {
             let failure = launch(&target, &handout);
             if let Some(pid_file) = pid_file {
@@ -183,7 +187,10 @@ fn cannot_run(program: &CString, errno: Errno) -> Failure {
 }
 
 /// What helps when PROGRAM looks like something that belongs before `--`.
-fn remedy_for(program: &str) -> Option<String> {
+pub(crate) fn remedy_for(program: &str) -> Option<String> {
+    if ["reload", "status", "stop"].contains(&program) {
+        return Some(format!("{program} was taken for PROGRAM: a request is written --{program} PATH"));
+    }
     let number = !program.is_empty() && program.bytes().all(|byte| byte.is_ascii_digit());
     (number || program.starts_with('-'))
         .then(|| format!("{program} was taken for PROGRAM: put -- between the options and PROGRAM"))

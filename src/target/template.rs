@@ -82,7 +82,8 @@ impl Template {
     /// A value in which every brace means something: `{{` is a literal one, and an unknown placeholder an error.
     pub(crate) fn strict(text: &[u8]) -> Result<Template> {
         Template::parse(text, |word| {
-            bail!("{{{}}} is no placeholder; a literal brace is written {{{{", String::from_utf8_lossy(word))
+            let meant = meant_by(word).map(|word| format!(", {{{word}}} is")).unwrap_or_default();
+            bail!("{{{}}} is no placeholder{meant}; a literal brace is written {{{{", String::from_utf8_lossy(word))
         })
     }
 
@@ -157,6 +158,34 @@ fn placeholder(text: &[u8]) -> Option<Part> {
     (named || name.is_none()).then(|| Part::Placeholder { what: *what, name: name.map(str::to_owned) })
 }
 
+/// What looks like a placeholder in an argument and is none, with the one that may be meant.
+pub(crate) fn near_misses(argument: &[u8]) -> Vec<(String, &'static str)> {
+    let inside = argument.split(|byte| *byte == b'{').skip(1);
+    let words = inside.filter_map(|rest| Some(&rest[..rest.iter().position(|byte| *byte == b'}')?]));
+    words.filter_map(|word| Some((String::from_utf8_lossy(word).into_owned(), meant_by(word)?))).collect()
+}
+
+/// The placeholder that differs from this word in one letter, or in the order of two. Not one of two or three letters:
+/// those are near to too many words.
+fn meant_by(text: &[u8]) -> Option<&'static str> {
+    let word = text.split(|byte| *byte == b':').next()?;
+    let long = WORDS.iter().map(|(known, _)| *known).filter(|known| known.len() > 3);
+    long.filter(|known| is_near(word, known.as_bytes())).min()
+}
+
+fn is_near(one: &[u8], other: &[u8]) -> bool {
+    let (short, long) = if one.len() < other.len() { (one, other) } else { (other, one) };
+    // Behind what both begin with.
+    let same = short.iter().zip(long).take_while(|(a, b)| a == b).count();
+    let (short, long) = (&short[same..], &long[same..]);
+    match (short, long) {
+        ([], []) => false,
+        ([a, b, short @ ..], [c, d, long @ ..]) if (a, b) == (d, c) && short == long => true,
+        ([_, rest @ ..], _) if short.len() == long.len() => rest == &long[1..],
+        _ => long.len() == short.len() + 1 && short == &long[1..],
+    }
+}
+
 fn find<'a>(places: &'a [Place], name: Option<&str>) -> Result<&'a Place> {
     match name {
         None => places.first().context("there is no listener for a placeholder"),
@@ -224,6 +253,19 @@ mod tests {
         assert_eq!(Template::strict(b"{{fd}").unwrap().expand(&values()).unwrap(), b"{fd}");
         let error = Template::strict(b"{fdd}").unwrap_err().to_string();
         assert_eq!(error, "{fdd} is no placeholder; a literal brace is written {{");
+        let error = Template::strict(b"{prot:web}").unwrap_err().to_string();
+        assert_eq!(error, "{prot:web} is no placeholder, {port} is; a literal brace is written {{");
+    }
+
+    #[test]
+    fn a_placeholder_is_near_by_one_letter() {
+        let meant = |text: &str| near_misses(text.as_bytes()).into_iter().map(|(_, meant)| meant).collect::<Vec<_>>();
+        assert_eq!(
+            meant("--port={prot} {hots:web} {add}{pathh} {ort} {pott}"),
+            ["port", "host", "addr", "path", "port", "port"]
+        );
+        let others = "{port} {id} {FD} {} {{prot {pt} {name} {Port:x {portal} {tropp} {.Port}";
+        assert_eq!(meant(others), [""; 0]);
     }
 
     #[test]

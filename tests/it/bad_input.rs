@@ -42,7 +42,10 @@ fn an_unknown_server_is_named_with_one_that_is_like_it() {
         "invalid value 'ngnix' for '--as <SERVER>'",
         "a similar value exists: 'nginx'",
     );
-    assert_refused(&["--as", "iis", "true"], "invalid value 'iis' for '--as <SERVER>'", SEE_HELP);
+    for name in ["iis", "django"] {
+        let line = format!("invalid value '{name}' for '--as <SERVER>'");
+        assert_refused(&["--as", name, "true"], &line, "see handoff-run --help-servers");
+    }
 }
 
 #[test]
@@ -96,6 +99,100 @@ fn words_that_are_no_names_must_be_utf_8() {
     let line = spec("\u{fffd}=:80", "name \"\u{fffd}\" is not printable ASCII of at most 255 characters");
     refused("-l", b"\xff=:80", &line);
     refused("--stop-signal", b"\xff", "invalid UTF-8 was detected in one or more arguments");
+}
+
+#[test]
+fn what_other_tools_take_for_an_address_is_refused_with_how_it_is_written() {
+    for (text, why) in [
+        ("http://127.0.0.1:8100", "a socket has an address, not a URL: write 127.0.0.1:8100"),
+        ("https://[::1]:8100/", "a socket has an address, not a URL: write [::1]:8100"),
+        ("http://localhost/app", "a socket has an address, not a URL: write localhost:PORT"),
+        ("http://[::1]", "a socket has an address, not a URL: write [::1]:PORT"),
+        ("*:8100", "every interface is written without *: :8100"),
+        ("udp:*:53", "every interface is written without *: udp::53"),
+    ] {
+        assert_refused(
+            &["-l", text, "true"],
+            &format!("invalid value '{text}' for '--listen <SPEC>': {why}"),
+            SEE_HELP,
+        );
+    }
+}
+
+#[test]
+fn an_unknown_option_of_a_socket_is_refused_with_those_that_there_are() {
+    for (text, why) in [
+        ("/s,owner=x", "unknown option owner; here it may be backlog, mode, user, group, rcvbuf, sndbuf or nonblock"),
+        ("unix-dgram:@s,mod=1", "unknown option mod; here it may be rcvbuf, sndbuf or nonblock"),
+        ("fd:3,x", "unknown option x; a socket that is open already takes none"),
+    ] {
+        assert_refused(
+            &["-l", text, "true"],
+            &format!("invalid value '{text}' for '--listen <SPEC>': {why}"),
+            SEE_HELP,
+        );
+    }
+}
+
+#[test]
+fn the_path_of_a_request_follows_at_once() {
+    let remedy = "the path of the supervisor's control socket follows at once, as in --reload PATH --wait";
+    for words in [
+        &["--reload", "--wait", "/c"][..],
+        &["--reload", "--control", "/c"],
+        &["--status", "--json", "/c"],
+        &["--stop"],
+    ] {
+        let line = format!("a value is required for '{} <PATH>' but none was supplied", words[0]);
+        assert_refused(words, &line, remedy);
+    }
+}
+
+#[test]
+fn a_request_that_lacks_its_dashes_is_told_so() {
+    for word in ["reload", "status", "stop"] {
+        let remedy = format!("{word} was taken for PROGRAM: a request is written --{word} PATH");
+        assert_refused(&[word, "/c"], "no listening socket was inherited, and no --listen was given", &remedy);
+        let line = format!("cannot run {word}: ENOENT: No such file or directory");
+        assert_cannot_run(word, 127, &[&line, &remedy]);
+    }
+}
+
+// handoff-run(1), PLACEHOLDERS: "An argument without any placeholder is passed unchanged".
+#[test]
+fn what_is_nearly_a_placeholder_is_warned_of_in_an_argument_and_refused_in_a_variable() {
+    let folder = Folder::new();
+    let output = handoff_run_with(&["-l", &folder.text("s"), "--", "echo", "{prot}", "{id}"]).output();
+    let warning = "handoff-run: {prot} is no placeholder and stays as it is; {port} would be one\n";
+    assert_eq!((output.failure(), output.stdout.as_str()), ((0, warning), "{prot} {id}\n"));
+    let line = "invalid value 'A={prot}' for '--env <KEY=TEMPLATE>': {prot} is no placeholder, {port} is; a literal brace \
+                is written {{";
+    assert_refused(&["--env", "A={prot}", "true"], line, SEE_HELP);
+}
+
+#[test]
+fn a_folder_that_is_missing_is_named() {
+    let output = |arguments: &[&str]| handoff_run_with(&["-q"]).args(arguments).args(&["--", "true"]).output();
+    let lines = |line: &str| format!("handoff-run: {line}\nhandoff-run: there is no folder /no/such\n");
+    let listen = lines("cannot listen on /no/such/s: ENOENT: No such file or directory");
+    assert_eq!(output(&["-l", "/no/such/s"]).failure(), (125, listen.as_str()));
+    let pid_file = lines("cannot write /no/such/pid: ENOENT: No such file or directory");
+    assert_eq!(output(&["-l", "127.0.0.1:0", "--pid-file", "/no/such/pid"]).failure(), (125, pid_file.as_str()));
+    let control = "handoff-run: cannot listen on --control /no/such/c: there is no folder /no/such: ENOENT: No such file \
+                   or directory\n";
+    assert_eq!(output(&["-l", "127.0.0.1:0", "--supervise", "--control", "/no/such/c"]).failure(), (125, control));
+}
+
+// handoff-run(1), --ready-timeout: "A number with ms, s, min or h, as in 1.5s".
+#[test]
+fn a_duration_that_is_none_is_refused_with_two_that_are() {
+    for value in ["5mins", "1,5s", "1h30m"] {
+        let line = format!(
+            "invalid value '{value}' for '--drain-timeout <DURATION>': a duration is a number with ms, s, min or h, as in \
+             30s or 1.5h"
+        );
+        assert_refused(&["--supervise", "--drain-timeout", value, "true"], &line, SEE_HELP);
+    }
 }
 
 /// Running `program` fails so, and leaves no socket behind.

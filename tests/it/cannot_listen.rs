@@ -95,7 +95,10 @@ fn a_folder_that_is_not_there_is_an_error() {
     let folder = Folder::new();
     let path = folder.text("missing/s");
     let output = handoff_run_with(&["-l", &path, "--", "true"]).output();
-    let message = format!("handoff-run: cannot listen on {path}: ENOENT: No such file or directory\n");
+    let message = format!(
+        "handoff-run: cannot listen on {path}: ENOENT: No such file or directory\nhandoff-run: there is no folder {}\n",
+        folder.text("missing")
+    );
     assert_eq!(output.failure(), (125, message.as_str()));
 }
 

@@ -60,7 +60,10 @@ fn a_folder_that_is_not_there_is_an_error_and_leaves_no_socket() {
     let folder = Folder::new();
     let file = folder.text("missing/app.pid");
     let output = handoff_run_with(&["-l", &folder.text("s"), "--pid-file", &file, "--", "true"]).output();
-    let message = format!("handoff-run: cannot write {file}: ENOENT: No such file or directory\n");
+    let message = format!(
+        "handoff-run: cannot write {file}: ENOENT: No such file or directory\nhandoff-run: there is no folder {}\n",
+        folder.text("missing")
+    );
     assert_eq!(output.failure(), (125, message.as_str()));
     assert_eq!(folder.names(), [""; 0]);
 }

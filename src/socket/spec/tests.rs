@@ -226,6 +226,8 @@ fn an_address_that_is_none_is_refused_with_what_to_write() {
 fn a_name_or_an_option_that_cannot_be_is_refused() {
     let long = "n".repeat(256);
     let long_message = format!("name {long:?} is not printable ASCII of at most 255 characters");
+    let here = "; here it may be backlog, v6only, reuseport, freebind, device, defer-accept, keepalive, nodelay, rcvbuf, \
+                sndbuf or nonblock";
     let table = [
         ("=:80", "the name before = is empty"),
         ("wéb=:80", r#"name "wéb" is not printable ASCII of at most 255 characters"#),
@@ -233,9 +235,9 @@ fn a_name_or_an_option_that_cannot_be_is_refused() {
         (&format!("{long}=:80"), &long_message),
         ("we:b=:80", BRACKETS),
         ("we/b=:80", r#""we/b=" is not a host name"#),
-        (":80,", "unknown option "),
-        (":80,none", "unknown option none"),
-        (":80,Backlog=1", "unknown option Backlog"),
+        (":80,", &format!("unknown option {here}")),
+        (":80,none", &format!("unknown option none{here}")),
+        (":80,Backlog=1", &format!("unknown option Backlog{here}")),
         (":80,backlog", "option backlog needs a value: backlog=N"),
         (":80,backlog=", r#"option backlog: "" is not from 0 to 2147483647"#),
         (":80,backlog=-1", r#"option backlog: "-1" is not a number in base 10"#),

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::saved;
 use crate::socket::options::Options;
+use crate::socket::remedy;
 use crate::socket::unix_path::{self, Created, SavedFile};
 use crate::supervise::control::connection::{Client, SavedClient, WaitingFor};
 use crate::supervise::control::protocol::{Call, Reply};
@@ -220,6 +221,10 @@ impl Server {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).with_context(context)?;
         let created = unix_path::bind(&fd, path, &Options::mode(0o600), || sys::listen(&fd, BACKLOG));
+        let created = created.map_err(|error| match remedy::missing_folder(path, &error) {
+            Some(remedy) => error.context(remedy),
+            None => error,
+        });
         let created = created.with_context(context)?;
         Ok(Server::new(fd, path, Some(created)))
     }
