@@ -23,7 +23,7 @@ _handoff__run() {
 
     case "${cmd}" in
         handoff__run)
-            opts="-l -C -q -v -h -V --listen --backlog --chdir --env-file --env --as --stdin --first-fd --no-pid --lazy --pid-file --supervise --control --ready --ready-timeout --stop-signal --drain-timeout --restart --reload --status --stop --wait --json --help-servers --quiet --verbose --help --version"
+            opts="-l -C -q -v -h -V --listen --backlog --stdin --first-fd --no-pid --chdir --env-file --env --as --lazy --pid-file --supervise --control --ready --ready-timeout --stop-signal --drain-timeout --restart --reload --status --stop --wait --json --help-servers --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -38,6 +38,10 @@ _handoff__run() {
                     return 0
                     ;;
                 --backlog)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --first-fd)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -76,10 +80,6 @@ _handoff__run() {
                     ;;
                 --as)
                     COMPREPLY=($(compgen -W "caddy fastcgi flask gunicorn h2o haproxy hypercorn java nghttpx nginx node php-fpm puma starlet starman tornado traefik twisted unicorn uvicorn uwsgi waitress" -- "${cur}"))
-                    return 0
-                    ;;
-                --first-fd)
-                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --pid-file)

@@ -1,5 +1,6 @@
 complete -c handoff-run -s l -l listen -d 'Listen here: [NAME=]ADDRESS[,KEY[=VALUE]]...' -r
 complete -c handoff-run -l backlog -d 'Connections that may wait to be accepted' -r
+complete -c handoff-run -l first-fd -d 'Number the sockets from N instead of 3' -r
 complete -c handoff-run -s C -l chdir -d 'Start PROGRAM in this directory' -r -f -a "(__fish_complete_directories)"
 complete -c handoff-run -l env-file -d 'Set the variables of PROGRAM that this file has' -r -F
 complete -c handoff-run -l env -d 'Set a variable of PROGRAM, placeholders replaced' -r
@@ -25,7 +26,6 @@ unicorn\t''
 uvicorn\t''
 uwsgi\t''
 waitress\t''"
-complete -c handoff-run -l first-fd -d 'Number the sockets from N instead of 3' -r
 complete -c handoff-run -l pid-file -d 'Write the process id to this file before becoming PROGRAM' -r -F
 complete -c handoff-run -l control -d 'Take --reload, --status and --stop on this Unix socket' -r -F
 complete -c handoff-run -l ready -d 'When a generation counts as ready [default: auto]' -r
@@ -45,5 +45,5 @@ complete -c handoff-run -l json -d 'With --status, print JSON'
 complete -c handoff-run -l help-servers -d 'Show the servers that --as knows, with a line that works for each'
 complete -c handoff-run -s q -l quiet -d 'Log less; twice: errors only'
 complete -c handoff-run -s v -l verbose -d 'Log more; twice: everything'
-complete -c handoff-run -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c handoff-run -s V -l version -d 'Print version'
+complete -c handoff-run -s h -l help -d 'Print help: -h these lines, --help all of it'
+complete -c handoff-run -s V -l version -d 'Print the version'

@@ -21,6 +21,13 @@ use crate::target::preset::{self, Preset};
 use crate::target::template::Setting;
 use values::{duration, ready, restart, signal};
 
+// The groups of options, in the order of help and manual.
+const SOCKETS: &str = "Sockets";
+const PROGRAM: &str = "Program";
+const SUPERVISING: &str = "Supervising";
+const REQUESTS: &str = "Requests to a supervisor";
+const HELP: &str = "Help and messages";
+
 /// Give a listening socket to a program, and to its successor
 ///
 /// Binds the sockets that --listen asks for, or adopts those that were inherited, and becomes PROGRAM, which finds them
@@ -30,6 +37,8 @@ use values::{duration, ready, restart, signal};
 #[derive(Debug, Parser)]
 #[command(
     version,
+    disable_help_flag = true,
+    disable_version_flag = true,
     override_usage = "handoff-run [OPTIONS] [--] PROGRAM [ARG]...\n       handoff-run --reload|--status|--stop PATH"
 )]
 pub(crate) struct Cli {
@@ -38,21 +47,39 @@ pub(crate) struct Cli {
     /// Repeatable; the order gives the descriptor numbers. ADDRESS is :PORT, HOST:PORT, [IPV6]:PORT, /PATH,
     /// unix:@NAME, vsock:CID:PORT or fd:N, and may follow a type: tcp, tcp4, tcp6, udp, udp4, udp6, unix, unix-dgram,
     /// unix-seqpacket, as in udp::53. Without this option the inherited sockets are handed on as they are.
-    #[arg(short, long, value_name = "SPEC", value_parser = OsStringValueParser::new().try_map(|text| Spec::parse(&text)))]
+    #[arg(short, long, value_name = "SPEC", value_parser = OsStringValueParser::new().try_map(|text| Spec::parse(&text)), help_heading = SOCKETS)]
     listen: Vec<Spec>,
 
     /// Connections that may wait to be accepted
     ///
     /// For the sockets whose SPEC has no backlog. The kernel lowers it to net.core.somaxconn, which is also the
     /// default.
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(0..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(0..), help_heading = SOCKETS)]
     backlog: Option<i32>,
+
+    /// Make the first socket descriptor 0 too
+    ///
+    /// For programs of the inetd kind, FastCGI, and Java's inheritedChannel.
+    #[arg(long, help_heading = SOCKETS)]
+    stdin: bool,
+
+    /// Number the sockets from N instead of 3
+    ///
+    /// For wrappers that close low descriptors: 100 survives npm and npx. No LISTEN_ variable is set then.
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(3..), help_heading = SOCKETS)]
+    first_fd: Option<RawFd>,
+
+    /// Leave LISTEN_PID out
+    ///
+    /// For wrappers which fork, such as npm, cargo watch, or sh -c 'a; b'.
+    #[arg(long, help_heading = SOCKETS)]
+    no_pid: bool,
 
     /// Start PROGRAM in this directory
     ///
     /// Looked up anew for each generation: a symbolic link such as current leads to the newest release. The paths of
     /// all other options are found from the directory that handoff-run was started in.
-    #[arg(short = 'C', long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(short = 'C', long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = PROGRAM)]
     chdir: Option<PathBuf>,
 
     /// Set the variables of PROGRAM that this file has
@@ -60,7 +87,7 @@ pub(crate) struct Cli {
     /// Read anew for each generation. Lines KEY=VALUE as docker run has them: all behind = is the value, quotes
     /// included, and # begins a comment where it begins the line. --env, --as, and the variables that announce the
     /// sockets win over it.
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = PROGRAM)]
     env_file: Option<PathBuf>,
 
     /// Set a variable of PROGRAM, placeholders replaced
@@ -68,42 +95,24 @@ pub(crate) struct Cli {
     /// Repeatable. {fd}, {addr}, {host}, {port} and {path} refer to the first listener, or with :NAME of another;
     /// {gen} is the generation and {pid} the process. {{ is a literal brace. The same placeholders are replaced in
     /// PROGRAM's arguments.
-    #[arg(long, value_name = "KEY=TEMPLATE", value_parser = OsStringValueParser::new().try_map(|text| Setting::parse(&text)))]
+    #[arg(long, value_name = "KEY=TEMPLATE", value_parser = OsStringValueParser::new().try_map(|text| Setting::parse(&text)), help_heading = PROGRAM)]
     env: Vec<Setting>,
 
     /// Do what this server needs to take a socket
     ///
     /// See --help-servers, or SERVERS in the manual.
-    #[arg(long = "as", value_name = "SERVER", value_parser = preset_parser(), hide_possible_values = true)]
+    #[arg(long = "as", value_name = "SERVER", value_parser = preset_parser(), hide_possible_values = true, help_heading = PROGRAM)]
     preset: Option<&'static Preset>,
 
-    /// Make the first socket descriptor 0 too
-    ///
-    /// For programs of the inetd kind, FastCGI, and Java's inheritedChannel.
-    #[arg(long)]
-    stdin: bool,
-
-    /// Number the sockets from N instead of 3
-    ///
-    /// For wrappers that close low descriptors: 100 survives npm and npx. No LISTEN_ variable is set then.
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(3..))]
-    first_fd: Option<RawFd>,
-
-    /// Leave LISTEN_PID out
-    ///
-    /// For wrappers which fork, such as npm, cargo watch, or sh -c 'a; b'.
-    #[arg(long)]
-    no_pid: bool,
-
     /// Become PROGRAM only when the first client is waiting
-    #[arg(long)]
+    #[arg(long, help_heading = PROGRAM)]
     lazy: bool,
 
     /// Write the process id to this file before becoming PROGRAM
     ///
     /// Written whole or not at all, and never removed. With --supervise it is the supervisor's, written when the first
     /// generation serves and removed at the end if it is still ours.
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = PROGRAM)]
     pid_file: Option<PathBuf>,
 
     /// Stay as the parent of PROGRAM and start its next generation on request
@@ -112,11 +121,11 @@ pub(crate) struct Cli {
     /// asked to stop only when the new one is ready; a new one that fails changes nothing. SIGTERM, SIGINT and SIGQUIT
     /// drain and stop, or once more, a second later, stop now, as SIGQUIT of the keyboard does. SIGUSR2 replaces the
     /// supervisor itself by the program at its own path.
-    #[arg(long, conflicts_with = "lazy")]
+    #[arg(long, conflicts_with = "lazy", help_heading = SUPERVISING)]
     supervise: bool,
 
     /// Take --reload, --status and --stop on this Unix socket
-    #[arg(long, value_name = "PATH", requires = "supervise", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "PATH", requires = "supervise", value_hint = ValueHint::FilePath, help_heading = SUPERVISING)]
     control: Option<PathBuf>,
 
     /// When a generation counts as ready [default: auto]
@@ -127,23 +136,23 @@ pub(crate) struct Cli {
     /// fd:N: it writes a byte to descriptor N.
     /// check:COMMAND: the command, run by sh, ends with status 0.
     /// after:DURATION: that time has passed.
-    #[arg(long, value_name = "HOW", requires = "supervise", value_parser = ready)]
+    #[arg(long, value_name = "HOW", requires = "supervise", value_parser = ready, help_heading = SUPERVISING)]
     ready: Option<Ready>,
 
     /// How long a generation may take to get ready [default: 60s]
     ///
     /// Then it is killed and the one that serves stays. A number with ms, s, min or h, as in 1.5s; without a unit, seconds.
-    #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration, help_heading = SUPERVISING)]
     ready_timeout: Option<Duration>,
 
     /// The signal that asks a generation to drain [default: TERM, or what --as knows]
-    #[arg(long, value_name = "SIGNAL", requires = "supervise", value_parser = signal)]
+    #[arg(long, value_name = "SIGNAL", requires = "supervise", value_parser = signal, help_heading = SUPERVISING)]
     stop_signal: Option<Signal>,
 
     /// How long a generation may take to drain [default: 30s]
     ///
     /// Then what is left of it is killed.
-    #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration, help_heading = SUPERVISING)]
     drain_timeout: Option<Duration>,
 
     /// What follows when the generation that serves ends unasked [default: always]
@@ -152,49 +161,57 @@ pub(crate) struct Cli {
     /// on-failure: it is started again if its status is not 0, else the supervisor ends with 0.
     /// on-failure:N: the same, at most N times in a row; a row ends when one has served for 10 seconds.
     /// no: the supervisor ends with its status.
-    #[arg(long, value_name = "HOW", requires = "supervise", value_parser = restart)]
+    #[arg(long, value_name = "HOW", requires = "supervise", value_parser = restart, help_heading = SUPERVISING)]
     restart: Option<Restart>,
 
     /// Ask the supervisor at this control socket for a new generation
     ///
     /// Ends when the new generation serves, with status 0, or when it failed: 1, or was not ready in time: 124; then
     /// the old one still serves.
-    #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]
     reload: Option<PathBuf>,
 
     /// Show the generations of the supervisor at this control socket
-    #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]
     status: Option<PathBuf>,
 
     /// Drain and stop the supervisor at this control socket
     ///
     /// Ends when it has stopped.
-    #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]
     stop: Option<PathBuf>,
 
     /// With --reload, end when the old generation is gone
     ///
     /// With status 1 if it did not drain and was killed, or if the new one has ended by then and nothing serves.
-    #[arg(long, requires = "reload", conflicts_with_all = ["status", "stop", "program"])]
+    #[arg(long, requires = "reload", conflicts_with_all = ["status", "stop", "program"], help_heading = REQUESTS)]
     wait: bool,
 
     /// With --status, print JSON
-    #[arg(long, requires = "status", conflicts_with_all = ["reload", "stop", "program"])]
+    #[arg(long, requires = "status", conflicts_with_all = ["reload", "stop", "program"], help_heading = REQUESTS)]
     json: bool,
 
     /// Show the servers that --as knows, with a line that works for each
-    #[arg(long)]
+    #[arg(long, help_heading = HELP)]
     help_servers: bool,
 
     /// Log less; twice: errors only
-    #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose")]
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "verbose", help_heading = HELP)]
     quiet: u8,
 
     /// Log more; twice: everything
     ///
     /// The environment variable HANDOFF_LOG overrides both.
-    #[arg(short, long, action = ArgAction::Count)]
+    #[arg(short, long, action = ArgAction::Count, help_heading = HELP)]
     verbose: u8,
+
+    /// Print help: -h these lines, --help all of it
+    #[arg(short, long, action = ArgAction::Help, help_heading = HELP)]
+    help: Option<bool>,
+
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = HELP)]
+    version: Option<bool>,
 
     /// The program to become, and its arguments
     #[arg(

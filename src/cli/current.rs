@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::{env, fs};
 
-use clap::CommandFactory;
+use clap::{Arg, CommandFactory};
 use clap_complete::{Shell, generate};
 
 use crate::cli::Cli;
@@ -34,7 +34,13 @@ fn roff(text: &str) -> String {
 fn options_section() -> String {
     let mut section = Vec::new();
     clap_mangen::Man::new(Cli::command()).render_options_section(&mut section).unwrap();
-    String::from_utf8(section).unwrap()
+    let section = String::from_utf8(section).unwrap();
+    // clap_mangen makes each group a section of its own.
+    Cli::command().get_arguments().filter_map(Arg::get_help_heading).fold(section, |section, group| {
+        let upper = group.to_uppercase();
+        let section = section.replace(&format!(".SH {upper}\n"), &format!(".SS {group}\n"));
+        section.replace(&format!(".SH \"{upper}\"\n"), &format!(".SS \"{group}\"\n"))
+    })
 }
 
 fn spec_options() -> String {
@@ -64,6 +70,14 @@ fn the_manual_is_current() {
         .replace("@SPEC_OPTIONS@\n", &spec_options())
         .replace("@SERVERS@\n", &servers());
     check("man/handoff-run.1", page.as_bytes());
+}
+
+#[test]
+fn every_option_is_in_a_group() {
+    let without = |arg: &&Arg| !arg.is_positional() && arg.get_help_heading().is_none();
+    let command = Cli::command();
+    let alone: Vec<&str> = command.get_arguments().filter(without).map(|arg| arg.get_id().as_str()).collect();
+    assert_eq!(alone, [""; 0]);
 }
 
 #[test]
