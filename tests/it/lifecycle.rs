@@ -180,11 +180,12 @@ fn a_generation_that_ends_its_parent_when_it_serves_means_that_it_is_ready() {
 // Once the whole service stopped: facebookgo/grace sends it after it has the listener, and may be seen accepting before.
 #[test]
 fn a_generation_may_end_its_parent_also_just_after_it_was_seen_ready() {
-    for sender in ["if True", "if os.fork() == 0"] {
+    let sends = "os.kill(parent, signal.SIGTERM)";
+    for sender in [sends, &format!("if os.fork() == 0: {sends}; signal.pause()")] {
         let code = format!(
             "parent = os.getppid()\n\
              while f'generation {{gen}}: ready' not in open(path('log')).read(): time.sleep(0.005)\n\
-             {sender}: os.kill(parent, signal.SIGTERM)\n\
+             {sender}\n\
              serve()"
         );
         let setup = supervise(Server::Python(&code), &["--ready", "after:0s"]);

@@ -58,7 +58,7 @@ fn a_deadline_holds_across_an_upgrade() {
     // It is killed with the connection open.
     assert_eq!(held.0.rest().unwrap_or_default(), b"");
     supervisor.wait_log("generation 1: has not drained in time and is killed");
-    assert_eq!(reload.output().failure(), (0, ""));
+    assert_eq!(reload.output().failure(), (1, "handoff-run: a generation did not drain and was killed\n"));
 }
 
 #[test]

@@ -107,6 +107,7 @@ fn a_reload_ends_for_the_manager_although_the_old_generation_ended_meanwhile() {
     service.wait_gone(1);
     service.folder.open("go");
     assert_eq!(manager.next(), "READY=1\nSTATUS=none serves, generation 2 failed");
+    assert!(manager.next().starts_with("STATUS=generation 2 has ended and is started again in "));
     assert_eq!(manager.next(), "STATUS=starting generation 3");
     assert_eq!(manager.next(), "READY=1\nSTATUS=generation 3 serves");
     service.end_by(Signal::SIGTERM);

@@ -124,7 +124,8 @@ fn what_is_no_socket_is_left_alone() {
 fn a_folder_that_is_missing_is_an_error() {
     let folder = Folder::new();
     let path = folder.text("missing/s");
-    let expected = cannot_listen(&path, "ENOENT: No such file or directory");
+    let error = cannot_listen(&path, "ENOENT: No such file or directory");
+    let expected = format!("{error}handoff-run: there is no folder {}\n", folder.text("missing"));
     assert_eq!(start(&path).failure(), (125, expected.as_str()));
 }
 
