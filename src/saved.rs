@@ -22,6 +22,19 @@ pub(crate) fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializ
 /// Something could not be taken over.
 static LOST: AtomicBool = AtomicBool::new(false);
 
+/// For `deserialize_with`: the default where another version has something that makes no sense here.
+pub(crate) fn or_default<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(serde_json::from_value(Value::deserialize(deserializer)?).unwrap_or_default())
+}
+
+/// For `deserialize_with`: the number of a process that can be a child. 0, and so whoever that is to kill(2), is none.
+pub(crate) fn pid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
+    let pid = i32::deserialize(deserializer)?;
+    if pid > 1 { Ok(pid) } else { Err(D::Error::custom(format_args!("{pid} is not the number of a child"))) }
+}
+
 /// Report what cannot be taken over from the predecessor.
 pub(crate) fn lost(error: &dyn std::fmt::Display) {
     warn!("cannot take over a part of the state: {error:#}");

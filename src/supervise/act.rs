@@ -99,8 +99,9 @@ impl Supervisor {
         generation.watch = None;
         let after = generation.age(now);
         self.sockets.restore_backlogs();
-        self.reporter.serves(id, after, &self.plan, now);
+        // Before anybody is told: a manager or a script looks for it then.
         self.write_pid_file();
+        self.reporter.serves(id, after, &self.plan, now);
     }
 
     /// A generation was not ready in time; the order to kill it follows.

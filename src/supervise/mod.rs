@@ -41,7 +41,7 @@ use crate::target::pid_file::PidFile;
 use control::connection::WaitingFor;
 use control::server::Clients;
 use generations::{Generations, warn_without_proc};
-use plan::{Event, KILLED, Plan};
+use plan::{Event, KILLED, Order, Plan};
 use poll::{Source, Table};
 use report::{KILLED_ONE, Reporter};
 use signals::Signals;
@@ -78,7 +78,9 @@ pub(crate) fn take_over(config: Supervise, state: State, claimed: Claimed) -> Re
     if let Some(name) = state.program.0.file_name().and_then(|name| CString::new(name.as_bytes()).ok()) {
         sys::set_name(&name);
     }
-    Ok(Supervisor::resume(config, state, claimed)?.run())
+    let (mut supervisor, orders) = Supervisor::resume(config, state, claimed)?;
+    supervisor.carry_out(orders);
+    Ok(supervisor.run())
 }
 
 /// As a probe, do all of the above that changes nothing but this process; return only an error.
@@ -120,23 +122,26 @@ impl Supervisor {
     }
 
     /// What may fail comes first, while nothing is held that is removed when it is dropped.
-    fn resume(config: Supervise, state: State, mut claimed: Claimed) -> Result<Supervisor> {
+    fn resume(config: Supervise, state: State, mut claimed: Claimed) -> Result<(Supervisor, Vec<Order>)> {
         let now = sys::now();
         let signals = Signals::resume(&state.signals)?;
         if let Err(errno) = sys::become_subreaper() {
             // The predecessor was one, and exec keeps it.
             warn!("cannot become a reaper of orphans: {errno}");
         }
+        let inherits_rest = state.sockets.others.is_none();
         let sockets = Sockets::resume(state.sockets, &mut claimed);
         let clients = Clients::resume(config.control.as_deref(), state.control, &mut claimed, now);
         let generations = Generations::resume(state.generations, &config.ready, signals.dispositions(), &mut claimed);
+        // A state that does not name them: what is left was inherited.
+        let sockets = if inherits_rest { sockets.with_others(claimed.rest()) } else { sockets };
         let mut plan = state.plan;
         let left: Vec<_> = generations.iter().map(|generation| generation.id).collect();
-        plan.resume(&left);
+        let orders = plan.resume(&left, config.limits, now);
         // A deadline may have passed in between, and a generation may be lost.
         let lost = plan.generations().filter(|id| !left.contains(id));
         let events = lost.flat_map(|id| [Event::Ended(id, KILLED), Event::Gone(id)]).chain([Event::Tick]).collect();
-        Ok(Supervisor {
+        let supervisor = Supervisor {
             pid_file: config.exec.pid_file.as_deref().filter(|_| state.pid_file).map(PidFile::written),
             config,
             directory: state.directory.map(|SavedPath(path)| path),
@@ -147,9 +152,14 @@ impl Supervisor {
             sockets,
             generations,
             reporter: Reporter::new(clients, Manager::of(&sys::environment()), state.last_failure),
-            upgrade: Upgrade::new(state.program.0),
+            upgrade: Upgrade::new(if state.program.0.as_os_str().is_empty() {
+                upgrade::own_program()
+            } else {
+                state.program.0
+            }),
             finished: None,
-        })
+        };
+        Ok((supervisor, orders))
     }
 
     /// What the next supervisor must know.

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Limits, Restart};
 use crate::sys::Timestamp;
 pub(crate) use events::{Answer, Event, Order, StopMode, Transition};
+use stages::never;
 pub(crate) use stages::{Cause, Draining, Serving, Starting};
-use stages::{never, some_never};
 
 /// Counts the generations, from 1 on.
 pub(crate) type Id = u64;
@@ -83,11 +83,15 @@ impl Plan {
     }
 
     /// Go on in the place of a predecessor, which left these generations; those that it did not know drain.
-    pub(crate) fn resume(&mut self, left: &[Id]) {
+    pub(crate) fn resume(&mut self, left: &[Id], limits: Limits, now: Timestamp) -> Vec<Order> {
         let known: Vec<Id> = self.generations().collect();
-        let unknown = left.iter().filter(|id| !known.contains(id));
-        self.draining.extend(unknown.map(|id| Draining { id: *id, deadline: some_never(), settled: Timestamp::ZERO }));
+        let mut unknown: Vec<Id> = left.iter().copied().filter(|id| !known.contains(id)).collect();
+        unknown.sort_unstable();
         self.next = self.next.max(left.iter().max().map_or(1, |id| id + 1));
+        if self.serving.is_none() && self.stopping.is_none() {
+            self.serving = unknown.pop().map(|id| Serving { id, since: now });
+        }
+        unknown.into_iter().map(|id| self.retire(id, Timestamp::ZERO, limits, now)).collect()
     }
 
     /// Every generation of which something is left.

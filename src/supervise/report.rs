@@ -55,7 +55,7 @@ pub(crate) struct Diagnosis {
 
 impl Reporter {
     pub(crate) fn new(clients: Clients, manager: Manager, last_failure: Option<String>) -> Reporter {
-        Reporter { clients, manager, last_failure, next_live: None }
+        Reporter { clients, manager, last_failure, next_live: Some(Timestamp::ZERO) }
     }
 
     /// Add the deadlines to the round's table, and what the clients wait for.

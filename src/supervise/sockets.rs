@@ -46,7 +46,8 @@ pub(crate) struct SocketSet<'a> {
 pub(crate) struct SavedSockets {
     #[serde(deserialize_with = "saved::lenient")]
     listeners: Vec<SavedListener>,
-    others: Vec<RawFd>,
+    /// None: everything that is not taken.
+    pub(crate) others: Option<Vec<RawFd>>,
 }
 
 impl Sockets {
@@ -96,7 +97,7 @@ impl Sockets {
     pub(crate) fn save(&self) -> SavedSockets {
         SavedSockets {
             listeners: self.listeners.iter().map(Listener::save).collect(),
-            others: self.others.iter().map(AsRawFd::as_raw_fd).collect(),
+            others: Some(self.others.iter().map(AsRawFd::as_raw_fd).collect()),
         }
     }
 
@@ -110,7 +111,12 @@ impl Sockets {
         let resumed =
             saved.listeners.into_iter().filter_map(|saved| resume(saved).map_err(|error| saved::lost(&error)).ok());
         let (listeners, inodes) = resumed.unzip();
-        let others = saved.others.into_iter().filter_map(|number| claimed.take_as_it_is(number)).collect();
+        let others = saved.others.into_iter().flatten().filter_map(|number| claimed.take_as_it_is(number)).collect();
         Sockets { listeners, inodes, others }
+    }
+
+    /// The same with `others` inherited by every generation.
+    pub(crate) fn with_others(self, others: Vec<OwnedFd>) -> Sockets {
+        Sockets { others, ..self }
     }
 }

@@ -216,11 +216,11 @@ fn a_state_that_is_not_ours_is_refused() {
             assert_eq!(status, 125);
             assert!(message.contains("demands: cannot parse the predecessor's state: "), "{message}");
         }
-        let (status, message) = stranger(&here, "{\"pid\":0}");
+        let (status, message) = stranger(&here, r#"{"pid":0,"sockets":{},"plan":{},"generations":[]}"#);
         assert_eq!(status, 125);
         assert!(message.contains("the state is of process 0, not of "), "{message}");
         let refusal = refused("the predecessor's state needs slots, which this version does not understand");
-        assert_eq!(stranger(&here, "{\"pid\":0,\"needs\":[\"slots\"]}"), refusal);
+        assert_eq!(stranger(&here, r#"{"pid":0,"needs":["slots"],"sockets":{},"plan":{},"generations":[]}"#), refusal);
         assert_eq!(stranger(&format!("{word}:77"), ""), refused("descriptor 77 is not open"));
     }
     assert_eq!(stranger("", ""), refused("no mode"));

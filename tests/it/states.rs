@@ -243,3 +243,24 @@ fn a_state_in_the_middle_of_a_rollout_is_taken_over() {
     assert_eq!(supervisor.end().0, 0);
     assert!(!supervisor.folder.path("pid").exists());
 }
+
+// Of a plan that says less than there is: what it does not know is asked to stop, but for the newest, which serves.
+#[test]
+fn generations_that_the_plan_does_not_know_serve_or_drain() {
+    let state = WRITTEN
+        .replace(r#""serving":{"id":2,"since":{"secs":2887,"nanos":919308934}},"#, "")
+        .replace(r#""draining":[{"id":1,"deadline":{"secs":4294967295,"nanos":0}}],"#, "");
+    let supervisor = take_over(&state, SERVER, &[]);
+    supervisor.wait_gone(1);
+    assert_eq!(supervisor.states(), [(2, "serving".into())], "{}", supervisor.log());
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+    assert_eq!(supervisor.states(), [(3, "serving".into())]);
+}
+
+// 0 is every process of our own group to kill(2).
+#[test]
+fn a_generation_whose_pid_is_no_childs_is_left_out() {
+    let supervisor = take_over(&WRITTEN.replace("@NEW@", "0"), SERVER, &[]);
+    supervisor.wait_log("0 is not the number of a child");
+    supervisor.wait_ready(3);
+}

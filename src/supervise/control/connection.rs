@@ -12,6 +12,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Until;
+use crate::saved;
 use crate::supervise::control::protocol::{Call, Reply, line, parse_call};
 use crate::supervise::plan::Id;
 use crate::sys::{Claimed, Timestamp};
@@ -68,7 +69,7 @@ pub(crate) struct SavedClient {
     received: Vec<u8>,
     #[serde(default)]
     to_send: Vec<u8>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "saved::or_default")]
     waiting_for: WaitingFor,
     #[serde(default)]
     live: bool,

@@ -204,9 +204,10 @@ impl Clients {
     pub(crate) fn resume(path: Option<&Path>, saved: SavedClients, claimed: &mut Claimed, now: Timestamp) -> Clients {
         let mut resume = |saved| Client::resume(saved, claimed, now).map_err(|error| saved::lost(&error)).ok();
         let all = saved.clients.into_iter().filter_map(&mut resume).collect();
-        let Some((saved, path)) = saved.server.zip(path) else { return Clients::default() };
-        let fd = claimed.take(saved.fd).map_err(|errno| saved::lost(&format_args!("the control socket: {errno}")));
-        let server = fd.ok().map(|fd| Server::new(fd, path, saved.file.map(Created::resume)));
+        let server = saved.server.zip(path).and_then(|(saved, path)| {
+            let fd = claimed.take(saved.fd).map_err(|errno| saved::lost(&format_args!("the control socket: {errno}")));
+            Some(Server::new(fd.ok()?, path, saved.file.map(Created::resume)))
+        });
         Clients { server, all }
     }
 }

@@ -62,12 +62,13 @@ pub(crate) struct Generation {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SavedGeneration {
     id: plan::Id,
+    #[serde(deserialize_with = "saved::pid")]
     pid: i32,
     started: Timestamp,
     descriptors: Vec<SavedDescriptor>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "saved::or_default")]
     share: Share,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "saved::or_default")]
     ended: Option<Ending>,
     #[serde(default)]
     killed: bool,
@@ -84,6 +85,7 @@ pub(crate) struct SavedGeneration {
 /// A process, and not only its number.
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedProcess {
+    #[serde(deserialize_with = "saved::pid")]
     pid: i32,
     started: u64,
 }

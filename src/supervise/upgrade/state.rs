@@ -45,13 +45,11 @@ pub(crate) struct State {
     /// There is a controlling terminal.
     #[serde(default)]
     pub(crate) terminal: bool,
-    #[serde(default)]
     pub(crate) sockets: SavedSockets,
     #[serde(default)]
     pub(crate) control: SavedClients,
-    #[serde(default)]
     pub(crate) plan: Plan,
-    #[serde(default, deserialize_with = "saved::lenient")]
+    #[serde(deserialize_with = "saved::lenient")]
     pub(crate) generations: Vec<SavedGeneration>,
     #[serde(default)]
     pub(crate) last_failure: Option<String>,
