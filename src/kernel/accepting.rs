@@ -221,6 +221,22 @@ mod tests {
     }
 
     #[test]
+    fn a_main_thread_that_ended_alone_hides_nothing() {
+        let thread = |how: &str| {
+            format!(
+                "import ctypes\ndef serve(): {how}
+threading.Thread(target=serve).start(); ctypes.CDLL(None).pthread_exit(0)"
+            )
+        };
+        assert_eq!(seen(&thread("s.accept()")), (Wait::Accept, true));
+        let epoll = "e = select.epoll(); e.register(s, select.EPOLLIN); e.poll()";
+        assert_eq!(seen(&thread(epoll)), (Wait::Epoll, true));
+        assert_eq!(seen(&thread("select.select([s], [], [])")), (Wait::Select, true));
+        let poll = "p = select.poll(); p.register(s, select.POLLIN); p.poll()";
+        assert_eq!(seen(&thread(poll)), (Wait::Poll, true));
+    }
+
+    #[test]
     fn a_process_that_holds_the_socket_and_does_not_accept_is_still_waited_for() {
         let (listener, copy) = listener();
         let socket = SocketInode::of(&listener).unwrap();

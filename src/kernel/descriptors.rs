@@ -60,8 +60,16 @@ pub(crate) fn descriptors(pid: Pid) -> io::Result<Vec<(ForeignFd, Kind)>> {
         return Err(Errno::EPERM.into());
     }
     let mut found = Vec::new();
-    for number in sys::numbers_in(&format!("/proc/{pid}/fd"))? {
-        match fs::read_link(format!("/proc/{pid}/fd/{number}")) {
+    let mut directory = format!("/proc/{pid}");
+    let mut numbers = sys::numbers_in(&format!("{directory}/fd"))?;
+    if numbers.is_empty()
+        && let Some(thread) = running_thread(pid)
+    {
+        directory = thread;
+        numbers = sys::numbers_in(&format!("{directory}/fd"))?;
+    }
+    for number in numbers {
+        match fs::read_link(format!("{directory}/fd/{number}")) {
             Ok(link) => found.extend(Kind::parse(link.as_os_str().as_bytes()).map(|kind| (ForeignFd(number), kind))),
             // It was closed just now.
             Err(error) if has_vanished(&error) => {}
@@ -69,6 +77,17 @@ pub(crate) fn descriptors(pid: Pid) -> io::Result<Vec<(ForeignFd, Kind)>> {
         }
     }
     Ok(found)
+}
+
+/// The directory of a thread that has something open, where the main thread has ended alone, as by pthread_exit(3):
+/// the process' own directory is empty then.
+pub(crate) fn running_thread(pid: Pid) -> Option<String> {
+    let has_open = |directory: &str| sys::numbers_in(&format!("{directory}/fd")).is_ok_and(|open| !open.is_empty());
+    if has_open(&format!("/proc/{pid}")) {
+        return None;
+    }
+    let threads = sys::numbers_in(&format!("/proc/{pid}/task")).unwrap_or_default();
+    threads.into_iter().map(|thread| format!("/proc/{pid}/task/{thread}")).find(|directory| has_open(directory))
 }
 
 /// The sockets among them; none without permission.

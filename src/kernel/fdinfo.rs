@@ -8,14 +8,19 @@ use libc::c_int;
 use nix::sys::stat::{fstat, minor};
 use nix::unistd::Pid;
 
-use crate::kernel::descriptors::{ForeignFd, SocketInode, has_vanished};
+use crate::kernel::descriptors::{ForeignFd, SocketInode, has_vanished, running_thread};
 
 /// Empty if the descriptor was closed meanwhile.
 pub(crate) fn read(pid: Pid, fd: ForeignFd) -> io::Result<String> {
-    match fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", fd.0)) {
-        Err(error) if has_vanished(&error) => Ok(String::new()),
-        read => read,
+    let read = |directory: &str| match fs::read_to_string(format!("{directory}/fdinfo/{}", fd.0)) {
+        Err(error) if has_vanished(&error) => Ok(None),
+        read => read.map(Some),
+    };
+    if let Some(text) = read(&format!("/proc/{pid}"))? {
+        return Ok(text);
     }
+    let Some(thread) = running_thread(pid) else { return Ok(String::new()) };
+    Ok(read(&thread)?.unwrap_or_default())
 }
 
 /// The device of sockfs, without which an inode may be that of any other file.
