@@ -67,9 +67,16 @@ impl Members {
         self.known.push(*process);
     }
 
+    /// Keep only those of which this holds.
+    pub(crate) fn retain(&mut self, is_there: impl Fn(&Process) -> bool) {
+        self.known.retain(is_there);
+    }
+
     /// `main` has ended, which /proc does not show for one that it hides.
     pub(crate) fn end_main(&mut self) {
         self.ended = true;
+        let main = self.main;
+        self.known.retain(|process| process.pid != main);
     }
 
     /// Those that have not ended; `main` first, even where /proc hides it, or does so since it changed its user.

@@ -61,12 +61,15 @@ impl Processes {
             table.0.clear();
             let mut waiting = children_of_this_process()?;
             while let Some(pid) = waiting.pop() {
-                let Some(process) = Process::read(pid) else {
+                let Some(process) = Process::find(pid)? else {
                     vanished = true;
                     continue;
                 };
-                // If it ended just now, its children were reparented, and it is then missing from the next walk.
-                let _ = children(&process, &mut waiting);
+                match children(&process, &mut waiting) {
+                    Err(error) if is_shortage(&error) => return Err(error),
+                    // If it ended just now, its children were reparented, and it is then missing from the next walk.
+                    _ => (),
+                }
                 table.0.push(process);
             }
             // A process that ends while its parent's list is being read can make the kernel skip its neighbour.
@@ -81,7 +84,8 @@ impl Processes {
     pub(crate) fn scan() -> io::Result<Processes> {
         let own = Pid::this();
         let pids = sys::numbers_in("/proc")?.into_iter();
-        Ok(pids.map(Pid::from_raw).filter(|pid| *pid != own).filter_map(Process::read).collect())
+        let others = pids.map(Pid::from_raw).filter(|pid| *pid != own);
+        others.filter_map(|pid| Process::find(pid).transpose()).collect()
     }
 
     /// Everything that has not ended of what `main` started: itself, its descendants, and the group it leads.
@@ -132,10 +136,21 @@ impl FromIterator<Process> for Processes {
 impl Process {
     /// The process of this number as it is now.
     pub(crate) fn read(pid: Pid) -> Option<Process> {
+        Process::find(pid).ok().flatten()
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// If descriptors or memory ran out, which shows nothing of the process.
+    fn find(pid: Pid) -> io::Result<Option<Process>> {
         let mut line = [0; LINE];
-        // Any error means that it has ended or is hidden.
-        let length = File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut line).ok()?;
-        Process::parse(pid, &line[..length])
+        match File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut line)) {
+            Ok(length) => Ok(Process::parse(pid, &line[..length])),
+            Err(error) if is_shortage(&error) => Err(error),
+            // It has ended or is hidden.
+            Err(_) => Ok(None),
+        }
     }
 
     /// One line of proc_pid_stat(5).
@@ -164,6 +179,11 @@ impl Process {
     }
 }
 
+/// Did descriptors or memory run out?
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+}
+
 fn children_of_this_process() -> io::Result<Vec<Pid>> {
     let mut pids = Vec::new();
     // Every thread has its own list; only in our tests there are several.
@@ -182,8 +202,11 @@ fn children(process: &Process, pids: &mut Vec<Pid>) -> io::Result<()> {
     }
     for thread in sys::numbers_in(&format!("/proc/{pid}/task"))? {
         // When a thread ends, its children go to another one.
-        let Ok(list) = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")) else { continue };
-        pids.extend(parse_children(&list));
+        match fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")) {
+            Ok(list) => pids.extend(parse_children(&list)),
+            Err(error) if is_shortage(&error) => return Err(error),
+            Err(_) => (),
+        }
     }
     Ok(())
 }

@@ -5,13 +5,16 @@ use std::fs;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use log::warn;
+use log::{debug, warn};
+use nix::errno::Errno;
+use nix::sys::signal::kill;
 use nix::sys::wait::{Id as WaitId, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, geteuid};
 
 use crate::config::Ready;
+use crate::kernel::descriptors::running_thread;
 use crate::kernel::members::{Members, strangers};
-use crate::kernel::processes::{Process, ProcessState, Processes, are_visible};
+use crate::kernel::processes::{Process, ProcessState, Processes, are_visible, is_shortage};
 use crate::saved;
 use crate::supervise::generation::notify_socket::Notification;
 use crate::supervise::generation::ready::Watch;
@@ -20,10 +23,16 @@ use crate::supervise::plan::{Event, Id};
 use crate::supervise::poll::{Source, Table};
 use crate::supervise::signals::Dispositions;
 use crate::supervise::sockets::Sockets;
-use crate::sys::{Claimed, Timestamp};
+use crate::sys::{self, Claimed, Timestamp};
 
 /// Notifications from strangers cause at most one survey of all processes in this time.
 const STRANGER_INTERVAL: Duration = Duration::from_millis(50);
+
+/// When descriptors ran out while /proc was read, it is read again after this.
+const SHORTAGE_BACKOFF: Duration = Duration::from_millis(100);
+/// How often those whose main process has ended are looked after: what is left may be another's children, or held by
+/// a debugger, and then no SIGCHLD comes.
+const REMAINDER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The generations, in the order of their start.
 #[derive(Debug, Default)]
@@ -31,6 +40,8 @@ pub(crate) struct Generations {
     all: Vec<Generation>,
     /// When a notification from a stranger may cause a survey again.
     next_stranger: Timestamp,
+    /// When to collect what has ended although no child of ours does.
+    next_collection: Option<Timestamp>,
 }
 
 impl Generations {
@@ -56,12 +67,18 @@ impl Generations {
 
     /// Add what is waited for to the round's table.
     pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
+        table.until(self.next_collection);
         for generation in &self.all {
             for (role, fd) in generation.polled() {
                 table.input(Source::Generation(generation.id, role), fd);
             }
             table.until(generation.watch.as_ref().and_then(|watch| watch.deadline()));
         }
+    }
+
+    /// Is it time to collect what has ended, without a SIGCHLD?
+    pub(crate) fn is_collection_due(&self, now: Timestamp) -> bool {
+        self.next_collection.is_some_and(|at| at <= now)
     }
 
     /// Observe those that get ready and are due.
@@ -82,9 +99,33 @@ impl Generations {
     /// Learn which processes belong to which generation, and return all that there are. Without /proc only the main
     /// processes are known.
     pub(crate) fn survey(&mut self) -> Option<Processes> {
-        let processes = Processes::read().ok()?;
-        self.learn(&processes);
-        Some(processes)
+        match Processes::read() {
+            Ok(processes) => {
+                self.learn(&processes);
+                Some(processes)
+            }
+            Err(error) => {
+                debug!("cannot read the processes: {error}");
+                if is_shortage(&error) {
+                    self.next_collection.get_or_insert(sys::now() + SHORTAGE_BACKOFF);
+                    self.forget_reaped();
+                }
+                None
+            }
+        }
+    }
+
+    /// What can be learnt without a descriptor: reap those that have become our children, and forget what is gone.
+    fn forget_reaped(&mut self) {
+        for generation in &mut self.all {
+            let main = generation.pid;
+            generation.members.retain(|process| {
+                if process.pid != main {
+                    let _ = waitpid(process.pid, Some(WaitPidFlag::WNOHANG));
+                }
+                kill(process.pid, None) != Err(Errno::ESRCH)
+            });
+        }
     }
 
     fn learn(&mut self, processes: &Processes) {
@@ -94,7 +135,8 @@ impl Generations {
         let all: Vec<&Members> = self.all.iter().map(|generation| &generation.members).collect();
         let unknown: Vec<Process> = strangers(processes, Pid::this(), &all).copied().collect();
         for stranger in unknown {
-            let Ok(environment) = fs::read(format!("/proc/{}/environ", stranger.pid)) else { continue };
+            let directory = running_thread(stranger.pid).unwrap_or_else(|| format!("/proc/{}", stranger.pid));
+            let Ok(environment) = fs::read(format!("{directory}/environ")) else { continue };
             if let Some(owner) = self.all.iter_mut().find(|generation| generation.marks(&environment)) {
                 owner.members.adopt(&stranger);
             }
@@ -104,14 +146,22 @@ impl Generations {
     /// Children ended: reap the orphans among them, and take out the generations of which nothing is left and that
     /// `drains`. Only their owner may reap `helpers`.
     pub(crate) fn take_gone(&mut self, helpers: &[Pid], drains: impl Fn(Id) -> bool) -> Vec<Generation> {
+        self.next_collection = None;
         let processes = self.survey();
         self.reap_orphans(processes.as_ref(), helpers);
+        if processes.is_none() {
+            self.forget_reaped();
+        }
         // A process forked after the survey escaped SIGKILL; its parent's SIGCHLD brings us back, so kill again.
         for generation in self.all.iter_mut().filter(|generation| generation.killed && !generation.is_over()) {
             generation.kill();
         }
         // The end of one that does not drain yet is still to be handled.
-        self.all.extract_if(.., |generation| generation.is_over() && drains(generation.id)).collect()
+        let gone = self.all.extract_if(.., |generation| generation.is_over() && drains(generation.id)).collect();
+        if self.all.iter().any(|generation| generation.ended.is_some()) {
+            self.next_collection.get_or_insert(sys::now() + REMAINDER_INTERVAL);
+        }
+        gone
     }
 
     /// Reap processes that were reparented to us.

@@ -227,6 +227,9 @@ impl Supervisor {
     /// Do everything that is due.
     fn look_after(&mut self) {
         let now = sys::now();
+        if self.generations.is_collection_due(now) {
+            self.collect_gone();
+        }
         self.generations.observe(&self.sockets, now, &mut self.events);
         if self.plan.deadline().is_some_and(|deadline| deadline <= now) {
             self.events.push_back(Event::Tick);

@@ -65,11 +65,13 @@ impl<'a> Table<'a> {
         match poll(&mut self.fds, timeout(self.deadline, now)) {
             Ok(_) => (),
             Err(Errno::EINTR) => return vec![],
-            // As when the limit of open files was lowered below what we have: signals are still received.
+            // As when the limit of open files was lowered below what we have. Every source is woken, for none of them
+            // waits, but for one that asks for nothing: it would take that for a hang-up.
             Err(errno) => {
                 debug!("poll: {errno}");
                 thread::sleep(BACKOFF);
-                return vec![(Source::Signals, PollFlags::POLLIN)];
+                let asked = self.fds.iter().map(PollFd::events);
+                return self.sources.into_iter().zip(asked).filter(|(_, flags)| !flags.is_empty()).collect();
             }
         }
         let flags = self.fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));

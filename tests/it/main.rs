@@ -43,6 +43,7 @@ mod rolling;
 mod self_upgrade;
 mod servers;
 mod service_manager;
+mod shortage;
 mod signals;
 mod sockets;
 mod stamp;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use log::{debug, warn};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getpgid, pipe2, read};
@@ -236,9 +236,15 @@ impl Generation {
 
     /// The pipe of `--ready fd:N` can be read: was anything written? Then, or at its end, it is closed.
     pub(crate) fn read_ready(&mut self) -> bool {
-        let written = self.descriptors.get(Role::Ready).is_some_and(|pipe| read(pipe, &mut [0; 64]).unwrap_or(0) > 0);
+        let Some(pipe) = self.descriptors.get(Role::Ready) else { return false };
+        // This end's description is ours alone.
+        let _ = fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+        let read = read(pipe, &mut [0; 64]);
+        if read == Err(Errno::EAGAIN) {
+            return false;
+        }
         self.descriptors.close(Role::Ready);
-        written
+        read.is_ok_and(|length| length > 0)
     }
 
     /// The open connections that it holds of those that came in by its sockets, if the kernel can be asked.
