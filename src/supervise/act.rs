@@ -163,6 +163,10 @@ impl Supervisor {
     pub(super) fn collect_gone(&mut self) {
         let helpers: Vec<Pid> = self.generations.checks().chain(self.upgrade.probe_pid()).collect();
         for generation in self.generations.take_gone(&helpers, |id| self.plan.is_draining(id)) {
+            if let [first, ..] = generation.unkillable() {
+                let text = format!("process {first} is another user's and may not be killed: it is left as it is");
+                self.reporter.failure(generation.id, &text, None);
+            }
             self.events.push_back(Event::Gone(generation.id));
             generation.reap();
         }

@@ -56,6 +56,7 @@ mod traced;
 mod transparency;
 mod unix_access;
 mod unix_paths;
+mod unkillable;
 mod upgrade_children;
 mod upgrade_descriptors;
 mod upgrade_program;

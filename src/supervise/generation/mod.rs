@@ -50,6 +50,8 @@ pub(crate) struct Generation {
     pub(crate) started: Timestamp,
     /// All its processes are to be killed.
     pub(crate) killed: bool,
+    /// Those of them that may not be.
+    unkillable: Vec<Pid>,
     /// How its main process ended; it stays unreaped until nothing is left, so that its group keeps its number.
     pub(crate) ended: Option<Ending>,
     /// Some other process sent to its notify socket.
@@ -127,6 +129,7 @@ impl Generation {
             members: Members::of(started.pid),
             started: now,
             killed: false,
+            unkillable: vec![],
             ended: None,
             stranger_reported: false,
             stopped: None,
@@ -176,6 +179,7 @@ impl Generation {
             members,
             started: saved.started,
             killed: saved.killed,
+            unkillable: vec![],
             ended: saved.ended,
             stranger_reported: false,
             stopped: None,
@@ -284,6 +288,14 @@ impl Generation {
         self.watch = None;
         self.killed = true;
         self.signal_all(Signal::SIGKILL);
+        // Another user's by now, as after setuid(2), where we may not signal those.
+        let may_not = |pid: &Pid| kill(*pid, None) == Err(Errno::EPERM);
+        self.unkillable = self.members.alive().into_iter().filter(may_not).collect();
+    }
+
+    /// The processes that are left because they may not be killed.
+    pub(crate) fn unkillable(&self) -> &[Pid] {
+        &self.unkillable
     }
 
     /// Send a signal to the main process.
@@ -301,9 +313,10 @@ impl Generation {
         }
     }
 
-    /// Is only its unreaped main process left?
+    /// Is nothing left but its unreaped main process, and what may not be killed?
     pub(crate) fn is_over(&self) -> bool {
-        self.ended.is_some() && self.members.alive().is_empty()
+        let is_given_up = |pid: &Pid| self.unkillable.contains(pid);
+        (self.ended.is_some() || is_given_up(&self.pid)) && self.members.alive().iter().all(is_given_up)
     }
 
     /// Reap the main process; the last thing to be done.
