@@ -1,5 +1,7 @@
 //! Where the sockets come from: inherited, or else bound. The variables are hints; what the kernel reports decides.
 
+use std::os::fd::{AsRawFd, OwnedFd};
+
 use anyhow::{Context, ensure};
 use libc::c_int;
 use log::debug;
@@ -11,12 +13,11 @@ use crate::socket::candidate::{Candidate, Candidates};
 use crate::socket::endpoint::{Endpoint, resolve};
 use crate::socket::listener::{Listener, bind_first};
 use crate::socket::spec::{FdName, Spec};
-use crate::sys::FIRST_FD;
 
 /// What is to be handed on, and what stays open beside it.
 pub(crate) struct Acquired {
     pub(crate) listeners: Vec<Listener>,
-    pub(crate) others: Vec<std::os::fd::OwnedFd>,
+    pub(crate) others: Vec<OwnedFd>,
 }
 
 /// A SPEC that has no socket yet.
@@ -42,8 +43,10 @@ pub(crate) fn acquire(
     }
     match_stdin(&mut wanted);
     let taken: Vec<u64> = wanted.iter().filter_map(|wanted| Some(wanted.found.as_ref()?.inode)).collect();
-    let others = candidates.let_go(&taken, announced.count)?;
-    let listeners = wanted.into_iter().map(|wanted| wanted.into_listener(backlog)).collect::<Result<_>>()?;
+    let beside = take_beside(&mut candidates, announced)?;
+    let others = candidates.let_go(&taken, announced)?;
+    let listeners = wanted.into_iter().map(|wanted| wanted.into_listener(backlog));
+    let listeners = listeners.chain(beside.into_iter().map(Ok)).collect::<Result<_>>()?;
     Ok(Acquired { listeners, others })
 }
 
@@ -51,11 +54,17 @@ pub(crate) fn acquire(
 pub(crate) fn adopt_all(mut candidates: Candidates, announced: &Announced) -> anyhow::Result<Acquired> {
     let mut listeners: Vec<Listener> = Vec::new();
     let mut taken: Vec<u64> = Vec::new();
-    for (number, name) in (FIRST_FD..).zip(announced.names()) {
-        let socket = candidates.take(number).with_context(|| {
-            format!("LISTEN_FDS={} announces descriptor {number}, which is no socket", announced.count)
-        })?;
-        adopt(&mut listeners, &mut taken, socket, name);
+    for number in announced.numbers() {
+        let name = announced.name_of(number).unwrap_or_default();
+        if let Some(socket) = candidates.take(number) {
+            adopt(&mut listeners, &mut taken, socket, name);
+        } else {
+            let other = candidates.take_other(number)?;
+            let fd = other.with_context(|| {
+                format!("LISTEN_FDS={} announces descriptor {number}, which is not open", announced.count)
+            })?;
+            listeners.push(Listener::beside(name, fd));
+        }
     }
     if announced.count == 0 {
         let numbers: Vec<_> = candidates.sockets.iter().filter(|s| s.serves).map(|s| s.number).collect();
@@ -65,9 +74,24 @@ pub(crate) fn adopt_all(mut candidates: Candidates, announced: &Announced) -> an
             listeners.extend(Candidate::from_stdin().map(|socket| Listener::adopted(FdName::default(), socket.fd)));
         }
     }
-    ensure!(!listeners.is_empty(), "no listening socket was inherited, and no --listen was given");
-    let others = candidates.let_go(&taken, announced.count)?;
+    ensure!(listeners.iter().any(Listener::is_socket), "no listening socket was inherited, and no --listen was given");
+    let others = candidates.let_go(&taken, announced)?;
     Ok(Acquired { listeners, others })
+}
+
+/// What is announced and no socket, as systemd's OpenFile= and ListenFIFO= have it. Asked for each that is open, for the
+/// count in LISTEN_FDS may be anything.
+fn take_beside(candidates: &mut Candidates, announced: &Announced) -> nix::Result<Vec<Listener>> {
+    let numbers: Vec<_> = candidates.others.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut beside = Vec::new();
+    for number in numbers {
+        if let Some(name) = announced.name_of(number)
+            && let Some(fd) = candidates.take_other(number)?
+        {
+            beside.push(Listener::beside(name, fd));
+        }
+    }
+    Ok(beside)
 }
 
 /// Add a listener, unless its socket was adopted already.
@@ -176,7 +200,7 @@ fn match_names(wanted: &mut [Wanted], candidates: &mut Candidates, announced: &A
 }
 
 fn announced_name(announced: &Announced, socket: &Candidate) -> Option<FdName> {
-    announced.name(usize::try_from(socket.number - FIRST_FD).ok()?)
+    announced.name_of(socket.number)
 }
 
 /// … or else the next one that fits.

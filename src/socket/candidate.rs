@@ -9,6 +9,7 @@ use nix::sys::stat::fstat;
 
 use crate::kernel::descriptors::SocketInode;
 use crate::socket::address::UnixName;
+use crate::socket::announced::Announced;
 use crate::socket::bound_file::is_bound_at;
 use crate::socket::endpoint::Endpoint;
 use crate::sys;
@@ -55,15 +56,23 @@ impl Candidates {
         Some(self.sockets.remove(at))
     }
 
+    /// Take what was inherited at `number` and is no socket.
+    pub(crate) fn take_other(&mut self, number: RawFd) -> nix::Result<Option<OwnedFd>> {
+        let Some(at) = self.others.iter().position(|fd| fd.as_raw_fd() == number) else { return Ok(None) };
+        let fd = self.others.remove(at);
+        sys::set_close_on_exec(&fd, FdFlag::FD_CLOEXEC)?;
+        Ok(Some(fd))
+    }
+
     /// Close what no SPEC asked for: a second descriptor of a taken socket is closed, and so is a listener that
     /// was announced and is wanted no more; everything else stays open.
-    pub(crate) fn let_go(self, taken: &[u64], announced: usize) -> nix::Result<Vec<OwnedFd>> {
+    pub(crate) fn let_go(self, taken: &[u64], announced: &Announced) -> nix::Result<Vec<OwnedFd>> {
         let mut others = self.others;
         for socket in self.sockets {
             let number = socket.number;
             if taken.contains(&socket.inode) {
                 debug!("descriptor {number} is a second one of the same socket and is closed");
-            } else if socket.serves && is_announced(number, announced) {
+            } else if socket.serves && announced.name_of(number).is_some() {
                 info!("no --listen asks for descriptor {number}, {}: it is closed", socket.describe());
             } else {
                 if socket.serves {
@@ -76,11 +85,6 @@ impl Candidates {
         }
         Ok(others)
     }
-}
-
-/// Does LISTEN_FDS with this count include `number`?
-pub(crate) fn is_announced(number: RawFd, count: usize) -> bool {
-    usize::try_from(number - sys::FIRST_FD).is_ok_and(|at| at < count)
 }
 
 impl Candidate {

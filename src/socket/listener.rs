@@ -31,7 +31,7 @@ pub(crate) struct SavedListener {
     file: Option<SavedFile>,
 }
 
-/// A socket that the target is given.
+/// A socket that the target is given, or what was announced beside sockets.
 #[derive(Debug)]
 pub(crate) struct Listener {
     /// For LISTEN_FDNAMES.
@@ -42,12 +42,30 @@ pub(crate) struct Listener {
     /// file goes while no other process can take it for dead.
     created: Option<Created>,
     fd: OwnedFd,
+    kind: Kind,
+}
+
+/// What the target is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Socket,
+    /// A file, a FIFO, anything else that somebody announced to us: it is handed on as it is.
+    Other,
 }
 
 impl Listener {
     /// A listener that another process bound.
     pub(crate) fn adopted(name: FdName, fd: OwnedFd) -> Listener {
-        Listener { name, fd, backlog: None, created: None }
+        Listener { name, fd, backlog: None, created: None, kind: Kind::Socket }
+    }
+
+    /// What is announced and no socket.
+    pub(crate) fn beside(name: FdName, fd: OwnedFd) -> Listener {
+        Listener { kind: Kind::Other, ..Listener::adopted(name, fd) }
+    }
+
+    pub(crate) fn is_socket(&self) -> bool {
+        self.kind == Kind::Socket
     }
 
     /// For the program that takes the place of this one.
@@ -68,7 +86,13 @@ impl Listener {
             backlog: saved.backlog,
             created: saved.file.map(Created::resume),
             fd,
+            kind: Kind::Socket,
         })
+    }
+
+    /// What is no socket, and a predecessor of this program held.
+    pub(crate) fn resume_beside(saved: SavedListener, claimed: &mut Claimed) -> Result<Listener> {
+        Ok(Listener { kind: Kind::Other, ..Listener::resume(saved, claimed)? })
     }
 
     /// Where it listens, as the kernel has it.
@@ -130,7 +154,7 @@ fn finish(
         failure::Failure::from(error.context(format!("cannot listen on {spec}"))).remedy(remedy)
     })?;
     let backlog = Some(spec.options.number("backlog").unwrap_or(backlog as u32));
-    let listener = Listener { name: spec.fd_name(), fd, backlog, created };
+    let listener = Listener { name: spec.fd_name(), fd, backlog, created, kind: Kind::Socket };
     if endpoint.has_free_port() {
         info!("{spec} listens on {}", listener.endpoint()?);
     } else {

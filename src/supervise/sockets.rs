@@ -18,6 +18,8 @@ pub(crate) struct Sockets {
     listeners: Vec<Listener>,
     /// In the same order.
     inodes: Vec<SocketInode>,
+    /// What was announced to us and is no socket.
+    beside: Vec<Listener>,
     /// Other inherited descriptors, which every generation inherits too.
     others: Vec<OwnedFd>,
 }
@@ -46,14 +48,17 @@ pub(crate) struct SocketSet<'a> {
 pub(crate) struct SavedSockets {
     #[serde(deserialize_with = "saved::lenient")]
     listeners: Vec<SavedListener>,
+    #[serde(deserialize_with = "saved::lenient")]
+    beside: Vec<SavedListener>,
     /// None: everything that is not taken.
     pub(crate) others: Option<Vec<RawFd>>,
 }
 
 impl Sockets {
-    pub(crate) fn new(listeners: Vec<Listener>, others: Vec<OwnedFd>) -> nix::Result<Sockets> {
+    pub(crate) fn new(given: Vec<Listener>, others: Vec<OwnedFd>) -> nix::Result<Sockets> {
+        let (listeners, beside): (Vec<_>, _) = given.into_iter().partition(Listener::is_socket);
         let inodes = listeners.iter().map(SocketInode::of).collect::<nix::Result<_>>()?;
-        Ok(Sockets { listeners, inodes, others })
+        Ok(Sockets { listeners, inodes, beside, others })
     }
 
     /// The set that the next generation is to serve on.
@@ -69,7 +74,10 @@ impl Sockets {
 
     /// What a generation that serves on this set is given.
     pub(crate) fn handout(&self, share: Share, program: &Program) -> Handout<'_> {
-        Handout::of(self.set(share).listeners, program)
+        let mut given: Vec<&Listener> = self.set(share).listeners.iter().chain(&self.beside).collect();
+        // As they were announced: each is at its number.
+        given.sort_by_key(|given| given.as_fd().as_raw_fd());
+        Handout::of(given, program)
     }
 
     /// Every listener once, as the user asked for them.
@@ -79,8 +87,8 @@ impl Sockets {
 
     /// Is this the number of a descriptor that every generation has?
     pub(crate) fn has_number(&self, number: RawFd) -> bool {
-        let sockets = self.listeners.iter().map(|listener| listener.as_fd().as_raw_fd());
-        sockets.chain(self.others.iter().map(AsRawFd::as_raw_fd)).any(|fd| fd == number)
+        let given = self.handed_on().map(|fd| fd.as_raw_fd());
+        given.chain(self.others.iter().map(AsRawFd::as_raw_fd)).any(|fd| fd == number)
     }
 
     /// Servers call listen(2) again, which may shorten the backlog for all generations.
@@ -91,12 +99,13 @@ impl Sockets {
     /// What the supervisor that takes the place of this one needs open.
     pub(crate) fn handed_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         // The others were never close-on-exec.
-        self.listeners.iter().map(AsFd::as_fd)
+        self.listeners.iter().chain(&self.beside).map(AsFd::as_fd)
     }
 
     pub(crate) fn save(&self) -> SavedSockets {
         SavedSockets {
             listeners: self.listeners.iter().map(Listener::save).collect(),
+            beside: self.beside.iter().map(Listener::save).collect(),
             others: Some(self.others.iter().map(AsRawFd::as_raw_fd).collect()),
         }
     }
@@ -111,8 +120,10 @@ impl Sockets {
         let resumed =
             saved.listeners.into_iter().filter_map(|saved| resume(saved).map_err(|error| saved::lost(&error)).ok());
         let (listeners, inodes) = resumed.unzip();
+        let mut resume = |saved| Listener::resume_beside(saved, claimed).map_err(|error| saved::lost(&error)).ok();
+        let beside = saved.beside.into_iter().filter_map(&mut resume).collect();
         let others = saved.others.into_iter().flatten().filter_map(|number| claimed.take_as_it_is(number)).collect();
-        Sockets { listeners, inodes, others }
+        Sockets { listeners, inodes, beside, others }
     }
 
     /// The same with `others` inherited by every generation.

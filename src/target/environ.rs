@@ -3,14 +3,14 @@
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 
-use crate::socket::announced::{LISTEN_FDNAMES, LISTEN_FDS};
+use crate::socket::announced::{LISTEN_FDNAMES, LISTEN_FDS, LISTEN_FDS_FIRST_FD};
 use crate::socket::spec::FdName;
 
 const LISTEN_PID: &str = "LISTEN_PID";
 const LISTEN_PIDFDID: &str = "LISTEN_PIDFDID";
 
-/// All variables about handed-on sockets. The last one is systemfd's: its number would not match ours.
-pub(crate) const VARIABLES: [&str; 5] = [LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, LISTEN_PIDFDID, "LISTEN_FDS_FIRST_FD"];
+/// All variables about handed-on sockets. The last one's number would not match ours.
+pub(crate) const VARIABLES: [&str; 5] = [LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, LISTEN_PIDFDID, LISTEN_FDS_FIRST_FD];
 
 /// The upgrade mode and the descriptor of the state, from a supervisor to its successor. Private to them.
 pub(crate) const STATE: &str = "HANDOFF_STATE";

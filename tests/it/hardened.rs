@@ -93,3 +93,40 @@ fn exec_in_place_and_restart() {
     systemd.succeed(&["stop", "a"]);
     assert_eq!(systemd.property("a", "Result"), "success");
 }
+
+// Its Unix socket was closed and bound anew, and its FIFO was an error.
+#[test]
+fn the_socket_and_the_fifo_of_a_socket_unit_are_handed_on() {
+    let folder = Folder::new();
+    let script = "
+import stat
+kinds = [stat.S_IFMT(os.fstat(number).st_mode) for number in (3, 4)]
+told = [os.environ['LISTEN_FDS'], os.environ['LISTEN_FDNAMES'], str(kinds == [stat.S_IFSOCK, stat.S_IFIFO])]
+mark(os.environ['TOLD'], ' '.join([str(os.fstat(3).st_ino), *told]))
+serve()";
+    let listen = |name: &str| format!("-l web=unix:{}", folder.text(name));
+    let ways = [("a", String::new()), ("b", listen("b")), ("c", "--supervise".into())];
+    let ways = ways.into_iter().chain([("d", format!("--supervise {}", listen("d")))]);
+    let mut units = Vec::new();
+    for (name, options) in ways {
+        let kind = if options.contains("--supervise") { "Type=notify" } else { "Type=exec" };
+        let lines = format!("{kind}\nEnvironment=TOLD=told-{name}");
+        units.push((format!("{name}.service"), unit(&folder, &options, script, &lines)));
+        let socket = format!(
+            "[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream={}\nListenFIFO={}\nFileDescriptorName=web\n",
+            folder.text(name),
+            folder.text(&format!("fifo-{name}"))
+        );
+        units.push((format!("{name}.socket"), socket));
+    }
+    let units: Vec<(&str, String)> = units.iter().map(|(name, text)| (name.as_str(), text.clone())).collect();
+    let Some(systemd) = Systemd::boot(folder, &units) else { return };
+    for name in ["a", "b", "c", "d"] {
+        systemd.succeed(&["start", &format!("{name}.socket")]);
+        assert_eq!(systemd.answer(name).generation, 1, "{name}: {}", log(&systemd));
+        let told = systemd.folder.read(&format!("told-{name}"));
+        let (inode, rest) = told.split_once(' ').unwrap();
+        assert!(systemd.sockets().contains(&inode.parse().unwrap()), "{name}: {told}");
+        assert_eq!(rest, "2 web:web True", "{name}");
+    }
+}
