@@ -73,6 +73,13 @@ pub(crate) enum Ready {
     After(Duration),
 }
 
+impl Ready {
+    /// Is a generation that is ready one that was seen to accept, as a rule?
+    pub(crate) fn is_observed(&self) -> bool {
+        matches!(self, Ready::Auto | Ready::Notify | Ready::Accepting)
+    }
+}
+
 /// What follows when none serves any more, though nothing was asked to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Restart {

@@ -9,13 +9,16 @@ use nix::unistd::Pid;
 
 use crate::failure::ExitStatus;
 use crate::kernel::elsewhere::listening_elsewhere;
+use crate::socket::listener::Listener;
 use crate::supervise::Supervisor;
+use crate::supervise::diagnosis::{Diagnosis, Findings, gone_to_background};
 use crate::supervise::generation::Generation;
 use crate::supervise::generation::child::Launch;
 use crate::supervise::generation::descriptors::Role;
+use crate::supervise::generation::ready::{Watch, unattended};
 use crate::supervise::plan::{Event, Id, Order, Transition};
-use crate::supervise::report::{Diagnosis, connections};
-use crate::sys;
+use crate::supervise::report::connections;
+use crate::sys::{self, Ending};
 use crate::target::pid_file::PidFile;
 
 /// At most this many notifications of one generation are read before the others are handled.
@@ -73,10 +76,12 @@ impl Supervisor {
             self.events.push_back(Event::Gone(id));
             return;
         };
+        // Before the signal: it may end at once.
+        let held = generation.ended.is_none().then(|| generation.connections(&self.sockets));
         generation.retire(self.config.stop_signal);
-        if generation.ended.is_none() {
-            let held = connections(generation.connections(&self.sockets));
-            self.reporter.progress(id, &format!("draining{held}"));
+        if let Some(held) = held {
+            generation.asked_to_stop = held.map(|held| (sys::now(), held));
+            self.reporter.progress(id, &format!("draining{}", connections(held)));
         }
         self.collect_gone();
     }
@@ -108,14 +113,25 @@ impl Supervisor {
     fn time_out(&mut self, id: Id) {
         self.generations.survey();
         let Some(generation) = self.generations.get(id) else { return };
-        let ours = self.sockets.set(generation.share).inodes;
-        let elsewhere = listening_elsewhere(&generation.members.alive(), ours).unwrap_or_default();
-        let diagnosis = Diagnosis {
+        let diagnosis = self.diagnose(generation);
+        self.reporter.timed_out(id, self.config.limits.ready, &diagnosis, &self.plan);
+    }
+
+    /// What can be seen of a generation that gets ready. It was surveyed just now.
+    fn diagnose(&self, generation: &Generation) -> Diagnosis {
+        let (alive, set) = (generation.members.alive(), self.sockets.set(generation.share));
+        let elsewhere = listening_elsewhere(&alive, set.inodes).unwrap_or_default();
+        let watch = generation.watch.as_ref();
+        let seen = unattended(&alive, set);
+        Diagnosis {
             elsewhere: elsewhere.into_iter().next(),
             stopped: generation.stopped_by(),
-            unobservable: generation.watch.as_ref().is_some_and(|watch| watch.is_unobservable()),
-        };
-        self.reporter.timed_out(id, self.config.limits.ready, &diagnosis, &self.plan);
+            awaited: watch.and_then(Watch::awaited),
+            unattended: seen.iter().flatten().map(|listener| address_of(listener)).collect(),
+            unobservable: seen.is_none(),
+            processes: alive.len(),
+            taken_before: generation.id > 1 && self.config.ready.is_observed(),
+        }
     }
 
     /// The supervisor's pid, once something serves.
@@ -149,14 +165,31 @@ impl Supervisor {
         let Some(generation) = self.generations.get_mut(id) else { return };
         let Some(ending) = generation.see_end() else { return };
         let exec_error = generation.exec_error();
-        let reason = ending.to_string();
+        let undrained = generation.died_of(self.config.stop_signal, ending, sys::now());
         if self.plan.is_starting(id) {
-            self.reporter.failed_to_start(id, &reason, exec_error.as_deref(), &self.sockets);
+            self.report_failed_start(id, ending, exec_error);
         } else if self.plan.is_serving(id) {
-            self.reporter.ended_unasked(id, &exec_error.unwrap_or(reason));
+            let left = self.generations.get(id).map_or(0, |generation| generation.members.alive().len());
+            let daemon = gone_to_background(ending, left);
+            self.reporter.ended_unasked(id, &exec_error.unwrap_or(ending.to_string()), daemon);
+        } else if let Some((after, held)) = undrained {
+            self.reporter.ended_without_draining(id, ending, after, held);
         }
         debug!("generation {id}: {ending}");
         self.events.push_back(Event::Ended(id, ending.status()));
+    }
+
+    /// A generation ended before it was ready; with an exec error if its program never ran.
+    fn report_failed_start(&mut self, id: Id, ending: Ending, exec_error: Option<String>) {
+        let Some(generation) = self.generations.get(id) else { return };
+        let findings = match exec_error {
+            Some(text) => Findings { text, remedy: None },
+            None => {
+                let addresses: Vec<String> = self.sockets.listeners().iter().map(address_of).collect();
+                self.diagnose(generation).of_end(ending, &addresses)
+            }
+        };
+        self.reporter.failed_to_start(id, &findings);
     }
 
     /// Processes ended: reap them, and see which generations are gone.
@@ -211,6 +244,11 @@ impl Supervisor {
             self.reporter.manager.alive();
         }
     }
+}
+
+/// The address of a socket, as far as the kernel gives it.
+fn address_of(listener: &Listener) -> String {
+    listener.endpoint().map(|endpoint| endpoint.to_string()).unwrap_or_default()
 }
 
 /// Once: a stranger that sends a thousand notifications must not fill the log.

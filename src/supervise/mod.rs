@@ -5,6 +5,7 @@
 
 mod act;
 pub(crate) mod control;
+mod diagnosis;
 mod generation;
 mod generations;
 pub(crate) mod plan;

@@ -7,17 +7,17 @@ use log::{error, info, warn};
 use nix::sys::signal::Signal;
 
 use crate::config::{Limits, Until};
-use crate::kernel::elsewhere::ForeignListener;
 use crate::manager::Manager;
 use crate::supervise::control::connection::{Client, WaitingFor};
 use crate::supervise::control::protocol::Reply;
 use crate::supervise::control::server::Clients;
 use crate::supervise::control::status::show;
+use crate::supervise::diagnosis::{Diagnosis, Findings, why_stopped};
 use crate::supervise::generations::Generations;
 use crate::supervise::plan::{Cause, Id, Plan, Transition};
 use crate::supervise::poll::Table;
 use crate::supervise::sockets::Sockets;
-use crate::sys::Timestamp;
+use crate::sys::{Ending, Timestamp};
 
 /// How often a client with a terminal is sent how many connections are left.
 const LIVE_INTERVAL: Duration = Duration::from_millis(500);
@@ -28,10 +28,6 @@ pub(crate) const KILLED_ONE: &str = "a generation did not drain and was killed";
 /// The error for a client whose generation is no longer there when its predecessors are gone.
 const NONE_SERVES: &str = "the new generation has ended, and nothing serves";
 
-/// What helps when a server did not take the socket.
-const TAKE_IT: &str = "its socket is open at descriptor 3 and announced in LISTEN_FDS; \
-                       see 'handoff-run --help-servers' for how servers take it";
-
 /// Where reports go, besides the log.
 #[derive(Debug)]
 pub(crate) struct Reporter {
@@ -40,17 +36,6 @@ pub(crate) struct Reporter {
     pub(crate) last_failure: Option<String>,
     /// When live clients are sent numbers again.
     next_live: Option<Timestamp>,
-}
-
-/// Why a generation was not ready in time, as far as it can be seen.
-#[derive(Debug)]
-pub(crate) struct Diagnosis {
-    /// It listens there, on a socket that is not ours.
-    pub(crate) elsewhere: Option<ForeignListener>,
-    /// What it is stopped by.
-    pub(crate) stopped: Option<Signal>,
-    /// Whether it accepts cannot be seen.
-    pub(crate) unobservable: bool,
 }
 
 impl Reporter {
@@ -100,21 +85,26 @@ impl Reporter {
         }
     }
 
-    /// A generation ended before it was ready; `exec_error` if its program never ran.
-    pub(crate) fn failed_to_start(&mut self, id: Id, ending: &str, exec_error: Option<&str>, sockets: &Sockets) {
-        if let Some(error) = exec_error {
-            return self.failure(id, error, None);
-        }
-        let endpoints = sockets.listeners().iter().filter_map(|listener| listener.endpoint().ok());
-        let addresses: Vec<String> = endpoints.map(|endpoint| endpoint.to_string()).collect();
-        let remedy = format!("if it tried to bind {} itself, it need not: {TAKE_IT}", addresses.join(" or "));
-        self.failure(id, &format!("{ending} before it was ready"), Some(&remedy));
+    /// A generation ended before it was ready.
+    pub(crate) fn failed_to_start(&mut self, id: Id, findings: &Findings) {
+        self.failure(id, &findings.text, findings.remedy.as_deref());
     }
 
     /// The generation that served ended unasked.
-    pub(crate) fn ended_unasked(&mut self, id: Id, ending: &str) {
+    pub(crate) fn ended_unasked(&mut self, id: Id, ending: &str, daemon: Option<Findings>) {
+        if let Some(findings) = daemon {
+            return self.failure(id, &findings.text, findings.remedy.as_deref());
+        }
         self.last_failure = Some(format!("generation {id}: {ending}"));
         self.progress(id, ending);
+    }
+
+    /// A generation that was asked to stop ended by the very signal, with connections that it held.
+    pub(crate) fn ended_without_draining(&mut self, id: Id, ending: Ending, after: Duration, held: usize) {
+        let held = connections(Some(held)).replacen(", ", "", 1);
+        let text = format!("{ending} {} after the stop signal, with {held}: it does not drain", show(after));
+        warn!("generation {id}: {text}");
+        self.clients.send_all(&Reply::Progress { generation: id, text });
     }
 
     /// A generation serves, `after` its start.
@@ -128,21 +118,8 @@ impl Reporter {
 
     /// A generation was not ready within `limit`.
     pub(crate) fn timed_out(&mut self, id: Id, limit: Duration, diagnosis: &Diagnosis, plan: &Plan) {
-        let text = format!("was not ready after {} and is killed", show(limit));
-        match diagnosis {
-            Diagnosis { stopped: Some(signal), .. } => {
-                self.failure(id, &format!("{text}: it is stopped by {signal}"), why_stopped(*signal));
-            }
-            Diagnosis { elsewhere: Some(other), .. } => {
-                let text = format!("{text}: it listens on {}, not on our socket", other.address);
-                self.failure(id, &text, Some(TAKE_IT));
-            }
-            Diagnosis { unobservable: true, .. } => {
-                let remedy = "what it waits on cannot be seen: choose with --ready how it shows that it is ready";
-                self.failure(id, &text, Some(remedy));
-            }
-            _ => self.failure(id, &text, Some(TAKE_IT)),
-        }
+        let findings = diagnosis.of_lateness(&format!("was not ready after {} and is killed", show(limit)));
+        self.failure(id, &findings.text, findings.remedy.as_deref());
         self.did_not_serve(id, 124, plan);
     }
 
@@ -265,15 +242,6 @@ impl Reporter {
             let count = generations.get(id).and_then(|generation| generation.connections(sockets));
             self.clients.send_live(id, &format!("draining{}", connections(count)));
         }
-    }
-}
-
-/// What a terminal stops a process for.
-fn why_stopped(signal: Signal) -> Option<&'static str> {
-    match signal {
-        Signal::SIGTTIN => Some("it read from the terminal, whose foreground job it is not: start it with </dev/null"),
-        Signal::SIGTTOU => Some("it changed the terminal, or wrote to it, whose foreground job it is not"),
-        _ => None,
     }
 }
 

@@ -24,9 +24,17 @@ fn failing_reload(supervisor: &Supervisor) -> (i32, String) {
     (output.code(), plain(&output.stderr, &supervisor.address()))
 }
 
-fn bound_itself(reason: &str) -> String {
+fn ended(reason: &str) -> String {
     format!(
         "handoff-run: generation 2: {reason} before it was ready\n\
+         handoff-run: an earlier generation took the socket, so see what this one wrote to the supervisor's stderr\n"
+    )
+}
+
+/// The same of the first generation, which no other took the socket before.
+fn bound_itself(reason: &str) -> String {
+    format!(
+        "handoff-run: generation 1: {reason} before it was ready\n\
          handoff-run: if it tried to bind ADDRESS itself, it need not: {TAKE_IT}\n"
     )
 }
@@ -98,7 +106,7 @@ fn a_stop_drains_and_ends_with_0_and_nobody_is_left_to_talk_to() {
 fn a_new_generation_that_ends_at_once_is_a_failed_reload() {
     let supervisor = supervise(Server::Script("exec ./server"), &[]).serving();
     supervisor.rewrite(Server::Script("exit 3"));
-    assert_eq!(failing_reload(&supervisor), (1, bound_itself("ended with status 3")));
+    assert_eq!(failing_reload(&supervisor), (1, ended("ended with status 3")));
     supervisor.wait_gone(2);
     assert!(supervisor.status(&[]).contains("last failure: generation 2: ended with status 3 before it was ready\n"));
     supervisor.stopped();
@@ -108,7 +116,7 @@ fn a_new_generation_that_ends_at_once_is_a_failed_reload() {
 fn a_new_generation_that_is_killed_is_a_failed_reload() {
     let supervisor = supervise(Server::Script("exec ./server"), &[]).serving();
     supervisor.rewrite(Server::Script("kill -KILL $$"));
-    assert_eq!(failing_reload(&supervisor), (1, bound_itself("was ended by SIGKILL")));
+    assert_eq!(failing_reload(&supervisor), (1, ended("was ended by SIGKILL")));
     supervisor.stopped();
 }
 
@@ -131,22 +139,100 @@ fn a_new_generation_that_is_missing_or_cannot_be_executed_is_a_failed_reload() {
 fn a_new_generation_that_hangs_is_killed_in_time_and_124() {
     let supervisor = supervise(Server::Script("exec ./server"), &["--ready-timeout", "1s"]).serving();
     supervisor.rewrite(Server::Script("exec sleep 1000"));
-    let text = "handoff-run: generation 2: was not ready after 1.00 s and is killed\n";
-    assert_eq!(failing_reload(&supervisor), (124, format!("{text}handoff-run: {TAKE_IT}\n")));
+    let text = "handoff-run: generation 2: was not ready after 1.00 s and is killed: no process waits on ADDRESS\n";
+    assert_eq!(failing_reload(&supervisor), (124, text.to_owned()));
     supervisor.wait_gone(2);
     supervisor.stopped();
 }
 
 #[test]
-fn a_new_generation_that_binds_the_port_itself_is_told_that_it_need_not() {
+fn a_new_generation_that_binds_the_port_itself_is_a_failed_reload() {
     let supervisor = supervise(Server::Python("serve()"), &[]).serving();
     supervisor.rewrite(Server::Python(&format!(
         "try: socket.create_server(('127.0.0.1', {}))\n\
          except OSError as error: sys.exit(error.errno)",
         supervisor.address().rsplit_once(':').unwrap().1
     )));
-    assert_eq!(failing_reload(&supervisor), (1, bound_itself("ended with status 98")));
+    assert_eq!(failing_reload(&supervisor), (1, ended("ended with status 98")));
     supervisor.stopped();
+}
+
+#[test]
+fn a_new_generation_that_waits_on_one_of_two_sockets_is_told_on_which_it_does_not() {
+    let setup = supervise(Server::Python("serve()"), &["--ready-timeout", "500ms"]);
+    let path = setup.folder.text("other");
+    let mut supervisor = setup.listen("127.0.0.1:0").listen(&path).start();
+    let (status, log) = supervisor.end();
+    assert_eq!(status, 137);
+    let text =
+        format!("was not ready after 0.50 s and is killed: no process waits on {path}\nhandoff-run: {TAKE_IT}\n");
+    assert!(log.contains(&text), "{log}");
+}
+
+// The words of what readiness waits for.
+#[test]
+fn a_generation_that_is_late_is_told_what_was_waited_for() {
+    let waits = "serve()";
+    let sleeps = "time.sleep(100)";
+    for (how, code, words) in [
+        ("check:exit 7", waits, "its check last ended with status 7"),
+        ("check:kill -9 $$", waits, "its check last was ended by SIGKILL"),
+        ("check:sleep 100", waits, "its check has not ended"),
+        ("notify", waits, "it did not send READY=1"),
+        ("fd:9", waits, "it wrote nothing to descriptor 9"),
+        ("check:exit 7", sleeps, "its check last ended with status 7, and no process waits on ADDRESS"),
+    ] {
+        let options = ["--ready", how, "--ready-timeout", "1s"];
+        let mut supervisor = supervise(Server::Python(code), &options).start();
+        let address = supervisor.address();
+        let (status, log) = supervisor.end();
+        assert_eq!(status, 137);
+        let line = format!("generation 1: was not ready after 1.00 s and is killed: {words}\n");
+        assert!(plain(&log, &address).contains(&line), "{log}");
+    }
+}
+
+// Once it was asked whether it tried to bind the port.
+#[test]
+fn a_program_that_goes_to_the_background_is_told_to_stay() {
+    let daemon = "if os.fork(): os._exit(0)\nos.setsid()\n";
+    let mut supervisor = supervise(Server::Python(&format!("{daemon}time.sleep(1)\nserve()")), &[]).start();
+    let (status, log) = supervisor.end();
+    let text = "generation 1: ended with status 0 and left 1 process in the background before it was ready\n\
+                handoff-run: it must stay in the foreground";
+    assert_eq!(status, 1);
+    assert!(log.contains(text), "{log}");
+
+    // Its child serves before it ends.
+    let late = "if os.fork():\n    while 'ready' not in open(path('log')).read(): time.sleep(0.01)\n    os._exit(0)\nos.setsid()\n";
+    let code = format!("{late}serve()");
+    let mut supervisor = supervise(Server::Python(&code), &["--restart", "on-failure"]).start();
+    let (status, log) = supervisor.end();
+    let text = "generation 1: ended with status 0 and left 1 process in the background\n\
+                handoff-run: it must stay in the foreground";
+    assert_eq!(status, 0);
+    assert!(log.contains(text), "{log}");
+}
+
+// Once it was "draining, 0 connections" and "gone": the signal came before they were counted.
+#[test]
+fn a_generation_that_ends_by_the_stop_signal_with_its_connections_does_not_drain() {
+    let hold = "signal.signal(signal.SIGTERM, signal.SIG_DFL)\nkept = []\ns.setblocking(False)\n";
+    let accept = "while True:\n    select.select([s], [], [])\n    c, _ = s.accept()\n    c.setblocking(True)\n    kept.append(c)\n    c.recv(99)\n    c.sendall(f'hello from {gen}, pid {os.getpid()}\\n'.encode())";
+    let like_java = "signal.signal(signal.SIGTERM, lambda *_: os._exit(143))\n";
+    for (handler, ending) in [("", "was ended by SIGTERM"), (like_java, "ended with status 143")] {
+        let supervisor = supervise(Server::Python(&format!("{hold}{handler}{accept}")), &[]).serving();
+        let held = [(); 3].map(|()| supervisor.hold());
+        let output = supervisor.reload_and_wait();
+        assert_eq!(output.failure(), (0, ""));
+        let lines: Vec<&str> = output.stdout.lines().skip_while(|line| !line.contains("draining")).collect();
+        assert_eq!(lines[0], "generation 1: draining, 3 connections");
+        assert!(lines[1].starts_with(&format!("generation 1: {ending} 0.")), "{lines:?}");
+        assert!(lines[1].ends_with(" s after the stop signal, with 3 connections: it does not drain"), "{lines:?}");
+        drop(held);
+        // Without any there is nothing to be said.
+        assert!(!supervisor.stopped().contains("generation 2: was ended"));
+    }
 }
 
 #[test]
@@ -180,8 +266,7 @@ fn a_generation_that_ends_its_parent_when_it_serves_means_that_it_is_ready() {
 // Once the whole service stopped: facebookgo/grace sends it after it has the listener, and may be seen accepting before.
 #[test]
 fn a_generation_may_end_its_parent_also_just_after_it_was_seen_ready() {
-    let sends = "os.kill(parent, signal.SIGTERM)";
-    for sender in [sends, &format!("if os.fork() == 0: {sends}; signal.pause()")] {
+    for sender in ["os.kill(parent, signal.SIGTERM)", "os.fork() or (os.kill(parent, signal.SIGTERM), os._exit(0))"] {
         let code = format!(
             "parent = os.getppid()\n\
              while f'generation {{gen}}: ready' not in open(path('log')).read(): time.sleep(0.005)\n\
@@ -216,7 +301,7 @@ fn a_first_generation_that_fails_ends_the_supervisor_with_its_status() {
             "handoff-run: 127.0.0.1:0 listens on ADDRESS\n\
              handoff-run: generation 1: started (pid PID)\n{}\
              handoff-run: generation 1: gone\n",
-            bound_itself(reason).replace("generation 2", "generation 1")
+            bound_itself(reason)
         );
         assert_eq!((code, plain(&log, &address)), (status, expected));
     }
@@ -236,8 +321,10 @@ fn a_first_generation_that_cannot_be_executed_ends_the_supervisor_with_126_or_12
 #[test]
 fn a_first_generation_that_hangs_ends_the_supervisor_with_137() {
     let mut supervisor = supervise(Server::Script("exec sleep 1000"), &["-q", "--ready-timeout", "100ms"]).start();
-    let text = "handoff-run: generation 1: was not ready after 0.10 s and is killed\n";
-    assert_eq!(supervisor.end(), (137, format!("{text}handoff-run: {TAKE_IT}\n")));
+    let (status, log) = supervisor.end();
+    let text = "handoff-run: generation 1: was not ready after 0.10 s and is killed: no process waits on 127.0.0.1:";
+    assert!(log.starts_with(text) && log.ends_with(&format!("\nhandoff-run: {TAKE_IT}\n")), "{log}");
+    assert_eq!(status, 137);
 }
 
 #[test]

@@ -82,7 +82,10 @@ fn a_descriptor_that_is_closed_without_a_byte_tells_nothing() {
     let mut supervisor = supervise(Server::Python("os.close(9)\nserve()"), &options).start();
     let (status, log) = supervisor.end();
     assert_eq!(status, 137, "{log}");
-    assert!(log.contains("generation 1: was not ready after 0.50 s and is killed\n"), "{log}");
+    assert!(
+        log.contains("generation 1: was not ready after 0.50 s and is killed: it wrote nothing to descriptor 9\n"),
+        "{log}"
+    );
 }
 
 #[test]

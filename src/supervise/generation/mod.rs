@@ -33,6 +33,9 @@ use descriptors::{Descriptors, Role, SavedDescriptor};
 use notify_socket::{Notification, NotifyFile};
 use ready::{SavedWatch, Watch};
 
+/// A generation that ends within this time after the stop signal did not drain what it still had.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
 /// A generation that has been started and of which something may be left.
 #[derive(Debug)]
 pub(crate) struct Generation {
@@ -58,6 +61,8 @@ pub(crate) struct Generation {
     pub(crate) stranger_reported: bool,
     /// What its main process was last seen stopped by.
     stopped: Option<Signal>,
+    /// When it was, and with how many connections.
+    pub(crate) asked_to_stop: Option<(Timestamp, usize)>,
 }
 
 /// A generation in a state that is handed on.
@@ -133,6 +138,7 @@ impl Generation {
             ended: None,
             stranger_reported: false,
             stopped: None,
+            asked_to_stop: None,
         })
     }
 
@@ -183,6 +189,7 @@ impl Generation {
             ended: saved.ended,
             stranger_reported: false,
             stopped: None,
+            asked_to_stop: None,
         })
     }
 
@@ -211,6 +218,15 @@ impl Generation {
             self.watch = None;
         }
         self.ended
+    }
+
+    /// Did it end by the signal that asked it to stop, at once and with connections? How long after, and with how many.
+    pub(crate) fn died_of(&self, signal: Signal, ending: Ending, now: Timestamp) -> Option<(Duration, usize)> {
+        let (asked, held) = self.asked_to_stop?;
+        let after = now.saturating_sub(asked);
+        // The JVM, and shells, end with that status themselves.
+        let by_signal = ending.status() == 128 + signal as u8;
+        (by_signal && held > 0 && after < AT_ONCE).then_some((after, held))
     }
 
     /// What stopped its main process, which serves nobody until SIGCONT.

@@ -12,6 +12,7 @@ use crate::config::Ready;
 use crate::kernel::accepting::observe;
 use crate::kernel::connections::serve;
 use crate::kernel::descriptors::SocketInode;
+use crate::socket::listener::Listener;
 use crate::supervise::signals::Dispositions;
 use crate::supervise::sockets::SocketSet;
 use crate::sys::{self, Ending, Helper, Timestamp};
@@ -43,6 +44,8 @@ pub(crate) struct Watch {
     unobservable: u32,
     /// Ends with the watch.
     check: Option<Helper>,
+    /// How the last check ended.
+    last_check: Option<Ending>,
 }
 
 /// What the next supervisor must know to go on watching.
@@ -58,6 +61,15 @@ fn is_served(members: &[Pid], socket: SocketInode, set: SocketSet) -> bool {
     let listener = set.inodes.iter().zip(set.listeners).find(|(inode, _)| **inode == socket);
     // Where the kernel cannot be asked, assume not.
     listener.is_some_and(|(_, listener)| serve(members, listener).unwrap_or(false))
+}
+
+/// The sockets of `set` that none of `members` waits on; none where that cannot be seen.
+pub(crate) fn unattended<'a>(members: &[Pid], set: SocketSet<'a>) -> Option<Vec<&'a Listener>> {
+    let seen = observe(members, set.inodes);
+    let is_missing = |inode| seen.missing.contains(inode) && !is_served(members, *inode, set);
+    let pairs = set.inodes.iter().zip(set.listeners).filter(|(inode, _)| is_missing(inode));
+    let missing: Vec<&Listener> = pairs.map(|(_, listener)| listener).collect();
+    (seen.obstacle.is_none() || missing.is_empty()).then_some(missing)
 }
 
 impl Watch {
@@ -77,6 +89,7 @@ impl Watch {
             notified: false,
             unobservable: 0,
             check: None,
+            last_check: None,
         }
     }
 
@@ -166,6 +179,7 @@ impl Watch {
         };
         let Some(ending) = check.ending() else { return false };
         self.check = None;
+        self.last_check = Some(ending);
         ending == Ending::Exited(0)
     }
 
@@ -189,8 +203,14 @@ impl Watch {
         self.check.as_ref().map(Helper::pid)
     }
 
-    /// Has it been impossible to see whether it accepts?
-    pub(crate) fn is_unobservable(&self) -> bool {
-        self.unobservable >= UNOBSERVABLE
+    /// What it waits for that is not seen by looking, and what came of it.
+    pub(crate) fn awaited(&self) -> Option<String> {
+        match (&self.how, self.last_check) {
+            (Ready::Check(_), Some(ending)) => Some(format!("its check last {ending}")),
+            (Ready::Check(_), None) => Some("its check has not ended".to_owned()),
+            (Ready::Descriptor(number), _) => Some(format!("it wrote nothing to descriptor {number}")),
+            (Ready::Notify, _) if !self.notified => Some("it did not send READY=1".to_owned()),
+            _ => None,
+        }
     }
 }
