@@ -15,7 +15,7 @@ use crate::config::{Command, Exec, Form, Limits, Ready, Request, Restart, Superv
 use crate::socket::address::{Address, Family, Host, Inet};
 use crate::socket::spec::Spec;
 use crate::sys::FIRST_FD;
-use crate::target::preset::{Blocking, Every, Preset, Stdin};
+use crate::target::preset::{Every, Preset, Stdin};
 use crate::target::{Announce, Begin, Program, template};
 
 impl Cli {
@@ -88,7 +88,7 @@ impl Cli {
     }
 }
 
-/// Apply the preset's meaning of `:PORT` and its O_NONBLOCK, unless the user chose.
+/// Apply the preset's meaning of `:PORT` and its options, unless the user chose.
 fn fit_preset(mut spec: Spec, preset: Option<&Preset>) -> Spec {
     let Some(preset) = preset else { return spec };
     if let Address::Inet(Inet { host: Host::Every, family, .. }) = &mut spec.address
@@ -97,8 +97,6 @@ fn fit_preset(mut spec: Spec, preset: Option<&Preset>) -> Spec {
     {
         *family = Family::V4;
     }
-    if preset.blocking == Blocking::NonBlocking && spec.options.allows_nonblock(&spec.address) {
-        spec.options.set_nonblock();
-    }
+    preset.options.iter().for_each(|name| spec.options.add(name, &spec.address));
     spec
 }

@@ -147,15 +147,11 @@ impl Options {
         }
     }
 
-    /// Is `nonblock` an option that a socket at `address` may have?
-    pub(crate) fn allows_nonblock(&self, address: &Address) -> bool {
-        class(address) != 0
-    }
-
-    /// Add `nonblock` unless it is there.
-    pub(crate) fn set_nonblock(&mut self) {
-        if !self.has("nonblock") {
-            self.0.push((&TABLE[TABLE.len() - 1], Value::On));
+    /// Add an option without a value, unless it is there or does not fit `address`.
+    pub(crate) fn add(&mut self, name: &str, address: &Address) {
+        let fitting = TABLE.iter().find(|row| row.name == name && row.fits & class(address) != 0);
+        if let Some(row) = fitting.filter(|_| !self.has(name)) {
+            self.0.push((row, Value::On));
         }
     }
 

@@ -1,9 +1,9 @@
 //! --as: what each server needs to take a socket.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{SockaddrStorage, getsockname};
+use nix::sys::socket::{SockaddrStorage, getsockname, getsockopt, sockopt};
 
 use crate::harness::socket::link;
 use crate::harness::{Folder, Report, handoff_run_with};
@@ -85,6 +85,19 @@ fn java_and_fastcgi_find_the_first_socket_at_descriptor_0() {
 fn uvicorn_is_told_the_first_socket_where_it_is() {
     let run = handoff_run_with(&["-q", "--as", "uvicorn", "--first-fd", "20", "-l", "127.0.0.1:0", "--"]);
     assert_eq!(&run.report()["UVICORN_FD"], "20");
+}
+
+fn has_nodelay(socket: &impl AsFd) -> bool {
+    getsockopt(socket, sockopt::TcpNoDelay).unwrap()
+}
+
+// What it accepts inherits that. It sets it itself on what it binds, and not on what it is given.
+#[test]
+fn uvicorn_is_given_a_socket_that_sends_small_segments_at_once() {
+    let folder = Folder::new();
+    let report = run_as("uvicorn", &[":0", &folder.text("s"), "127.0.0.1:0,nodelay"]);
+    assert!(has_nodelay(&report.sockets[0]) && has_nodelay(&report.sockets[2]));
+    assert!(!has_nodelay(&handoff_run_with(&["-q", "-l", ":0", "--"]).report().sockets[0]));
 }
 
 #[test]

@@ -1,8 +1,15 @@
 //! Real servers, as they are installed, each started with the line that `--help-servers` shows for it. One that is not
 //! installed is passed over, unless HANDOFF_REQUIRE_SERVERS is set.
 
-use crate::harness::case::{CASE, Case, Protocol, Stop, rows};
-use crate::harness::trial::try_out;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::TcpNoDelay;
+
+use crate::harness::case::{CASE, Case, Protocol, Stop, is_installed, rows};
+use crate::harness::process::copy_of;
+use crate::harness::request::Request;
+use crate::harness::socket::accepted;
+use crate::harness::trial::{Trial, try_out};
+use crate::harness::wait_for;
 
 /// A test each, and the list of all.
 macro_rules! servers {
@@ -21,7 +28,7 @@ servers! {
     };
     haproxy_serves_and_drains: Case { name: "haproxy", needs: &["haproxy"], files: "haproxy", ..CASE };
     gunicorn_serves_and_drains: Case { name: "gunicorn", needs: &["gunicorn"], files: "python", ..CASE };
-    uvicorn_serves_and_drains: Case { name: "uvicorn", needs: &["uvicorn"], files: "python", status: 128 + 15, ..CASE };
+    uvicorn_serves_and_drains: UVICORN;
     hypercorn_serves_and_drains: Case { name: "hypercorn", needs: &["hypercorn"], files: "python", ..CASE };
     node_serves_and_drains: NODE;
     puma_serves_and_drains: Case { name: "puma", needs: &["puma"], files: "ruby", status: 128 + 15, ..CASE };
@@ -67,6 +74,26 @@ servers! {
     waitress_serves: Case {
         name: "waitress", needs: &["waitress-serve"], files: "waitress", stop: Stop::Ends, status: 128 + 15, ..CASE
     };
+}
+
+const UVICORN: Case = Case { name: "uvicorn", needs: &["uvicorn"], files: "python", status: 128 + 15, ..CASE };
+
+// asyncio leaves Nagle's algorithm on for a socket that it does not take for TCP: each answer of two segments then waits
+// 40 ms for an acknowledgement.
+#[test]
+fn what_uvicorn_accepts_sends_small_segments_at_once() {
+    if is_installed(&UVICORN) {
+        let server = Trial::start(&UVICORN, "");
+        server.process.wait_ready(1);
+        let client = server.ask(Request::Slow);
+        let inode = wait_for("the request to be read", || accepted(&client));
+        let copy = wait_for("its descriptor", || server.processes().into_iter().find_map(|pid| copy_of(pid, inode)));
+        assert!(getsockopt(&copy, TcpNoDelay).unwrap());
+        // As long as it is open the connection is.
+        drop(copy);
+        server.check_answer(client);
+        server.stop();
+    }
 }
 
 /// Rows whose servers are not among what the tests install.

@@ -1,7 +1,7 @@
 //! What /proc knows of a process, and of the processes that belong together.
 
 use std::fs;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -69,6 +69,18 @@ pub fn descriptors(pid: Pid) -> Vec<(RawFd, String)> {
         .collect();
     all.sort_unstable();
     all
+}
+
+/// A copy of the socket with this inode, if it has that open.
+pub fn copy_of(pid: Pid, inode: u64) -> Option<OwnedFd> {
+    let link = format!("socket:[{inode}]");
+    let (number, _) = descriptors(pid).into_iter().find(|(_, found)| *found == link)?;
+    // SAFETY: pidfd_open takes two integers, and what it returns is nobody else's.
+    let process = unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) as RawFd) };
+    // SAFETY: pidfd_getfd takes three integers.
+    let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+    // SAFETY: the kernel just made it for us alone.
+    Errno::result(copy).ok().map(|copy| unsafe { OwnedFd::from_raw_fd(copy as RawFd) })
 }
 
 /// The inodes of the sockets that it has open.
