@@ -92,6 +92,14 @@ fn probe(state: &str) -> (i32, String) {
     (output.code(), output.stderr)
 }
 
+/// A state for a probe that has all descriptors, with these parts.
+fn whole(sockets: &str, generations: &str, control: &str) -> String {
+    format!(
+        "{{\"pid\":PID,\"probe_has_descriptors\":true,\"sockets\":{{\"listeners\":[{sockets}],\"others\":[]}},\
+         \"plan\":{{}},\"generations\":[{generations}],\"control\":{{{control}}}}}"
+    )
+}
+
 #[test]
 fn a_probe_refuses_a_state_whose_descriptors_are_not_there() {
     let lost = |part: &str| {
@@ -99,16 +107,14 @@ fn a_probe_refuses_a_state_whose_descriptors_are_not_there() {
         let end = "handoff-run: cannot take over from another supervisor, as HANDOFF_STATE demands: a part of the state would be lost\n";
         (125, format!("{words} {part}\n{end}"))
     };
-    let state = |parts: &str| format!("{{\"pid\":PID,\"probe_has_descriptors\":true{parts}}}");
-    assert_eq!(probe(&state("")), (93, String::new()));
-    let listener = state(",\"sockets\":{\"listeners\":[{\"fd\":77}],\"others\":[]}");
+    assert_eq!(probe(&whole("", "", "")), (93, String::new()));
+    let listener = whole("{\"fd\":77}", "", "");
     assert_eq!(probe(&listener), lost("descriptor 77 of a listener: EBADF: Bad file number"));
-    let control = state(",\"control\":{\"server\":{\"fd\":77}}");
+    let control = whole("", "", "\"server\":{\"fd\":77}");
     assert_eq!(probe(&control), lost("the control socket: EBADF: Bad file number"));
     let generation =
-        "{\"id\":1,\"pid\":1,\"started\":{\"secs\":1,\"nanos\":0},\"descriptors\":[{\"role\":\"pidfd\",\"fd\":77}]}";
-    let generation = state(&format!(",\"generations\":[{generation}]"));
-    assert_eq!(probe(&generation), lost("a generation: EBADF: Bad file number"));
+        "{\"id\":1,\"pid\":2,\"started\":{\"secs\":1,\"nanos\":0},\"descriptors\":[{\"role\":\"pidfd\",\"fd\":77}]}";
+    assert_eq!(probe(&whole("", generation, "")), lost("a generation: EBADF: Bad file number"));
     // A first release gave its probe none.
     assert_eq!(probe(&listener.replace("true", "false")), (93, String::new()));
 }
@@ -123,9 +129,7 @@ fn a_probe_removes_no_file_however_it_ends() {
     // Descriptor 3 is the state's own; 0 is open as well.
     for lost in ["", ",{\"fd\":77}"] {
         let listeners = format!("{{\"fd\":0,\"file\":{saved}}}{lost}");
-        let state = format!(
-            "{{\"pid\":PID,\"probe_has_descriptors\":true,\"sockets\":{{\"listeners\":[{listeners}],\"others\":[]}}}}"
-        );
+        let state = whole(&listeners, "", "");
         assert_eq!(probe(&state).0, if lost.is_empty() { 93 } else { 125 });
         assert_eq!(folder.names(), ["app.sock"]);
     }
