@@ -7,7 +7,7 @@ use crate::harness::server::settings;
 use crate::harness::systemd::Systemd;
 use crate::harness::{Folder, PROGRAM, Server, wait_for};
 
-/// What systemd.exec(5) offers, as the packages of many services use it.
+/// handoff-run(1): "A unit may have […]": as the packages of many services have it.
 const HARDENING: &str = "
 ProtectSystem=strict
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
