@@ -112,6 +112,8 @@ pub(crate) fn dump_inet(
 ) -> nix::Result<Vec<InetSocket>> {
     let mut sockets = Vec::new();
     dump(&inet_request(kind, family, states, port), |message| sockets.extend(read_inet(message)))?;
+    // Of sockets that are only bound, Linux lists those of other ports too.
+    sockets.retain(|socket: &InetSocket| port.is_none_or(|port| socket.local.port() == port));
     Ok(sockets)
 }
 
