@@ -71,6 +71,12 @@ serve()";
     wait_for("the new program", || log(&systemd).contains("becoming").then_some(()));
     succeed(&systemd, &["reload", "a"]);
     assert_eq!(systemd.answer("s").generation, 3);
+    // Connections are counted, by the unit's own /proc.
+    let (uid, program) = (systemd.property("a", "UID"), systemd.folder.text("handoff-run"));
+    let pid = systemd.property("a", "MainPID");
+    let inside = ["nsenter", "-t", &pid, "-m", "setpriv", "--reuid", &uid, "--clear-groups"];
+    let status = systemd.run(&[&inside[..], &[&program, "--status", &control, "--json"]].concat());
+    assert!(status.stdout.contains("\"connections\":0"), "{status:?}");
     systemd.succeed(&["stop", "a"]);
     assert_eq!(systemd.property("a", "Result"), "success");
     assert!(!systemd.folder.path("s").exists());
