@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use anyhow::Error;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use crate::kernel::descriptors::{self, SocketInode};
+use crate::kernel::descriptors::{self, ForeignFd, Kind, SocketInode};
 use crate::kernel::processes::are_visible;
 use crate::kernel::sock_diag::{InetSocket, IpVersion, States, inet_sockets, unix_sockets};
 use crate::socket::address::UnixName;
@@ -41,6 +42,12 @@ pub(crate) fn missing_folder(path: &Path, error: &Error) -> Option<String> {
 /// The process that has the address, as far as /proc shows.
 fn held_by(endpoint: &Endpoint) -> String {
     let held = bound_to(endpoint);
+    if let Some(number) = inherited(&held) {
+        return format!(
+            "it is held by descriptor {number}, which was inherited and is bound otherwise than this asks for: ask for that \
+             socket by its own address or as fd:{number}, or close it"
+        );
+    }
     let holds = |pid: &Pid| descriptors::sockets(*pid).any(|inode| held.contains(&inode));
     let processes = are_visible().and_then(|()| Ok(sys::numbers_in("/proc")?)).unwrap_or_default();
     // The lowest is the oldest as a rule: a master, not one of its workers.
@@ -49,6 +56,14 @@ fn held_by(endpoint: &Endpoint) -> String {
         Some(pid) => format!("it is held by pid {pid}: {}", command(pid)),
         None => "it is held by a process that /proc does not show to this user".to_owned(),
     }
+}
+
+/// The descriptor of this process that one of `held` was inherited at. What it bound or adopted itself is close-on-exec.
+fn inherited(held: &[SocketInode]) -> Option<RawFd> {
+    let all = are_visible().and_then(|()| descriptors::descriptors(Pid::this())).unwrap_or_default();
+    let is_held = |kind: &Kind| matches!(kind, Kind::Socket(inode) if held.contains(inode));
+    let numbers = all.into_iter().filter(|(_, kind)| is_held(kind)).map(|(ForeignFd(number), _)| number);
+    numbers.filter(|number| sys::is_inheritable(*number)).min()
 }
 
 /// The sockets that are in the way of `endpoint`.

@@ -152,6 +152,13 @@ pub(crate) fn stdin_listens() -> bool {
     done == 0 && value == 1
 }
 
+/// Is there a descriptor at `number` that a program which is executed would have?
+pub(crate) fn is_inheritable(number: RawFd) -> bool {
+    // SAFETY: fcntl with F_GETFD takes integers and changes nothing, whosever the descriptor is.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
 /// Set or clear close-on-exec.
 pub(crate) fn set_close_on_exec(fd: impl AsFd, flag: FdFlag) -> nix::Result<()> {
     fcntl(fd, FcntlArg::F_SETFD(flag)).map(drop)

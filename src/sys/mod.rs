@@ -17,8 +17,8 @@ pub(crate) use directory::{numbers_in, rename_to_free};
 #[cfg(not(test))]
 pub(crate) use fd::claim;
 pub(crate) use fd::{
-    Claimed, FIRST_FD, duplicate_from, duplicate_inheritable_from, duplicate_stdin, occupy_standard, place,
-    set_close_on_exec, stdin_listens,
+    Claimed, FIRST_FD, duplicate_from, duplicate_inheritable_from, duplicate_stdin, is_inheritable, occupy_standard,
+    place, set_close_on_exec, stdin_listens,
 };
 pub(crate) use helper::{Helper, output};
 #[cfg(not(test))]

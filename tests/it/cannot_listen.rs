@@ -1,11 +1,13 @@
 //! A socket that cannot be bound: what happened, what helps, and nothing left behind.
 
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::{fs, io, process};
 
 use nix::unistd::{Gid, Uid, setgid, setuid};
 
+use crate::harness::socket::ipv6_is_missing;
 use crate::harness::{Folder, Report, handoff_run_with, is_root_to, skip};
 
 /// A server that holds `spec`, and the address that it got.
@@ -150,4 +152,35 @@ fn a_failure_leaves_the_inherited_sockets_to_the_caller() {
     assert_eq!(folder.names(), ["s"]);
     TcpStream::connect(&address).unwrap();
     tcp.accept().unwrap();
+}
+
+// Once "two --listen options ask for the same address", of which there was one.
+#[test]
+fn an_inherited_socket_in_the_way_is_told_by_its_descriptor() {
+    if ipv6_is_missing() {
+        return;
+    }
+    let dual = TcpListener::bind("[::]:0").unwrap();
+    let loopback = TcpListener::bind("127.0.0.1:0").unwrap();
+    let datagram = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let [port, other] = [&dual, &loopback].map(|listener| listener.local_addr().unwrap().port());
+    let third = datagram.local_addr().unwrap().port();
+    let [dual, loopback, datagram] = [OwnedFd::from(dual), loopback.into(), datagram.into()];
+    for (socket, spec) in [
+        (&dual, format!("0.0.0.0:{port}")),
+        (&dual, format!("127.0.0.1:{port}")),
+        (&loopback, format!("0.0.0.0:{other}")),
+        (&datagram, format!("udp:0.0.0.0:{third}")),
+    ] {
+        let output = handoff_run_with(&["-q", "-l", &spec, "--", "true"]).inherit(socket, 7).output();
+        let message = format!(
+            "handoff-run: cannot listen on {spec}: EADDRINUSE: Address already in use\nhandoff-run: it is held by \
+             descriptor 7, which was inherited and is bound otherwise than this asks for: ask for that socket by its \
+             own address or as fd:7, or close it\n"
+        );
+        let (code, stderr) = (output.code(), output.stderr.split_inclusive('\n').skip(1).collect::<String>());
+        assert_eq!((code, stderr), (125, message));
+        let own = handoff_run_with(&["-q", "-l", "fd:7", "--", "true"]).inherit(socket, 7).output();
+        assert_eq!(own.failure(), (0, ""));
+    }
 }
