@@ -2,12 +2,13 @@
 //!
 //! A supervisor never waits for whatever reads its log: what cannot be written at once is dropped and counted.
 
+use std::env;
 use std::io::{self, Write, stderr};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use env_logger::{Builder, Target};
-use log::LevelFilter;
+use log::{LevelFilter, warn};
 use nix::errno::Errno;
 
 use crate::failure::OneLine;
@@ -15,12 +16,25 @@ use crate::sys::write_at_once;
 
 /// Log what is at `level` or above, or what the environment variable HANDOFF_LOG selects instead.
 pub(crate) fn start(level: LevelFilter) {
+    let chosen = chosen_level();
     Builder::new()
-        .filter_level(level)
-        .parse_env("HANDOFF_LOG")
+        .filter_level(chosen.as_ref().ok().copied().flatten().unwrap_or(level))
         .format(|stderr, record| writeln!(stderr, "handoff-run: {}", OneLine(&record.args().to_string())))
         .target(Target::Pipe(Box::new(Stderr::default())))
         .init();
+    if let Err(word) = chosen {
+        warn!("HANDOFF_LOG={word} is none of error, warn, info, debug, trace and off: it is ignored");
+    }
+}
+
+/// The level that HANDOFF_LOG names, if it is set.
+///
+/// # Errors
+/// Its value, if that is no level.
+fn chosen_level() -> Result<Option<LevelFilter>, String> {
+    let Some(word) = env::var_os("HANDOFF_LOG").filter(|word| !word.is_empty()) else { return Ok(None) };
+    let word = word.to_string_lossy().into_owned();
+    word.trim().parse().map(Some).map_err(|_| word)
 }
 
 /// Drop from now on what would have to wait.

@@ -122,3 +122,21 @@ fn control_characters_of_the_holder_forge_no_line_either() {
     let line = format!("cannot listen on {path}: EADDRINUSE: Address already in use");
     assert_lines(&["-l", &path, "--", "true"], 125, &[&line, &held]);
 }
+
+// Once it was said in the words and the form of a library.
+#[test]
+fn a_log_level_that_is_none_is_ignored_and_that_is_said_like_everything_else() {
+    let run =
+        |level: &str| handoff_run_with(&["-l", "/nonexistent/s", "--", "true"]).env("HANDOFF_LOG", level).output();
+    let error = "handoff-run: cannot listen on /nonexistent/s: ENOENT: No such file or directory\n";
+    for level in ["", "error", "WARN", " info", "off"] {
+        assert_eq!(run(level).failure(), (125, error), "{level:?}");
+    }
+    for (level, shown) in [("loud", "loud"), ("a\nb", r"a\nb"), ("handoff_run=", "handoff_run="), ("info,x", "info,x")]
+    {
+        let warning = format!(
+            "handoff-run: HANDOFF_LOG={shown} is none of error, warn, info, debug, trace and off: it is ignored\n{error}"
+        );
+        assert_eq!(run(level).failure(), (125, warning.as_str()));
+    }
+}
