@@ -33,7 +33,7 @@ use log::{debug, warn};
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
 
-use crate::config::{Ready, Supervise};
+use crate::config::{Limits, Ready, Supervise};
 use crate::manager::Manager;
 use crate::saved::{self, SavedPath};
 use crate::socket::listener::Listener;
@@ -41,10 +41,11 @@ use crate::sys::{self, Claimed};
 use crate::target::pid_file::PidFile;
 use control::connection::WaitingFor;
 use control::server::Clients;
+use control::status::show;
 use generations::{Generations, warn_without_proc};
 use plan::{Event, KILLED, Order, Plan};
 use poll::{Source, Table};
-use report::{KILLED_ONE, Reporter};
+use report::{KILLED_ONE, LastFailure, Reporter};
 use signals::Signals;
 use sockets::Sockets;
 use terminal::Terminal;
@@ -100,6 +101,7 @@ impl Supervisor {
         sys::occupy_standard().context("cannot occupy the standard descriptors")?;
         let sockets = Sockets::new(listeners, others)?;
         check_ready_fd(&config.ready, &sockets)?;
+        check_ready_after(&config.ready, config.limits)?;
         let clients = Clients::listen(config.control.as_deref())?;
         let signals = Signals::receive()?;
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
@@ -152,7 +154,11 @@ impl Supervisor {
             events,
             sockets,
             generations,
-            reporter: Reporter::new(clients, Manager::of(&sys::environment()), state.last_failure),
+            reporter: Reporter::new(
+                clients,
+                Manager::of(&sys::environment()),
+                LastFailure::resume(state.last_failure, state.last_failure_at),
+            ),
             upgrade: Upgrade::new(if state.program.0.as_os_str().is_empty() {
                 upgrade::own_program()
             } else {
@@ -177,7 +183,8 @@ impl Supervisor {
             control: self.reporter.clients.save(),
             plan: self.plan.clone(),
             generations: self.generations.save(),
-            last_failure: self.reporter.last_failure.clone(),
+            last_failure: self.reporter.last_failure.as_ref().map(|failure| failure.text.clone()),
+            last_failure_at: self.reporter.last_failure.as_ref().map(|failure| failure.at),
             pid_file: self.pid_file.is_some(),
         }
     }
@@ -296,6 +303,14 @@ fn check_ready_fd(ready: &Ready, sockets: &Sockets) -> Result<()> {
     let Ready::Descriptor(number) = ready else { return Ok(()) };
     let taken = sockets.has_number(*number);
     ensure!(!taken, "--ready fd:{number} is the number of a descriptor that the program has already");
+    Ok(())
+}
+
+/// A generation that is ready only when its time is over would never be.
+fn check_ready_after(ready: &Ready, limits: Limits) -> Result<()> {
+    let Ready::After(time) = ready else { return Ok(()) };
+    let (after, limit) = (show(*time), show(limits.ready));
+    ensure!(*time <= limits.ready, "--ready after:DURATION, {after}, is longer than --ready-timeout, {limit}");
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use crate::supervise::generations::Generations;
 use crate::supervise::plan::{Cause, Id, Plan, Transition};
 use crate::supervise::poll::Table;
 use crate::supervise::sockets::Sockets;
-use crate::sys::{Ending, Timestamp};
+use crate::sys::{self, Ending, Timestamp};
 
 /// How often a client with a terminal is sent how many connections are left.
 const LIVE_INTERVAL: Duration = Duration::from_millis(500);
@@ -33,14 +33,30 @@ const NONE_SERVES: &str = "the new generation has ended, and nothing serves";
 pub(crate) struct Reporter {
     pub(crate) clients: Clients,
     pub(crate) manager: Manager,
-    pub(crate) last_failure: Option<String>,
+    pub(crate) last_failure: Option<LastFailure>,
+    /// The generation that a reload asked for and that has neither served nor failed.
+    asked: Option<Id>,
     /// When live clients are sent numbers again.
     next_live: Option<Timestamp>,
 }
 
+/// What went wrong last, until a reload succeeds.
+#[derive(Clone, Debug)]
+pub(crate) struct LastFailure {
+    pub(crate) text: String,
+    pub(crate) at: Timestamp,
+}
+
+impl LastFailure {
+    /// That of a predecessor, which may not have known when it was.
+    pub(crate) fn resume(text: Option<String>, at: Option<Timestamp>) -> Option<LastFailure> {
+        text.map(|text| LastFailure { text, at: at.unwrap_or_else(sys::now) })
+    }
+}
+
 impl Reporter {
-    pub(crate) fn new(clients: Clients, manager: Manager, last_failure: Option<String>) -> Reporter {
-        Reporter { clients, manager, last_failure, next_live: Some(Timestamp::ZERO) }
+    pub(crate) fn new(clients: Clients, manager: Manager, last_failure: Option<LastFailure>) -> Reporter {
+        Reporter { clients, manager, last_failure, asked: None, next_live: Some(Timestamp::ZERO) }
     }
 
     /// Add the deadlines to the round's table, and what the clients wait for.
@@ -72,7 +88,18 @@ impl Reporter {
             error!("{line}");
             self.clients.send_all(&Reply::Error(line.to_owned()));
         }
-        self.last_failure = Some(text);
+        self.failed(id, text);
+    }
+
+    /// Keep what went wrong for --status.
+    fn failed(&mut self, id: Id, text: String) {
+        self.asked.take_if(|asked| *asked <= id);
+        self.last_failure = Some(LastFailure { text, at: sys::now() });
+    }
+
+    /// A reload was asked for, which is this generation or one before it.
+    pub(crate) fn asked_for(&mut self, id: Id) {
+        self.asked.get_or_insert(id);
     }
 
     /// A generation is about to be started.
@@ -95,7 +122,7 @@ impl Reporter {
         if let Some(findings) = daemon {
             return self.failure(id, &findings.text, findings.remedy.as_deref());
         }
-        self.last_failure = Some(format!("generation {id}: {ending}"));
+        self.failed(id, format!("generation {id}: {ending}"));
         self.progress(id, ending);
     }
 
@@ -110,6 +137,10 @@ impl Reporter {
     /// A generation serves, `after` its start.
     pub(crate) fn serves(&mut self, id: Id, after: Duration, plan: &Plan, now: Timestamp) {
         self.progress(id, &format!("ready after {}", show(after)));
+        if self.asked.take_if(|asked| *asked <= id).is_some() {
+            // What failed before is mended.
+            self.last_failure = None;
+        }
         self.manager.ready(&format!("generation {id} serves"));
         self.manager.stop_keep_alive();
         self.await_predecessors(id, plan);

@@ -76,6 +76,9 @@ impl Supervisor {
             // The service manager that asked waits for a reload, even where nothing is left to be replaced.
             self.reporter.manager.reloading("starting what has ended", sys::now());
         }
+        if let Answer::Generation(id) = plan.answer() {
+            self.reporter.asked_for(id);
+        }
         self.events.push_back(Event::Reload);
     }
 
@@ -140,7 +143,7 @@ impl Supervisor {
 
     fn show_status(&mut self, at: usize, form: Form) {
         self.generations.survey();
-        let last_failure = self.reporter.last_failure.as_deref();
+        let last_failure = self.reporter.last_failure.as_ref();
         let status = Status::of(&self.plan, &self.generations, &self.sockets, last_failure, sys::now());
         let lines = match form {
             Form::Table => status.table(),

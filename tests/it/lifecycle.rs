@@ -108,7 +108,17 @@ fn a_new_generation_that_ends_at_once_is_a_failed_reload() {
     supervisor.rewrite(Server::Script("exit 3"));
     assert_eq!(failing_reload(&supervisor), (1, ended("ended with status 3")));
     supervisor.wait_gone(2);
-    assert!(supervisor.status(&[]).contains("last failure: generation 2: ended with status 3 before it was ready\n"));
+    let failure = "last failure: generation 2: ended with status 3 before it was ready, ";
+    assert!(supervisor.status(&[]).contains(failure));
+    supervisor.upgrade();
+    let status = supervisor.status(&[]);
+    let (_, age) = status.split_once(failure).unwrap();
+    assert!(age.ends_with(" s ago\n") && !age.starts_with("0.00"), "{status}");
+    // A reload that succeeds ends it.
+    supervisor.rewrite(Server::Script("exec ./server"));
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    assert!(!supervisor.status(&[]).contains("last failure"));
+    assert!(supervisor.status(&["--json"]).contains("\"last_failure\":null,\"last_failure_age\":null"));
     supervisor.stopped();
 }
 

@@ -34,7 +34,7 @@ fn a_status_shows_every_generation_with_its_state_and_its_connections() {
     supervisor.wait_gone(3);
 
     let mut status = flat(supervisor.status(&["--json"]).strip_suffix('\n').unwrap());
-    for age in ["generations.0.age", "generations.1.age"] {
+    for age in ["generations.0.age", "generations.1.age", "last_failure_age"] {
         let seconds: f64 = status.remove(age).unwrap().parse().unwrap();
         assert!(seconds > 0.0 && seconds < 100.0, "{seconds}");
     }
@@ -70,9 +70,24 @@ fn a_status_shows_every_generation_with_its_state_and_its_connections() {
     assert_eq!(line(2), ["2", &second.to_string(), "serving", "1"]);
     let rest: Vec<String> = table[3..].iter().map(|words| words.join(" ")).collect();
     let listening = format!("supervisor {}, listening on tcp={} unix={}", supervisor.pid, supervisor.address(), path);
-    assert_eq!(rest, [listening.as_str(), "last failure: generation 3: ended with status 3 before it was ready"]);
+    let (failure, age) = rest[1].rsplit_once(", ").unwrap();
+    assert_eq!(
+        [&rest[0], failure],
+        [&listening, "last failure: generation 3: ended with status 3 before it was ready"]
+    );
+    assert!(age.ends_with(" s ago"), "{age}");
     drop((held, unix));
     supervisor.wait_gone(1);
+}
+
+// Once it was "unknown=127.0.0.1:8000", which is the protocol's word for a socket without a name.
+#[test]
+fn a_listener_without_a_name_is_shown_by_its_address() {
+    let supervisor = supervise(Server::Directed, &[]).listen("127.0.0.1:0").listen("web=127.0.0.1:0").serving();
+    let listening = format!("\nsupervisor {}, listening on {} web=", supervisor.pid, supervisor.address());
+    let status = supervisor.status(&[]);
+    assert!(status.contains(&listening), "{status}");
+    assert!(supervisor.json().contains(&"listeners.0.name='unknown'".to_owned()));
 }
 
 /// What has come to a terminal until it shows `text`.

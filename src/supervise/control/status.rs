@@ -9,9 +9,11 @@ use serde::Serialize;
 
 use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::processes::are_visible;
+use crate::socket::spec::FdName;
 use crate::supervise::generation::Generation;
 use crate::supervise::generations::Generations;
 use crate::supervise::plan::{Id, Plan};
+use crate::supervise::report::LastFailure;
 use crate::supervise::sockets::Sockets;
 use crate::sys::Timestamp;
 
@@ -23,6 +25,8 @@ pub(crate) struct Status {
     stopping: bool,
     restarts: u64,
     last_failure: Option<String>,
+    /// Seconds, to the millisecond.
+    last_failure_age: Option<f64>,
     listeners: Vec<ListenerStatus>,
     generations: Vec<GenerationStatus>,
 }
@@ -63,7 +67,7 @@ impl Status {
         plan: &Plan,
         generations: &Generations,
         sockets: &Sockets,
-        last_failure: Option<&str>,
+        last_failure: Option<&LastFailure>,
         now: Timestamp,
     ) -> Status {
         // One list for all, for it takes the kernel a while.
@@ -72,7 +76,7 @@ impl Status {
             generation: generation.id,
             pid: generation.pid.as_raw(),
             state: Stage::of(generation.id, plan),
-            age: generation.age(now).as_millis() as f64 / 1000.0,
+            age: seconds(generation.age(now)),
             connections: open.as_ref().map(|open| held_by(&generation.members.alive(), open)),
             stopped: generation.stopped_by().map(Signal::as_str),
         };
@@ -85,7 +89,8 @@ impl Status {
             pid: process::id(),
             stopping: plan.stopping.is_some(),
             restarts: plan.restarts,
-            last_failure: last_failure.map(str::to_owned),
+            last_failure: last_failure.map(|failure| failure.text.clone()),
+            last_failure_age: last_failure.map(|failure| seconds(now.saturating_sub(failure.at))),
             listeners: listeners.collect(),
             generations: generations.iter().map(generation).collect(),
         }
@@ -97,7 +102,7 @@ impl Status {
             vec![format!("{:<10} {:>8}  {:<9} {:>9}  {:>11}", "GENERATION", "PID", "STATE", "AGE", "CONNECTIONS")];
         for GenerationStatus { generation, pid, state, age, connections, .. } in &self.generations {
             let connections = connections.map_or("?".to_owned(), |count| count.to_string());
-            let age = show(Duration::from_millis((age * 1000.0) as u64));
+            let age = show_seconds(*age);
             lines.push(format!("{generation:<10} {pid:>8}  {:<9} {age:>9}  {connections:>11}", state.to_string()));
         }
         for GenerationStatus { generation, stopped, .. } in &self.generations {
@@ -105,7 +110,11 @@ impl Status {
                 stopped.map(|signal| format!("generation {generation} is stopped by {signal}: it serves nobody"));
             lines.extend(stopped);
         }
-        let listener = |listener: &ListenerStatus| format!("{}={}", listener.name, listener.address);
+        let unnamed = FdName::default().to_string();
+        let listener = |listener: &ListenerStatus| match &listener.name {
+            name if *name == unnamed => listener.address.clone(),
+            name => format!("{name}={}", listener.address),
+        };
         let listeners: Vec<String> = self.listeners.iter().map(listener).collect();
         lines.push(format!("supervisor {}, listening on {}", self.pid, listeners.join(" ")));
         if self.stopping {
@@ -114,7 +123,8 @@ impl Status {
         if self.restarts > 0 {
             lines.push(format!("restarts after a crash: {}", self.restarts));
         }
-        lines.extend(self.last_failure.iter().map(|failure| format!("last failure: {failure}")));
+        let failure = self.last_failure.iter().zip(self.last_failure_age);
+        lines.extend(failure.map(|(failure, age)| format!("last failure: {failure}, {} ago", show_seconds(age))));
         lines
     }
 
@@ -154,6 +164,15 @@ pub(crate) fn show(time: Duration) -> String {
     }
 }
 
+/// Seconds, to the millisecond.
+fn seconds(time: Duration) -> f64 {
+    time.as_millis() as f64 / 1000.0
+}
+
+fn show_seconds(seconds: f64) -> String {
+    show(Duration::from_millis((seconds * 1000.0) as u64))
+}
+
 /// Seconds with two digits behind the point.
 fn centiseconds(time: Duration) -> String {
     format!("{}.{:02}", time.as_secs(), time.subsec_millis() / 10)
@@ -179,6 +198,7 @@ mod tests {
             stopping: false,
             restarts: 1,
             last_failure: Some("said \"no\"\n".into()),
+            last_failure_age: Some(61.25),
             listeners: vec![listener],
             generations: vec![generation],
         }
@@ -186,7 +206,7 @@ mod tests {
 
     #[test]
     fn json_is_one_line_with_every_field() {
-        let expected = r#"{"version":1,"pid":800,"stopping":false,"restarts":1,"last_failure":"said \"no\"\n","listeners":[{"name":"web","address":"[::]:80"}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"connections":2,"stopped":"SIGTTIN"}]}"#;
+        let expected = r#"{"version":1,"pid":800,"stopping":false,"restarts":1,"last_failure":"said \"no\"\n","last_failure_age":61.25,"listeners":[{"name":"web","address":"[::]:80"}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"connections":2,"stopped":"SIGTTIN"}]}"#;
         assert_eq!(status().json(), expected);
     }
 
@@ -197,6 +217,7 @@ mod tests {
         assert_eq!(table[1], "3               812  serving      1.50 s            2");
         assert_eq!(table[2], "generation 3 is stopped by SIGTTIN: it serves nobody");
         assert_eq!(table[3], "supervisor 800, listening on web=[::]:80");
+        assert_eq!(table[5], "last failure: said \"no\"\n, 1 m 1 s ago");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::supervise::generation::SavedGeneration;
 use crate::supervise::plan::Plan;
 use crate::supervise::signals::SavedSignals;
 use crate::supervise::sockets::SavedSockets;
-use crate::sys::{self, FIRST_FD};
+use crate::sys::{self, FIRST_FD, Timestamp};
 
 /// What this version understands of `needs`.
 const UNDERSTOOD: [&str; 0] = [];
@@ -53,6 +53,8 @@ pub(crate) struct State {
     pub(crate) generations: Vec<SavedGeneration>,
     #[serde(default)]
     pub(crate) last_failure: Option<String>,
+    #[serde(default)]
+    pub(crate) last_failure_at: Option<Timestamp>,
     /// The pid file was written.
     #[serde(default)]
     pub(crate) pid_file: bool,
