@@ -1,5 +1,6 @@
 //! --ready: each way to tell that a generation serves, and that nothing else tells it.
 
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::harness::process::exists;
@@ -148,4 +149,33 @@ fn a_time_to_be_ready_beyond_the_timeout_is_refused() {
     }
     let supervisor = supervise(Server::Hello, &["--ready", "after:200ms", "--ready-timeout", "200ms"]).serving();
     supervisor.stopped();
+}
+
+// Once its output was the supervisor's, without a word of whose it was.
+#[test]
+fn what_a_check_writes_is_logged_as_its_own() {
+    let command =
+        "check:echo to stdout; echo to stderr >&2; printf 'no end'; printf 'forged\\r' >&2; exit $(cat status)";
+    let setup = supervise(Server::Hello, &["--ready", command]);
+    setup.folder.write("status", "1");
+    let output = setup.folder.path("stdout");
+    let stdout = std::fs::File::create(&output).unwrap();
+    let supervisor = setup.run(|run| run.stdout(stdout)).start();
+    let lines = "handoff-run: check: to stdout\nhandoff-run: check: to stderr\nhandoff-run: check: no endforged\\r\n";
+    supervisor.wait_log_times(2, lines);
+    supervisor.folder.write("status", "0");
+    supervisor.wait_ready(1);
+    assert!(!std::fs::read_to_string(output).unwrap().contains("to stdout"));
+    supervisor.stopped();
+}
+
+// The pipe of one that writes without end is full, and all goes on.
+#[test]
+fn a_check_that_never_ceases_to_write_holds_up_nothing() {
+    let options = ["--ready", "check:test -e go || exec yes", "--ready-timeout", "20s"];
+    let supervisor = supervise(Server::Hello, &options).start();
+    supervisor.wait_log("check: y\n");
+    supervisor.assert_keeps_starting(1);
+    supervisor.signal(Signal::SIGTERM);
+    supervisor.wait_gone(1);
 }

@@ -72,10 +72,10 @@ fn a_closed_standard_descriptor_is_closed_in_generations_and_no_trouble_at_an_up
     }
 }
 
-// Its stdin is empty, as always.
+// Its stdin is empty, as always, and what it writes has somewhere to go.
 #[test]
-fn a_closed_standard_descriptor_is_closed_in_checks() {
-    let check = "check:test ! -e /proc/$$/fd/1 -a ! -e /proc/$$/fd/2";
+fn a_check_has_descriptors_of_its_own_where_the_supervisor_has_none() {
+    let check = "check:test -c /proc/$$/fd/0 -a -p /proc/$$/fd/1 -a -p /proc/$$/fd/2";
     let supervisor = without(&[0, 1, 2], &["--ready", check]);
     assert_eq!(supervisor.stop().failure(), (0, ""));
 }

@@ -1,5 +1,6 @@
 //! One generation of the server: its processes, from the fork to the last of them.
 
+mod check;
 pub(crate) mod child;
 pub(crate) mod descriptors;
 pub(crate) mod notify_socket;

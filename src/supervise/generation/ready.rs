@@ -1,11 +1,9 @@
 //! When a generation is ready. The only place that knows how each kind of readiness is detected.
 
-use std::ffi::CString;
 use std::time::Duration;
 
-use anyhow::Result;
 use log::{debug, warn};
-use nix::unistd::{Pid, setpgid};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Ready;
@@ -13,10 +11,10 @@ use crate::kernel::accepting::observe;
 use crate::kernel::connections::serve;
 use crate::kernel::descriptors::SocketInode;
 use crate::socket::listener::Listener;
+use crate::supervise::generation::check::Check;
 use crate::supervise::signals::Dispositions;
 use crate::supervise::sockets::SocketSet;
-use crate::sys::{self, Ending, Helper, Timestamp};
-use crate::target::environ;
+use crate::sys::{Ending, Timestamp};
 
 /// The first observation comes after this, each further one after half as long again, up to the last.
 const FIRST_BACKOFF: Duration = Duration::from_millis(2);
@@ -43,7 +41,7 @@ pub(crate) struct Watch {
     /// This many observations in a row could not see everything.
     unobservable: u32,
     /// Ends with the watch.
-    check: Option<Helper>,
+    check: Option<Check>,
     /// How the last check ended.
     last_check: Option<Ending>,
 }
@@ -171,7 +169,7 @@ impl Watch {
     /// Run the check, or see how it ended.
     fn check_passed(&mut self, command: &str) -> bool {
         let Some(check) = &mut self.check else {
-            match self.start_check(command) {
+            match Check::start(command, self.pid, self.dispositions) {
                 Ok(check) => self.check = Some(check),
                 Err(error) => warn!("cannot run the check: {error}"),
             }
@@ -183,16 +181,6 @@ impl Watch {
         ending == Ending::Exited(0)
     }
 
-    fn start_check(&self, command: &str) -> Result<Helper> {
-        let words = ["sh", "-c", command].map(CString::new).into_iter().collect::<Result<Vec<_>, _>>()?;
-        let environment = environ::with(&sys::environment(), CString::new(format!("MAINPID={}", self.pid))?);
-        Ok(Helper::start(&words, &environment, || {
-            // A group of its own, so that what the command started ends with it.
-            setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-            self.dispositions.restore()
-        })?)
-    }
-
     /// End the check that runs; the next observation starts another one.
     pub(crate) fn stop_check(&mut self) {
         self.check = None;
@@ -200,7 +188,7 @@ impl Watch {
 
     /// The process of a check, which only the check may wait for.
     pub(crate) fn check_pid(&self) -> Option<Pid> {
-        self.check.as_ref().map(Helper::pid)
+        self.check.as_ref().map(Check::pid)
     }
 
     /// What it waits for that is not seen by looking, and what came of it.
