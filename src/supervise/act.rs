@@ -11,7 +11,7 @@ use crate::failure::ExitStatus;
 use crate::kernel::elsewhere::listening_elsewhere;
 use crate::socket::listener::Listener;
 use crate::supervise::Supervisor;
-use crate::supervise::diagnosis::{Diagnosis, Findings, gone_to_background};
+use crate::supervise::diagnosis::{Diagnosis, Findings, cut_short, gone_to_background};
 use crate::supervise::generation::Generation;
 use crate::supervise::generation::child::Launch;
 use crate::supervise::generation::descriptors::Role;
@@ -103,6 +103,9 @@ impl Supervisor {
         let Some(generation) = self.generations.get_mut(id) else { return };
         generation.watch = None;
         let after = generation.age(now);
+        if let Some(warning) = generation.name().and_then(|name| cut_short(&name, self.config.limits.drain)) {
+            warn!("generation {id}: {warning}");
+        }
         self.sockets.restore_backlogs();
         // Before anybody is told: a manager or a script looks for it then.
         self.write_pid_file();

@@ -1,5 +1,7 @@
 //! What is known of a generation that did not get ready, in words: only what was seen, and what helps against it. Pure.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 
 use crate::kernel::elsewhere::ForeignListener;
@@ -90,6 +92,17 @@ pub(crate) fn why_stopped(signal: Signal) -> Option<&'static str> {
         Signal::SIGTTOU => Some("it changed the terminal, or wrote to it, whose foreground job it is not"),
         _ => None,
     }
+}
+
+/// That `wrapper` in front of the server ends a drain before its time. Those of util-linux wait for what they run, and
+/// kill it two seconds after they got SIGTERM themselves.
+pub(crate) fn cut_short(wrapper: &str, drain: Duration) -> Option<String> {
+    let warning = || {
+        format!(
+            "{wrapper} kills the server 2 s after the stop signal, before --drain-timeout; setpriv in its place does not"
+        )
+    };
+    (["su", "runuser"].contains(&wrapper) && drain > Duration::from_secs(2)).then(warning)
 }
 
 fn processes(count: usize) -> String {

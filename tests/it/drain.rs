@@ -1,13 +1,40 @@
 //! How a generation is asked to stop, and that nothing of it is left.
 
+use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid};
 
+use crate::harness::directed;
 use crate::harness::process::{exists, with_variable};
 use crate::harness::setup::Setup;
-use crate::harness::{Run, Server, skip, supervise, wait_for};
+use crate::harness::{Run, Server, is_root_to, skip, supervise, wait_for};
+
+// handoff-run(1), Retired: "su(1) and runuser(1) in front of the server kill it 2 seconds after the stop signal, which is
+// logged".
+#[test]
+fn a_wrapper_that_would_cut_the_drain_short_is_warned_of() {
+    let log = |wrapper: &[&str], options: &[&str]| {
+        let setup = supervise(Server::Directed, options);
+        let line: Vec<_> = wrapper.iter().map(OsString::from).chain(directed::line()).collect();
+        setup.target(&line).serving().log()
+    };
+    let warning = |wrapper: &str| {
+        format!(
+            "generation 1: {wrapper} kills the server 2 s after the stop signal, before --drain-timeout; setpriv in its \
+             place does not"
+        )
+    };
+    let setpriv = log(&["setpriv", "--no-new-privs"], &[]);
+    assert!(!setpriv.contains("kills the server"), "{setpriv}");
+    if is_root_to("run runuser") {
+        let runuser = log(&["runuser", "-u", "root", "--"], &[]);
+        assert_eq!(runuser.matches(&warning("runuser")).count(), 1, "{runuser}");
+        let in_time = log(&["runuser", "-u", "root", "--"], &["--drain-timeout", "2s"]);
+        assert!(!in_time.contains("kills the server"), "{in_time}");
+    }
+}
 
 // handoff-run(1), --stop-signal: "The signal that asks a generation to drain".
 #[test]

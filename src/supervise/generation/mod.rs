@@ -7,6 +7,7 @@ pub(crate) mod notify_socket;
 pub(crate) mod ready;
 
 use std::ffi::CString;
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -141,6 +142,11 @@ impl Generation {
             stopped: None,
             asked_to_stop: None,
         })
+    }
+
+    /// The name of its main process, where /proc shows it.
+    pub(crate) fn name(&self) -> Option<String> {
+        Some(fs::read_to_string(format!("/proc/{}/comm", self.pid)).ok()?.trim_end().to_owned())
     }
 
     /// For the supervisor that takes the place of this one.
