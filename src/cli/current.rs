@@ -53,7 +53,8 @@ fn spec_options() -> String {
 
 fn servers() -> String {
     let line = |preset: &Preset| {
-        let note = if preset.note.is_empty() { String::new() } else { format!("; {}", preset.note) };
+        let remarks = [preset.note, preset.version].into_iter().filter(|remark| !remark.is_empty());
+        let note: String = remarks.map(|remark| format!("; {remark}")).collect();
         let example = format!("handoff-run -l 127.0.0.1:8000 --as {} -- {}", preset.name, preset.example);
         let stop = preset.stop;
         format!(".TP\n\\fB{}\\fR (drains on {stop}{})\n{}\n", roff(preset.name), roff(&note), roff(&example))

@@ -32,6 +32,7 @@ mod pages;
 mod pid_file;
 mod pid_one;
 mod placeholders;
+mod places;
 mod presets;
 mod readiness;
 mod ready;

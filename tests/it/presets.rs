@@ -56,6 +56,13 @@ fn php_fpm_is_told_all_sockets_in_one_variable() {
 }
 
 #[test]
+fn php_fpm_is_told_an_ipv6_address_without_brackets() {
+    let report = run_as("php-fpm", &["[::1]:0"]);
+    let port = address(&report, 0).split("]:").nth(1).unwrap().to_owned();
+    assert_eq!(&report["FPM_SOCKETS"], format!("::1:{port}=3"));
+}
+
+#[test]
 fn starman_is_told_as_server_starter_does() {
     let folder = Folder::new();
     let report = run_as("starman", &[":0", &folder.text("s")]);

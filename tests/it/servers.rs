@@ -24,14 +24,16 @@ const NODE: Case = Case { name: "node", needs: &["node"], files: "node", ..CASE 
 // handoff-run(1), --help-servers: "with a line that works for each".
 servers! {
     nginx_serves_and_drains: Case {
-        name: "nginx", needs: &["nginx"], files: "nginx", instead: &[("/etc/nginx", "@DIR@")], ..CASE
+        name: "nginx", needs: &["nginx"], files: "nginx", instead: &[("/etc/nginx", "@DIR@")],
+        on_path: Some(&[("listen @ADDR@", "listen unix:@ADDR@")]), ..CASE
     };
     haproxy_serves_and_drains: Case { name: "haproxy", needs: &["haproxy"], files: "haproxy", ..CASE };
     gunicorn_serves_and_drains: Case { name: "gunicorn", needs: &["gunicorn"], files: "python", ..CASE };
     uvicorn_serves_and_drains: UVICORN;
     hypercorn_serves_and_drains: Case { name: "hypercorn", needs: &["hypercorn"], files: "python", ..CASE };
     node_serves_and_drains: NODE;
-    puma_serves_and_drains: Case { name: "puma", needs: &["puma"], files: "ruby", status: 128 + 15, ..CASE };
+    puma_serves_and_drains: Case { name: "puma", needs: &["puma"], files: "ruby", status: 128 + 15,
+        on_path: Some(&[("tcp://{addr}", "unix://{path}")]), ..CASE };
     unicorn_serves_and_drains: Case { name: "unicorn", needs: &["unicorn"], files: "ruby", ..CASE };
     php_fpm_serves_and_drains: Case {
         name: "php-fpm", needs: &["php-fpm8.2"], files: "php", protocol: Protocol::FastCgi,
@@ -41,7 +43,7 @@ servers! {
     php_cgi_serves_and_drains: Case {
         name: "fastcgi", needs: &["php-cgi"], files: "php", protocol: Protocol::FastCgi, ..CASE
     };
-    starman_serves_and_drains: Case { name: "starman", needs: &["starman"], files: "perl", ..CASE };
+    starman_serves_and_drains: Case { name: "starman", needs: &["starman"], files: "perl", on_v6: None, on_path: None, ..CASE };
     uwsgi_serves_and_drains: Case {
         name: "uwsgi", needs: &["uwsgi", "/usr/lib/uwsgi/plugins/python3_plugin.so"], files: "python",
         instead: &[("--master", "--plugin python3 --callable wsgi --master")], ..CASE
@@ -53,13 +55,16 @@ servers! {
         line: "./hello", needs: &["go"], files: "go",
         compile: "CGO_ENABLED=0 GOPROXY=off GOTOOLCHAIN=local go build -o hello .", ..CASE
     };
-    h2o_serves_and_drains: Case { name: "h2o", needs: &["h2o"], files: "h2o", ..CASE };
+    h2o_serves_and_drains: Case { name: "h2o", needs: &["h2o"], files: "h2o", on_v6: Some(&[("127.0.0.1", "'::1'")]),
+        on_path: Some(&[("  host: 127.0.0.1\n  port: @PORT@", "  port: @ADDR@\n  type: unix")]), ..CASE };
     nghttpx_serves_and_drains: Case {
         name: "nghttpx", needs: &["nghttpx", "node"], files: "nghttpx", backend: Some(&NODE),
-        instead: &[("127.0.0.1,9000", "@BACKEND@ --conf=nghttpx.conf")], ..CASE
+        instead: &[("127.0.0.1,9000", "@BACKEND@ --conf=nghttpx.conf")],
+        on_path: Some(&[("{host},{port}", "unix:{path}")]), ..CASE
     };
     starlet_serves_and_drains: Case {
-        name: "starlet", needs: &["plackup", "/usr/share/perl5/Plack/Handler/Starlet.pm"], files: "perl", ..CASE
+        name: "starlet", needs: &["plackup", "/usr/share/perl5/Plack/Handler/Starlet.pm"], files: "perl",
+        on_v6: None, ..CASE
     };
     flask_serves: Case {
         name: "flask", needs: &["flask"], files: "flask", stop: Stop::Ends, status: 128 + 15, ..CASE
@@ -69,7 +74,8 @@ servers! {
         stop: Stop::Ends, status: 128 + 15, ..CASE
     };
     twisted_serves: Case {
-        name: "twisted", needs: &["twistd"], files: "twisted", stop: Stop::Ends, status: 128 + 15, ..CASE
+        name: "twisted", needs: &["twistd"], files: "twisted", stop: Stop::Ends, status: 128 + 15,
+        on_v6: Some(&[("=INET:", "=INET6:")]), on_path: Some(&[("=INET:", "=UNIX:")]), ..CASE
     };
     waitress_serves: Case {
         name: "waitress", needs: &["waitress-serve"], files: "waitress", stop: Stop::Ends, status: 128 + 15, ..CASE

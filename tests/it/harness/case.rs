@@ -34,6 +34,9 @@ pub struct Case {
     pub protocol: Protocol,
     /// What its stop signal does.
     pub stop: Stop,
+    /// What its line and files say instead on IPv6 and on a path, if it can listen there.
+    pub on_v6: Option<&'static [(&'static str, &'static str)]>,
+    pub on_path: Option<&'static [(&'static str, &'static str)]>,
     /// The status it ends with when it is told to stop, 128+N for a signal.
     pub status: i32,
 }
@@ -50,6 +53,8 @@ pub const CASE: Case = Case {
     backend: None,
     protocol: Protocol::Http,
     stop: Stop::Drains,
+    on_v6: Some(&[]),
+    on_path: Some(&[]),
     status: 0,
 };
 
@@ -124,11 +129,16 @@ pub fn shell(command: &str, folder: &Folder) -> Run {
 
 /// Copy the server's files into `folder`, filled in.
 pub fn fill(folder: &Folder, files: &str, port: u16) {
+    fill_by(folder, files, |text| fill_in(text, folder, port));
+}
+
+/// The same with whatever is to be done to their text.
+pub fn fill_by(folder: &Folder, files: &str, change: impl Fn(&str) -> String) {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers").join(files);
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let text = fs::read_to_string(entry.path()).unwrap();
-        fs::write(folder.path(entry.file_name().to_str().unwrap()), fill_in(&text, folder, port)).unwrap();
+        fs::write(folder.path(entry.file_name().to_str().unwrap()), change(&text)).unwrap();
     }
 }
 

@@ -1,8 +1,9 @@
 import java.io.BufferedReader;
 import java.io.InputStreamReader;
-import java.net.ServerSocket;
-import java.net.Socket;
+import java.nio.ByteBuffer;
+import java.nio.channels.Channels;
 import java.nio.channels.ServerSocketChannel;
+import java.nio.channels.SocketChannel;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
@@ -10,12 +11,11 @@ import java.util.concurrent.TimeUnit;
 /** `hello PID` on the listening socket at descriptor 0; /slow takes 0.6 seconds; SIGTERM drains. */
 public class Main {
     public static void main(String[] args) throws Exception {
-        if (!(System.inheritedChannel() instanceof ServerSocketChannel channel)) {
+        if (!(System.inheritedChannel() instanceof ServerSocketChannel listener)) {
             System.err.println("descriptor 0 is no listening socket");
             System.exit(1);
             return;
         }
-        ServerSocket listener = channel.socket();
         ExecutorService pool = Executors.newFixedThreadPool(4);
         Runtime.getRuntime().addShutdownHook(new Thread(() -> {
             try {
@@ -27,20 +27,20 @@ public class Main {
             }
         }));
         while (true) {
-            Socket client = listener.accept();
+            SocketChannel client = listener.accept();
             pool.execute(() -> answer(client));
         }
     }
 
-    static void answer(Socket client) {
+    static void answer(SocketChannel client) {
         try (client) {
-            BufferedReader request = new BufferedReader(new InputStreamReader(client.getInputStream()));
+            BufferedReader request = new BufferedReader(new InputStreamReader(Channels.newInputStream(client)));
             String first = request.readLine();
             for (String line = first; line != null && !line.isEmpty(); ) line = request.readLine();
             if (first != null && first.contains(" /slow ")) Thread.sleep(600);
             String body = "hello " + ProcessHandle.current().pid() + "\n";
-            client.getOutputStream().write(("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: "
-                    + body.length() + "\r\n\r\n" + body).getBytes());
+            client.write(ByteBuffer.wrap(("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: "
+                    + body.length() + "\r\n\r\n" + body).getBytes()));
         } catch (Exception e) {
             // the client's loss
         }
