@@ -1,6 +1,7 @@
 //! Does a process wait on these sockets? Seen from outside, in what /proc shows of epolls, system calls and rings,
 //! so that the server need not cooperate. What cannot be observed is reported, never guessed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -57,18 +58,20 @@ impl fmt::Display for Obstacle {
 
 /// Look for those of `members` that wait on `sockets`, until there is one for each.
 pub(crate) fn observe(members: &[Pid], sockets: &[SocketInode]) -> Observation {
-    let mut seen = Observation { evidence: Vec::new(), missing: sockets.to_vec(), obstacle: None };
+    let mut seen = Observation { evidence: Vec::new(), missing: Vec::new(), obstacle: None };
+    let mut missing: BTreeSet<SocketInode> = sockets.iter().copied().collect();
     for pid in members.iter().copied() {
-        if seen.missing.is_empty() {
+        if missing.is_empty() {
             break;
         }
-        let mut observer = Observer { pid, wanted: seen.missing, waited: Vec::new() };
+        let mut observer = Observer { pid, wanted: missing, waited: Vec::new() };
         let obstacle = observer.observe().unwrap_or_else(|error| closed(pid, &error));
-        seen.missing = observer.wanted;
+        missing = observer.wanted;
         seen.evidence.extend(observer.waited.into_iter().map(|(socket, wait)| Evidence { socket, pid, wait }));
         // A process that is closed to us is the better explanation: a ring may be used for something else.
         seen.obstacle = seen.obstacle.filter(|known| !matches!(known, Obstacle::Ring { .. })).or(obstacle);
     }
+    seen.missing = sockets.iter().copied().filter(|socket| missing.contains(socket)).collect();
     seen.obstacle = seen.obstacle.filter(|_| !seen.missing.is_empty());
     seen
 }
@@ -77,7 +80,7 @@ pub(crate) fn observe(members: &[Pid], sockets: &[SocketInode]) -> Observation {
 struct Observer {
     pid: Pid,
     /// The sockets on which it was not yet seen to wait.
-    wanted: Vec<SocketInode>,
+    wanted: BTreeSet<SocketInode>,
     waited: Vec<(SocketInode, Wait)>,
 }
 
@@ -113,14 +116,16 @@ impl Observer {
 
     fn observe_threads(&mut self, open: &[(ForeignFd, Kind)]) -> io::Result<()> {
         let tasks = format!("/proc/{}/task", self.pid);
+        let mut held = self.held(open);
         for thread in sys::numbers_in(&tasks)? {
-            let held = self.held(open);
             if held.is_empty() {
                 break;
             }
             match waits(&Path::new(&tasks).join(thread.to_string()), held.iter().map(|(fd, _)| *fd)) {
                 Ok(Some((wait, fds))) => {
+                    let fds: BTreeSet<ForeignFd> = fds.into_iter().collect();
                     self.note(held.iter().filter(|(fd, _)| fds.contains(fd)).map(|(_, socket)| *socket), wait);
+                    held = self.held(open);
                 }
                 Ok(None) => {}
                 // One thread has ended, but the others have not; unless this kernel has no such file at all.
@@ -144,8 +149,8 @@ impl Observer {
     fn note(&mut self, sockets: impl Iterator<Item = SocketInode>, wait: Wait) {
         for socket in sockets {
             // Once for each socket, however many descriptors of it there are.
-            if let Some(found) = self.wanted.iter().position(|wanted| *wanted == socket) {
-                self.waited.push((self.wanted.remove(found), wait));
+            if self.wanted.remove(&socket) {
+                self.waited.push((socket, wait));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! How many connections each generation holds, counted from the kernel: its sockets of our ports and paths, found among
 //! the descriptors of its processes.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -74,18 +74,32 @@ pub(crate) fn held_by(members: &[Pid], open: &[SocketInode]) -> usize {
     held.len()
 }
 
-/// Does any of these processes hold a connection that came in by `listener`? Then it has accepted it.
+/// By which of `listeners` did a connection come in that one of these processes holds, and has therefore accepted? An
+/// answer for each, from one look at each process.
 ///
 /// The kernel's list would show it, but takes milliseconds to read on a large machine, and a busy server may hold
 /// each connection for less. So copies are inspected, where pidfd_getfd(2) permits, and closed at once.
-pub(crate) fn serve(members: &[Pid], listener: impl AsFd) -> nix::Result<bool> {
-    let address: SockaddrStorage = getsockname(listener.as_fd().as_raw_fd())?;
-    let kind = getsockopt(&listener, sockopt::SockType)?;
+pub(crate) fn served<L: AsFd>(members: &[Pid], listeners: &[L]) -> Vec<bool> {
     // TCP and UDP may have the same port.
-    let is_ours = |connection: &OwnedFd| {
-        getsockopt(connection, sockopt::SockType) == Ok(kind) && came_in_by(connection, &address)
+    let end = |fd: BorrowedFd| {
+        let address: SockaddrStorage = getsockname(fd.as_raw_fd()).ok()?;
+        Some((getsockopt(&fd, sockopt::SockType).ok()?, address))
     };
-    Ok(members.iter().any(|pid| connected(*pid).any(|socket| is_ours(&socket))))
+    let listeners: Vec<_> = listeners.iter().map(|listener| end(listener.as_fd())).collect();
+    let mut served = vec![false; listeners.len()];
+    for connection in members.iter().flat_map(|pid| connected(*pid)) {
+        let Some((kind, local)) = end(connection.as_fd()) else { continue };
+        let came_in = |listener: &Option<(SockType, SockaddrStorage)>| {
+            listener.as_ref().is_some_and(|(other, address)| *other == kind && came_in_by(&local, address))
+        };
+        for (served, _) in served.iter_mut().zip(&listeners).filter(|(_, listener)| came_in(listener)) {
+            *served = true;
+        }
+        if served.iter().all(|served| *served) {
+            break;
+        }
+    }
+    served
 }
 
 /// Copies of the connected sockets of `pid`, one at a time.
@@ -98,8 +112,7 @@ fn connected(pid: Pid) -> impl Iterator<Item = OwnedFd> {
 }
 
 /// A client's end of it has another name, and so has what is connected elsewhere.
-fn came_in_by(connection: &OwnedFd, listener: &SockaddrStorage) -> bool {
-    let Ok(local) = getsockname::<SockaddrStorage>(connection.as_raw_fd()) else { return false };
+fn came_in_by(local: &SockaddrStorage, listener: &SockaddrStorage) -> bool {
     match (listener.as_sockaddr_in(), listener.as_sockaddr_in6(), listener.as_unix_addr()) {
         (Some(at), _, _) => local
             .as_sockaddr_in()
@@ -142,6 +155,19 @@ mod tests {
     use crate::kernel::processes::Processes;
     use crate::kernel::testing::{Spawned, listener, until};
 
+    fn serves_any(pid: Pid, listener: impl AsFd) -> bool {
+        served(&[pid], &[listener]) == [true]
+    }
+
+    #[test]
+    fn each_of_many_listeners_is_served_by_its_own_connections() {
+        let listeners = [0; 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        let connect = |at: usize| TcpStream::connect(listeners[at].local_addr().unwrap()).unwrap();
+        let _clients = [connect(0), connect(2)];
+        let _accepted = [0, 2].map(|at: usize| listeners[at].accept().unwrap());
+        assert_eq!(served(&[Pid::this()], &listeners), [true, false, true]);
+    }
+
     #[test]
     fn a_connection_counts_for_the_process_that_accepted_it_and_once_although_a_fork_shares_it() {
         let (listener, copy) = listener();
@@ -174,12 +200,12 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let beside = TcpListener::bind(("127.0.0.2", address.port())).unwrap();
         let server = Spawned::python(copy, "a = s.accept(); time.sleep(100)");
-        let serves = |listener: &TcpListener| serve(&[server.pid()], listener).unwrap();
+        let serves = |listener: &TcpListener| serves_any(server.pid(), listener);
         let _client = TcpStream::connect(address).unwrap();
         until("it serves", || serves(&listener).then_some(()));
         assert!(!serves(&beside));
         // The client's end is not accepted.
-        assert!(!serve(&[Pid::this()], &listener).unwrap());
+        assert!(!serves_any(Pid::this(), &listener));
     }
 
     #[test]
@@ -197,7 +223,7 @@ mod tests {
         let _clients = [0; 2].map(|_| UnixStream::connect(&path).unwrap());
         let _accepted = listener.accept().unwrap();
         let open = open_connections(&[&listener]).unwrap();
-        assert!(serve(&[Pid::this()], &listener).unwrap());
+        assert!(serves_any(Pid::this(), &listener));
         fs::remove_file(&path).unwrap();
         assert_eq!(held_by(&[Pid::this()], &open), 1);
     }

@@ -15,7 +15,7 @@ use crate::kernel::processes::are_visible;
 use crate::sys;
 
 /// The number by which another process knows a descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ForeignFd(pub(crate) c_int);
 
 /// A socket's inode in sockfs: equal if the descriptors of two processes are the same socket.

@@ -87,12 +87,14 @@ impl Generations {
         if !self.all.iter().filter_map(deadline).any(|deadline| deadline <= now) {
             return;
         }
+        let before = sys::processor_time();
         self.survey();
         for generation in &mut self.all {
             let Some(watch) = &mut generation.watch else { continue };
             if watch.observe(|| generation.members.alive(), sockets.set(generation.share), now) {
                 events.push_back(Event::Ready(generation.id));
             }
+            watch.spare(sys::processor_time().saturating_sub(before), now);
         }
     }
 

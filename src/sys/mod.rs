@@ -12,7 +12,7 @@ mod signal;
 mod socket;
 mod write;
 
-pub(crate) use clock::{Timestamp, now};
+pub(crate) use clock::{Timestamp, now, processor_time};
 pub(crate) use directory::{numbers_in, rename_to_free};
 #[cfg(not(test))]
 pub(crate) use fd::claim;

@@ -10,6 +10,7 @@ mod control;
 mod denied;
 mod deploying;
 mod drain;
+mod economy;
 mod exec;
 mod fresh_start;
 mod hardened;

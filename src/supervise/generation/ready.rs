@@ -1,5 +1,6 @@
 //! When a generation is ready. The only place that knows how each kind of readiness is detected.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use log::{debug, warn};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Ready;
 use crate::kernel::accepting::observe;
-use crate::kernel::connections::serve;
+use crate::kernel::connections::served;
 use crate::kernel::descriptors::SocketInode;
 use crate::socket::listener::Listener;
 use crate::supervise::generation::check::Check;
@@ -19,6 +20,9 @@ use crate::sys::{Ending, Timestamp};
 /// The first observation comes after this, each further one after half as long again, up to the last.
 const FIRST_BACKOFF: Duration = Duration::from_millis(2);
 const LAST_BACKOFF: Duration = Duration::from_millis(200);
+/// Observations take at most this part of the processor's time, unless that would make them rarer than this.
+const COST_RATIO: u32 = 50;
+const LONGEST_SPARING: Duration = Duration::from_secs(2);
 /// A check command is run this often.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// After this many failed observations in a row it is unobservable: during exec and setuid one or two fail.
@@ -54,19 +58,24 @@ pub(crate) struct SavedWatch {
     notified: bool,
 }
 
-/// Does one of `members` hold a connection that came in by `socket` of `set`?
-fn is_served(members: &[Pid], socket: SocketInode, set: SocketSet) -> bool {
-    let listener = set.inodes.iter().zip(set.listeners).find(|(inode, _)| **inode == socket);
-    // Where the kernel cannot be asked, assume not.
-    listener.is_some_and(|(_, listener)| serve(members, listener).unwrap_or(false))
+/// Those of `missing` by which no connection came in that one of `members` holds, with their listeners.
+fn unserved<'a>(missing: &[SocketInode], members: &[Pid], set: SocketSet<'a>) -> Vec<(SocketInode, &'a Listener)> {
+    if missing.is_empty() {
+        return vec![];
+    }
+    let all: BTreeSet<SocketInode> = missing.iter().copied().collect();
+    let pairs = set.inodes.iter().copied().zip(set.listeners).filter(|(inode, _)| all.contains(inode));
+    let pairs: Vec<(SocketInode, &Listener)> = pairs.collect();
+    let listeners: Vec<&Listener> = pairs.iter().map(|(_, listener)| *listener).collect();
+    let served = served(members, &listeners);
+    pairs.into_iter().zip(served).filter_map(|(pair, served)| (!served).then_some(pair)).collect()
 }
 
 /// The sockets of `set` that none of `members` waits on; none where that cannot be seen.
 pub(crate) fn unattended<'a>(members: &[Pid], set: SocketSet<'a>) -> Option<Vec<&'a Listener>> {
     let seen = observe(members, set.inodes);
-    let is_missing = |inode| seen.missing.contains(inode) && !is_served(members, *inode, set);
-    let pairs = set.inodes.iter().zip(set.listeners).filter(|(inode, _)| is_missing(inode));
-    let missing: Vec<&Listener> = pairs.map(|(_, listener)| listener).collect();
+    let missing: Vec<&Listener> =
+        unserved(&seen.missing, members, set).into_iter().map(|(_, listener)| listener).collect();
     (seen.obstacle.is_none() || missing.is_empty()).then_some(missing)
 }
 
@@ -138,6 +147,11 @@ impl Watch {
         }
     }
 
+    /// The observation took that much of the processor: not before it is a fiftieth of the time.
+    pub(crate) fn spare(&mut self, cost: Duration, now: Timestamp) {
+        self.next = self.next.max(now + (cost * COST_RATIO).min(LONGEST_SPARING));
+    }
+
     fn back_off(&mut self, now: Timestamp) {
         self.backoff = (self.backoff * 3 / 2).min(LAST_BACKOFF);
         self.next = now + self.backoff;
@@ -145,10 +159,9 @@ impl Watch {
 
     /// Is some process seen waiting on each socket? Where that cannot be seen, READY=1 must suffice.
     fn accepts(&mut self, members: &[Pid], set: SocketSet) -> bool {
-        let mut seen = observe(members, set.inodes);
+        let seen = observe(members, set.inodes);
         // A busy process may never be observed waiting; but then it holds connections.
-        seen.missing.retain(|socket| !is_served(members, *socket, set));
-        if seen.missing.is_empty() {
+        if unserved(&seen.missing, members, set).is_empty() {
             debug!("seen to accept: {:?}", seen.evidence);
             return true;
         }

@@ -1,0 +1,44 @@
+//! What the supervisor costs where there is much to look at.
+
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+
+use crate::harness::process::stat;
+use crate::harness::{Server, supervise, wait_for};
+
+/// What a process has used of the processor, in clock ticks, of which there are a hundred a second.
+fn ticks(pid: Pid) -> u64 {
+    let stat = stat(pid).unwrap();
+    stat[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
+// It once was all of a processor, for each look at them took copies of all sockets for each.
+#[test]
+fn a_server_that_does_not_accept_on_400_sockets_costs_little() {
+    let mut setup = supervise(Server::Script("exec sleep 100"), &[]);
+    for _ in 0..400 {
+        setup = setup.listen("127.0.0.1:0");
+    }
+    let supervisor = setup.start();
+    supervisor.generation(1);
+    let (start, before) = (Instant::now(), ticks(supervisor.pid));
+    wait_for("two seconds of looking at it", || (start.elapsed() > Duration::from_secs(2)).then_some(()));
+    let cost = ticks(supervisor.pid) - before;
+    assert!(cost < 40, "{cost} ticks");
+}
+
+#[test]
+fn a_server_that_accepts_on_400_sockets_is_ready_soon() {
+    let script = "
+e = select.epoll()
+for number in range(3, 3 + int(os.environ['LISTEN_FDS'])): e.register(number, select.EPOLLIN)
+e.poll()";
+    let mut setup = supervise(Server::Python(script), &[]);
+    for _ in 0..400 {
+        setup = setup.listen("127.0.0.1:0");
+    }
+    let supervisor = setup.serving();
+    assert_eq!(supervisor.reload().failure(), (0, ""));
+    assert!(supervisor.seconds_to_ready(2) < 5.0, "{}", supervisor.log());
+}
