@@ -1,6 +1,8 @@
 //! How many connections each generation holds, counted from the kernel: its sockets of our ports and paths, found among
 //! the descriptors of its processes.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -11,14 +13,14 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{Kind, SocketInode, descriptors, sockets};
-use crate::kernel::sock_diag::{IpVersion, States, inet_sockets, unix_sockets};
+use crate::kernel::sock_diag::{InetSocket, IpVersion, States, inet_sockets, unix_sockets};
 use crate::sys;
 use crate::sys::Transport;
 
 /// What the connections to a listener have in common with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Local {
-    Tcp(IpVersion, u16),
+    Tcp(IpVersion, SocketAddr),
     Unix(Vec<u8>),
     /// Nothing that the kernel would list.
     Other,
@@ -26,25 +28,31 @@ enum Local {
 
 /// Every connection that came in by one of `listeners` and that some process holds, in every state but TIME_WAIT.
 ///
-/// Sorted. It asks the kernel once for each TCP listener, and once for all Unix ones.
+/// Sorted, each once. The kernel is asked at most once for IPv4, IPv6 and Unix sockets: it looks through all that it has,
+/// whatever is asked for.
 ///
 /// # Errors
 /// ENONET for a listener of another network namespace, whose connections are not listed for us.
 pub(crate) fn open_connections<L: AsFd>(listeners: &[L]) -> nix::Result<Vec<SocketInode>> {
     let mut names = Vec::new();
+    let mut bound = [(IpVersion::V4, BTreeMap::new()), (IpVersion::V6, BTreeMap::new())];
     let mut open: Vec<SocketInode> = Vec::new();
     for listener in listeners {
         if is_of_another_network(listener)? {
             return Err(Errno::ENONET);
         }
         match Local::of(listener)? {
-            Local::Tcp(family, port) => {
-                let connected = inet_sockets(Transport::Tcp, family, States::CONNECTED, Some(port))?;
-                open.extend(connected.into_iter().map(|socket| socket.inode));
+            Local::Tcp(version, address) => {
+                let of_version = bound.iter_mut().filter(|(other, _)| *other == version);
+                of_version
+                    .for_each(|(_, bound)| bound.entry(address.port()).or_insert_with(Vec::new).push(address.ip()));
             }
             Local::Unix(name) => names.push(name),
             Local::Other => {}
         }
+    }
+    for (version, bound) in &bound {
+        open.extend(connected_to(*version, bound)?);
     }
     if !names.is_empty() {
         let connected = unix_sockets(States::CONNECTED)?;
@@ -53,6 +61,18 @@ pub(crate) fn open_connections<L: AsFd>(listeners: &[L]) -> nix::Result<Vec<Sock
     }
     open.sort_unstable();
     Ok(open)
+}
+
+/// The connections to any of these ports, and of each port to these addresses.
+fn connected_to(version: IpVersion, bound: &BTreeMap<u16, Vec<IpAddr>>) -> nix::Result<Vec<SocketInode>> {
+    let Some((first, _)) = bound.first_key_value() else { return Ok(vec![]) };
+    let port = (bound.len() == 1).then_some(*first);
+    let came_in = |socket: &InetSocket| {
+        let addresses = bound.get(&socket.local.port());
+        addresses.is_some_and(|all| all.iter().any(|ip| ip.is_unspecified() || *ip == socket.local.ip()))
+    };
+    let connected = inet_sockets(Transport::Tcp, version, States::CONNECTED, port)?;
+    Ok(connected.into_iter().filter(came_in).map(|socket| socket.inode).collect())
 }
 
 /// Was it inherited from another network namespace? A new socket is of ours.
@@ -129,10 +149,10 @@ impl Local {
     fn of(listener: impl AsFd) -> nix::Result<Local> {
         let address: SockaddrStorage = getsockname(listener.as_fd().as_raw_fd())?;
         if let Some(address) = address.as_sockaddr_in() {
-            return Ok(Local::Tcp(IpVersion::V4, address.port()));
+            return Ok(Local::Tcp(IpVersion::V4, SocketAddr::from((address.ip(), address.port()))));
         }
         if let Some(address) = address.as_sockaddr_in6() {
-            return Ok(Local::Tcp(IpVersion::V6, address.port()));
+            return Ok(Local::Tcp(IpVersion::V6, SocketAddr::from((address.ip(), address.port()))));
         }
         let Some(address) = address.as_unix_addr().filter(|address| address.len() > 0) else {
             return Ok(Local::Other);
@@ -206,6 +226,16 @@ mod tests {
         assert!(!serves(&beside));
         // The client's end is not accepted.
         assert!(!serves_any(Pid::this(), &listener));
+    }
+
+    #[test]
+    fn only_connections_to_the_address_of_a_listener_count() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let beside = TcpListener::bind(("127.0.0.2", listener.local_addr().unwrap().port())).unwrap();
+        let _client = TcpStream::connect(beside.local_addr().unwrap()).unwrap();
+        let _accepted = beside.accept().unwrap();
+        assert_eq!(open_connections(&[&listener]).unwrap(), []);
+        assert_eq!(open_connections(&[&listener, &beside, &beside]).unwrap().len(), 1);
     }
 
     #[test]

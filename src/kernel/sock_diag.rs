@@ -112,7 +112,7 @@ pub(crate) fn dump_inet(
 ) -> nix::Result<Vec<InetSocket>> {
     let mut sockets = Vec::new();
     dump(&inet_request(kind, family, states, port), |message| sockets.extend(read_inet(message)))?;
-    // Of sockets that are only bound, Linux lists those of other ports too.
+    // Since Linux 6.8, those that are bound and not connected are listed whatever their port.
     sockets.retain(|socket: &InetSocket| port.is_none_or(|port| socket.local.port() == port));
     Ok(sockets)
 }

@@ -268,11 +268,14 @@ impl Reporter {
         if self.next_live.is_some_and(|at| at > now) {
             return;
         }
-        self.next_live = Some(now + LIVE_INTERVAL);
+        let before = sys::processor_time();
         for id in plan.draining.iter().map(|draining| draining.id) {
             let count = generations.get(id).and_then(|generation| generation.connections(sockets));
             self.clients.send_live(id, &format!("draining{}", connections(count)));
         }
+        // At most a fiftieth of the processor's time.
+        let cost = sys::processor_time().saturating_sub(before);
+        self.next_live = Some(now + LIVE_INTERVAL.max(cost * 50));
     }
 }
 

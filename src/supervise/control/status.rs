@@ -77,7 +77,11 @@ impl Status {
             pid: generation.pid.as_raw(),
             state: Stage::of(generation.id, plan),
             age: seconds(generation.age(now)),
-            connections: open.as_ref().map(|open| held_by(&generation.members.alive(), open)),
+            connections: open.as_ref().map(|open| match generations.iter().count() {
+                // Without a look at each of its descriptors.
+                1 => open.len(),
+                _ => held_by(&generation.members.alive(), open),
+            }),
             stopped: generation.stopped_by().map(Signal::as_str),
         };
         let listeners = sockets.listeners().iter().map(|listener| ListenerStatus {
