@@ -128,7 +128,8 @@ fn control_characters_of_the_holder_forge_no_line_either() {
 fn a_log_level_that_is_none_is_ignored_and_that_is_said_like_everything_else() {
     let run =
         |level: &str| handoff_run_with(&["-l", "/nonexistent/s", "--", "true"]).env("HANDOFF_LOG", level).output();
-    let error = "handoff-run: cannot listen on /nonexistent/s: ENOENT: No such file or directory\n";
+    let error = "handoff-run: cannot listen on /nonexistent/s: ENOENT: No such file or directory\n\
+                 handoff-run: there is no folder /nonexistent\n";
     for level in ["", "error", "WARN", " info", "off"] {
         assert_eq!(run(level).failure(), (125, error), "{level:?}");
     }
