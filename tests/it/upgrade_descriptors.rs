@@ -184,10 +184,13 @@ fn limit_files(bytes: u64) -> impl FnMut() -> io::Result<()> + Send + Sync + 'st
     move || setrlimit(Resource::RLIMIT_FSIZE, bytes, bytes).map_err(io::Error::from)
 }
 
+/// A generation of `sleep` is ready when it has become that: before, its signals are still ours.
+const IS_SLEEP: &str = "check:grep -qx sleep /proc/$MAINPID/comm";
+
 // SIGXFSZ would end the supervisor. The log is such a file, too.
 #[test]
 fn a_file_that_gets_too_large_ends_nothing() {
-    let supervisor = supervise(Server::Directed, &["--ready", "after:1ms"]).target(&["sleep", "100"]);
+    let supervisor = supervise(Server::Directed, &["--ready", IS_SLEEP]).target(&["sleep", "100"]);
     let supervisor = supervisor.run(|run| run.before_exec(limit_files(700))).serving();
     supervisor.signal(Signal::SIGUSR2);
     supervisor.wait_log("goes on: cannot write the state: EFBIG: File too large");
@@ -212,7 +215,7 @@ fn an_upgrade_knows_which_signals_were_ignored_at_the_start() {
         unsafe { libc::signal(libc::SIGTTOU, libc::SIG_IGN) };
         Ok(())
     };
-    let supervisor = supervise(Server::Directed, &["--ready", "after:1ms"]).target(&["sleep", "100"]);
+    let supervisor = supervise(Server::Directed, &["--ready", IS_SLEEP]).target(&["sleep", "100"]);
     let supervisor = supervisor.run(|run| run.before_exec(ignore)).serving();
     let ignored = |pid| status_field(pid, "SigIgn");
     let before = (ignored(supervisor.pid), ignored(supervisor.generation(1)));
