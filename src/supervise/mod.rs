@@ -310,7 +310,7 @@ fn check_ready_fd(ready: &Ready, sockets: &Sockets) -> Result<()> {
 fn check_ready_after(ready: &Ready, limits: Limits) -> Result<()> {
     let Ready::After(time) = ready else { return Ok(()) };
     let (after, limit) = (show(*time), show(limits.ready));
-    ensure!(*time <= limits.ready, "--ready after:DURATION, {after}, is longer than --ready-timeout, {limit}");
+    ensure!(*time < limits.ready, "--ready after:DURATION, {after}, is not shorter than --ready-timeout, {limit}");
     Ok(())
 }
 

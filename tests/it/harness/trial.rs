@@ -41,6 +41,7 @@ pub fn try_out(case: &Case) {
         let first = server.ask(Request::Plain);
         server.check_answer(first);
         assert_eq!(server.listening(), [inode], "{}", server.log());
+        server.settle();
         if case.stop == Stop::Drains {
             let slow = server.under_way();
             server.process.signal(server.stop);
