@@ -1,15 +1,29 @@
 //! A pid file: written whole or not at all, and put back as it was if the program it announces never runs.
+//!
+//! The file may be in another user's folder, so every step is taken in the folder as it was opened, and none follows a
+//! link but those that are looked at here.
 
 use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process;
+use std::{fs, process};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use log::warn;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use crate::failure::plain;
+
+/// As many symbolic links are followed as the kernel follows.
+const MOST_LINKS: u32 = 40;
+/// So many names that earlier starts left are passed over.
+const MOST_LEFT: u32 = 1000;
 
 /// A pid file that we wrote, and what was there before.
 #[derive(Debug)]
@@ -21,12 +35,13 @@ pub(crate) struct PidFile {
 impl PidFile {
     /// Put `pid` into the file at `path`.
     pub(crate) fn write(path: &Path, pid: u32) -> Result<PidFile> {
-        let context = || format!("cannot write {}", path.display());
-        let before = match fs::read(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            read => Some(read.map_err(plain).with_context(context)?),
+        let write = || -> Result<_> {
+            let place = Place::find(path)?;
+            let before = place.file.map(|_| place.read()).transpose()?;
+            place.replace(format!("{pid}\n").as_bytes())?;
+            Ok(before)
         };
-        replace(path, format!("{pid}\n").as_bytes()).map_err(plain).with_context(context)?;
+        let before = write().with_context(|| format!("cannot write {}", path.display()))?;
         Ok(PidFile { path: path.to_owned(), before })
     }
 
@@ -37,34 +52,156 @@ impl PidFile {
 
     /// Remove it at the end, if its content is still ours.
     pub(crate) fn remove(self) {
-        let ours = fs::read(&self.path).is_ok_and(|content| content == format!("{}\n", process::id()).as_bytes());
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            warn!("cannot remove {}: {error}", self.path.display());
+        if let Err(error) = self.place_if_ours().and_then(|place| place.map_or(Ok(()), |place| place.remove())) {
+            warn!("cannot remove {}: {error:#}", self.path.display());
         }
     }
 
     /// Undo it: the program did not start, and the file may be its predecessor's.
     pub(crate) fn restore(self) {
-        let done = match &self.before {
-            Some(before) => replace(&self.path, before),
-            None => fs::remove_file(&self.path),
+        let restored = self.place_if_ours().and_then(|place| match (place, &self.before) {
+            (None, _) => Ok(()),
+            (Some(place), Some(before)) => place.replace(before),
+            (Some(place), None) => place.remove(),
+        });
+        if let Err(error) = restored {
+            warn!("cannot restore {}: {error:#}", self.path.display());
+        }
+    }
+
+    /// Where it is, if it still has what we wrote.
+    fn place_if_ours(&self) -> Result<Option<Place>> {
+        let place = Place::find(&self.path)?;
+        let ours = format!("{}\n", process::id());
+        let is_ours = place.file.is_some() && place.read()? == ours.as_bytes();
+        Ok(is_ours.then_some(place))
+    }
+}
+
+/// Where a file is, or would be, once symbolic links are followed.
+#[derive(Debug)]
+struct Place {
+    folder: OwnedFd,
+    name: OsString,
+    /// The regular file that is there.
+    file: Option<FileStat>,
+}
+
+impl Place {
+    /// Follow `path`. What is there and is no regular file is an error.
+    ///
+    /// A link of another user is followed only to what is that user's too: in a folder of theirs it might lead to
+    /// anything that this process may write.
+    fn find(path: &Path) -> Result<Place> {
+        let mut path = path.to_owned();
+        let mut strangers: Vec<u32> = Vec::new();
+        for _ in 0..MOST_LINKS {
+            let name = path.file_name().ok_or(Errno::EISDIR)?.to_owned();
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let folder = open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+            let found = match fstatat(&folder, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Err(Errno::ENOENT) => None,
+                found => Some(found?),
+            };
+            match found.map(|found| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT) {
+                Some(SFlag::S_IFLNK) => {
+                    strangers.extend(found.map(|link| link.st_uid).filter(|owner| !is_trusted(*owner)));
+                    path = parent.join(readlinkat(&folder, name.as_os_str())?);
+                }
+                Some(SFlag::S_IFDIR) => bail!(Errno::EISDIR),
+                None | Some(SFlag::S_IFREG) => {
+                    let owner = found.map_or_else(|| fstat(&folder), Ok)?.st_uid;
+                    let theirs = strangers.iter().all(|stranger| *stranger == owner);
+                    ensure!(theirs, "it is another user's symbolic link to what is not that user's");
+                    return Ok(Place { folder, name, file: found });
+                }
+                Some(_) => bail!("it is not a regular file"),
+            }
+        }
+        bail!(Errno::ELOOP)
+    }
+
+    fn read(&self) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        self.open(OFlag::O_RDONLY)?.read_to_end(&mut content).map_err(plain)?;
+        Ok(content)
+    }
+
+    /// Open what is there, whatever came there since: a FIFO does not hold us up, and is an error.
+    fn open(&self, access: OFlag) -> Result<File> {
+        let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file = File::from(openat(&self.folder, self.name.as_os_str(), flags, Mode::empty())?);
+        ensure!(file.metadata().map_err(plain)?.is_file(), "it is not a regular file");
+        Ok(file)
+    }
+
+    /// Write beside it and rename, so that no reader sees half a file and a full disk leaves the old one. Where only the
+    /// file is ours, or it could not keep its owner, it is written in place.
+    fn replace(&self, content: &[u8]) -> Result<()> {
+        match self.write_beside(content) {
+            Err(error) if self.file.is_some() && is_denied(&error) => self.write_in_place(content),
+            written => written,
+        }
+    }
+
+    fn write_beside(&self, content: &[u8]) -> Result<()> {
+        let (file, beside) = self.create_beside()?;
+        let written = self
+            .fill(file, content)
+            .and_then(|()| Ok(renameat(&self.folder, beside.as_str(), &self.folder, self.name.as_os_str())?));
+        if written.is_err() {
+            // The first error is the one to report.
+            let _ = unlinkat(&self.folder, beside.as_str(), UnlinkatFlags::NoRemoveDir);
+        }
+        written
+    }
+
+    /// A new file of a name that nothing has; one that an earlier start left, perhaps another user's, may stay.
+    fn create_beside(&self) -> nix::Result<(File, String)> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        // One that replaces another gets the other's mode below.
+        let mode = Mode::from_bits_truncate(if self.file.is_some() { 0o600 } else { 0o644 });
+        let mut made = (1..=MOST_LEFT).map(|number| {
+            let name = format!(".handoff-run-{}-{number}", process::id());
+            openat(&self.folder, name.as_str(), flags, mode).map(|fd| (File::from(fd), name))
+        });
+        made.find(|made| !matches!(made, Err(Errno::EEXIST))).unwrap_or(Err(Errno::EEXIST))
+    }
+
+    /// Give a new file the content, and the owner and mode of the one it is to replace.
+    fn fill(&self, mut file: File, content: &[u8]) -> Result<()> {
+        file.write_all(content).map_err(plain)?;
+        let Some(old) = &self.file else { return Ok(()) };
+        let new = file.metadata().map_err(plain)?;
+        if (new.uid(), new.gid()) != (old.st_uid, old.st_gid) {
+            std::os::unix::fs::fchown(&file, Some(old.st_uid), Some(old.st_gid)).map_err(plain)?;
+        }
+        file.set_permissions(fs::Permissions::from_mode(old.st_mode & 0o7777)).map_err(plain)
+    }
+
+    fn write_in_place(&self, content: &[u8]) -> Result<()> {
+        let file = self.open(OFlag::O_WRONLY)?;
+        let write = || -> io::Result<()> {
+            file.write_all_at(content, 0)?;
+            file.set_len(content.len() as u64)
         };
-        if let Err(error) = done {
-            warn!("cannot restore {}: {error}", self.path.display());
+        write().map_err(plain)
+    }
+
+    /// Remove it; where only the file is ours, leave it empty.
+    fn remove(&self) -> Result<()> {
+        match unlinkat(&self.folder, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::EACCES | Errno::EPERM | Errno::EROFS) => self.write_in_place(b""),
+            removed => Ok(removed?),
         }
     }
 }
 
-/// Write beside it and rename, so that no reader sees half a file and a full disk leaves the old one.
-fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let mut beside = OsString::from(path);
-    beside.push(format!(".{}", process::id()));
-    let beside = PathBuf::from(beside);
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&beside)?;
-    let written = file.write_all(content).and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&beside);
-    }
-    written
+/// May a link of this user lead anywhere?
+fn is_trusted(user: u32) -> bool {
+    [0, geteuid().as_raw()].contains(&user)
+}
+
+fn is_denied(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Errno::EACCES | Errno::EPERM | Errno::EROFS))
 }
