@@ -1,14 +1,19 @@
 //! The other end of the control socket: `--reload`, `--status` and `--stop`.
 
+use std::fs;
 use std::io::{IsTerminal, Write, stderr, stdout};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::geteuid;
 
 use crate::config::Request;
-use crate::failure::OneLine;
+use crate::failure::{OneLine, plain};
 use crate::output::print;
 use crate::supervise::control::protocol::{Call, Reply, line};
 use crate::supervise::control::replies::Replies;
@@ -18,6 +23,8 @@ use crate::sys::{self, Disposition};
 /// Ask the supervisor at `path` and give the exit status.
 pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
     let mut replies = Replies::connect(path)?;
+    ensure_trusted(replies.stream(), path)
+        .with_context(|| format!("cannot trust what listens at {}", path.display()))?;
     let mut screen = Screen::new();
     let call = Call { request, live: screen.terminal };
     // stdout may be a pipe without a reader: the exit status is that of the request all the same.
@@ -25,6 +32,29 @@ pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
     replies.send(&line(&call));
     follow(&mut replies, &mut screen)
 }
+
+/// A supervisor is believed if it is this user's, root's, or of the user whose folder its socket is in, if nobody else can
+/// put one there. Where the path is a link, that holds of the link's folder, too.
+fn ensure_trusted(stream: &UnixStream, path: &Path) -> Result<()> {
+    let peer = getsockopt(stream, sockopt::PeerCredentials)?.uid();
+    let trusted = |user: u32| [0, geteuid().as_raw()].contains(&user);
+    if trusted(peer) {
+        return Ok(());
+    }
+    let named = std::path::absolute(path).map_err(plain)?;
+    let actual = path.canonicalize().map_err(plain)?;
+    let is_closed = |path: &Path, owner: &dyn Fn(u32) -> bool| {
+        let folder = path.parent().and_then(|folder| fs::metadata(folder).ok());
+        folder.is_some_and(|folder| owner(folder.uid()) && folder.mode() & WRITABLE_BY_OTHERS == 0)
+    };
+    let believed =
+        is_closed(&actual, &|owner| owner == peer) && is_closed(&named, &|owner| owner == peer || trusted(owner));
+    ensure!(believed, "it is a process of user {peer}, who is not the only one that can write in this folder");
+    Ok(())
+}
+
+/// By the group, or by all.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// Show the replies until the last one.
 fn follow(replies: &mut Replies, screen: &mut Screen) -> Result<u8> {

@@ -41,6 +41,10 @@ impl Replies {
         }
     }
 
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
     pub(crate) fn send(&mut self, line: &str) {
         // A supervisor that refuses us may have closed already; its reply is read all the same.
         let _ = self.stream.write_all(line.as_bytes());
