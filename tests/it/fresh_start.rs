@@ -6,8 +6,8 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::process::{descriptors, variable};
-use crate::harness::{Server, Supervisor, supervise};
+use crate::harness::process::{descriptors, name, variable};
+use crate::harness::{Server, Supervisor, supervise, wait_for};
 
 fn release(folder: &Path, number: u32) {
     let release = folder.join(format!("releases/{number}"));
@@ -69,19 +69,23 @@ fn listen_pid_is_each_generation_s_own_and_gen_counts() {
 // handoff-run(1), ADOPTING: "Every other descriptor stays as it is."
 #[test]
 fn what_the_supervisor_inherited_reaches_every_generation_and_nothing_else_does() {
-    let setup =
-        supervise(Server::Hello, &["--ready", "check:grep -qx sleep /proc/$MAINPID/comm"]).target(&["sleep", "1000"]);
+    let setup = supervise(Server::Script("echo >&8; exec sleep 1000 8>&-"), &["--ready", "fd:8"]);
     let kept = setup.folder.path("kept");
     let file = File::create(&kept).unwrap();
     let supervisor = setup.run(|run| run.inherit(&file, 9).inherit(&file, 3)).serving();
-    let first = descriptors(supervisor.generation(1));
+    let descriptors = |id| {
+        let pid = supervisor.generation(id);
+        wait_for("sleep", || (name(pid) == "sleep").then_some(()));
+        descriptors(pid)
+    };
+    let first = descriptors(1);
     // The one at 3 had to make room.
     let moved = first[4].0;
     assert_eq!(first.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1, 2, 3, moved, 9], "{first:?}");
     assert!(first[3].1.starts_with("socket:"), "{first:?}");
     assert_eq!((&*first[4].1, &*first[5].1), (kept.to_str().unwrap(), kept.to_str().unwrap()));
     assert_eq!(supervisor.reload_and_wait().code(), 0);
-    assert_eq!(descriptors(supervisor.generation(2)), first);
+    assert_eq!(descriptors(2), first);
     supervisor.stopped();
 }
 

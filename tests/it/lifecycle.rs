@@ -279,11 +279,12 @@ fn a_generation_may_end_its_parent_also_just_after_it_was_seen_ready() {
     for sender in ["os.kill(parent, signal.SIGTERM)", "os.fork() or (os.kill(parent, signal.SIGTERM), os._exit(0))"] {
         let code = format!(
             "parent = os.getppid()\n\
+             os.write(9, b'x')\n\
              while f'generation {{gen}}: ready' not in open(path('log')).read(): time.sleep(0.005)\n\
              {sender}\n\
              serve()"
         );
-        let setup = supervise(Server::Python(&code), &["--ready", "after:0s"]);
+        let setup = supervise(Server::Python(&code), &["--ready", "fd:9"]);
         let supervisor = setup.run(|run| run.env("HANDOFF_LOG", "debug")).serving();
         for generation in [1, 2] {
             supervisor.wait_log(&format!("generation {generation} asks its parent to end: it is ready\n"));

@@ -85,7 +85,8 @@ fn a_first_generation_that_fails_ends_the_namespace_with_its_status() {
 // A signal from outside the namespace has no sender that could be named inside.
 #[test]
 fn a_hup_from_outside_reloads_and_one_from_inside_does_too() {
-    let script = "if gen == '2': wait_for('served'); os.kill(1, signal.SIGHUP)\nserve()";
+    let script = "import threading\ndef hang_up(): wait_for('served'); os.kill(1, signal.SIGHUP)\n\
+                  if gen == '2': threading.Thread(target=hang_up, daemon=True).start()\nserve()";
     let options = ["--ready", "after:300ms"];
     let Some(mut container) = start(&options, script) else { return };
     container.answer();

@@ -68,13 +68,51 @@ fn a_check_tells() {
     is_ready_only_when_told("check:test -e go && kill -0 $MAINPID", "mark('begun')\nserve()");
 }
 
-// "after:DURATION: that time is over."
+// "after:DURATION: that time has passed and, where that can be seen, it waits on every socket."
 #[test]
 fn time_tells() {
-    let supervisor = supervise(Server::Hello, &["--ready", "after:150ms"]).target(&["sleep", "1000"]).start();
+    let supervisor = supervise(Server::Hello, &["--ready", "after:150ms"]).start();
     let after = supervisor.seconds_to_ready(1);
     assert!((0.15..5.0).contains(&after), "{after}");
     supervisor.stopped();
+}
+
+// The old one answers through the address that they share: a release that hangs was ready, and the service down.
+#[test]
+fn a_check_that_the_old_generation_answers_proves_nothing_of_the_new_one() {
+    for how in ["check:test -e go", "after:1ms"] {
+        let options = ["--ready", how, "--ready-timeout", "1s"];
+        let setup = supervise(Server::Python("serve()"), &options);
+        setup.folder.open("go");
+        let supervisor = setup.serving();
+        supervisor.rewrite(Server::Python("wait_for('never')"));
+        assert_eq!(supervisor.reload().code(), 124, "{how}");
+        assert_eq!(supervisor.answer().generation, 1);
+        // Said once, where it can happen.
+        let warning = "handoff-run: --ready check: generations share their sockets, so another than the new one may \
+                       answer the check\n";
+        assert_eq!(supervisor.log().matches(warning).count(), usize::from(how.starts_with("check")));
+        supervisor.stopped();
+    }
+}
+
+// A server that waits on a part of its sockets is not ready by whatever a check says.
+#[test]
+fn a_check_and_a_time_count_when_all_sockets_are_waited_on() {
+    for how in ["check:true", "after:1ms"] {
+        let code = "
+import threading
+threading.Thread(target=lambda: select.select([3], [], [])).start()
+mark('begun')
+wait_for('go')
+select.select([4], [], [])";
+        let supervisor = supervise(Server::Python(code), &["-l", "127.0.0.1:0", "--ready", how]).start();
+        supervisor.folder.read("begun");
+        supervisor.assert_keeps_starting(1);
+        supervisor.folder.open("go");
+        supervisor.wait_ready(1);
+        supervisor.stopped();
+    }
 }
 
 #[test]
@@ -130,7 +168,7 @@ fn a_readiness_descriptor_must_not_take_the_place_of_a_socket() {
 #[test]
 fn whatever_a_hanging_check_started_ends_with_it() {
     let options = ["--ready", "check:sleep 100 & echo $! > c; mv c check; wait", "--ready-timeout", "300ms"];
-    let mut supervisor = supervise(Server::Script("exec sleep 100"), &options).start();
+    let mut supervisor = supervise(Server::Script("exec ./server"), &options).start();
     let sleep: i32 = supervisor.folder.read("check").trim().parse().unwrap();
     supervisor.end();
     wait_for("the check's child to end", || (!exists(Pid::from_raw(sleep))).then_some(()));

@@ -1,9 +1,10 @@
 //! Signals: which mean something to the supervisor, which are passed on, and that a generation has them as the caller
 //! had.
 
-use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
+use std::{env, fs, io};
 
 use nix::errno::Errno;
 use nix::pty::{OpenptyResult, openpty};
@@ -201,6 +202,12 @@ fn int_and_term_drain_and_stop() {
     }
 }
 
+/// Do both run the same program?
+fn is_exec(one: Pid, other: Pid) -> bool {
+    let program = |pid| fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    program(one) == program(other)
+}
+
 /// What is blocked and what is ignored.
 fn signals_of(pid: Pid) -> (u64, u64) {
     let set = |field| u64::from_str_radix(&status_field(pid, field), 16).unwrap();
@@ -225,12 +232,16 @@ fn generations_have_the_signals_that_a_target_started_directly_has() {
         };
         let direct = Run::of("sleep").args(&["1000"]).before_exec(set).start();
         wait_for("sleep", || (name(direct.pid()) == "sleep").then_some(()));
-        let setup = supervise(Server::Hello, &["--ready", "check:grep -qx sleep /proc/$MAINPID/comm"])
-            .target(&["sleep", "1000"]);
-        let supervisor = setup.run(|run| run.before_exec(set)).serving();
+        // A server by that name comes first, until it is gone: what does not serve is started, but never ready.
+        let setup = supervise(Server::Hello, &[]).target(&["sleep", "1000"]);
+        symlink(setup.folder.path("server"), setup.folder.path("sleep")).unwrap();
+        let path = format!("{}:{}", setup.folder.text(""), env::var("PATH").unwrap());
+        let supervisor = setup.run(|run| run.env("PATH", path).before_exec(set)).serving();
         assert_eq!(supervisor.reload_and_wait().code(), 0, "{}", supervisor.log());
+        fs::remove_file(supervisor.folder.path("sleep")).unwrap();
         kill(supervisor.generation(2), Signal::SIGKILL).unwrap();
-        supervisor.wait_ready(3);
+        let restarted = supervisor.generation(3);
+        wait_for("sleep", || (is_exec(restarted, direct.pid())).then_some(()));
         assert_eq!(signals_of(supervisor.generation(3)), signals_of(direct.pid()));
         supervisor.stopped();
     }

@@ -251,8 +251,8 @@ fn a_socket_unit_hands_its_very_socket_on_by_exec_and_supervised_and_with_listen
 #[test]
 fn who_waits_while_the_unit_is_restarted_is_served_when_a_socket_unit_holds_the_queue() {
     let folder = Folder::new();
-    let script = "if not exists('first'): mark('first'); time.sleep(100)\nserve()";
-    let unit = service(&folder, "--supervise --ready after:1ms", script, "Type=notify");
+    let script = "os.write(9, b'x')\nif not exists('first'): mark('first'); time.sleep(100)\nserve()";
+    let unit = service(&folder, "--supervise --ready fd:9", script, "Type=notify");
     let units = [("a.socket", socket_unit(&folder.text("s"), "a.service")), ("a.service", unit)];
     let Some(systemd) = Systemd::boot(folder, &units) else { return };
     systemd.succeed(&["start", "a.socket"]);

@@ -62,8 +62,8 @@ fn a_serving_generation_whose_end_is_held_is_started_again() {
 #[test]
 fn a_generation_that_ends_in_a_debugger_has_its_status() {
     // One that forks would be held at the SIGCHLD already.
-    let server = Server::Python("while not exists('go'): time.sleep(0.01)\nos._exit(7)");
-    let supervisor = supervise(server, &["--ready", "after:1ms"]).serving();
+    let server = Server::Python("os.write(9, b'x')\nwhile not exists('go'): time.sleep(0.01)\nos._exit(7)");
+    let supervisor = supervise(server, &["--ready", "fd:9"]).serving();
     let Some(_traced) = Traced::seize(supervisor.generation(1)) else { return };
     supervisor.folder.open("go");
     supervisor.wait_log("generation 1: ended with status 7");

@@ -28,7 +28,8 @@ fn close(numbers: &'static [RawFd]) -> impl FnMut() -> io::Result<()> + Send + S
 
 /// A supervisor that runs from a copy of the program, and waits for its control socket: there may be no log.
 fn without(numbers: &'static [RawFd], options: &[&str]) -> Supervisor {
-    let setup = supervise(Server::Directed, options).target(&["sleep", "100"]);
+    // Not one in Rust, whose runtime opens what is closed.
+    let setup = supervise(Server::Python("serve()"), options);
     let program = setup.folder.path("program");
     install(&program, &fs::read(PROGRAM).unwrap());
     let supervisor = setup.by(Run::of(program)).run(|run| run.before_exec(close(numbers))).start();
@@ -131,7 +132,8 @@ fn a_probe_removes_no_file_however_it_ends() {
         let listeners = format!("{{\"fd\":0,\"file\":{saved}}}{lost}");
         let state = whole(&listeners, "", "");
         assert_eq!(probe(&state).0, if lost.is_empty() { 93 } else { 125 });
-        assert_eq!(folder.names(), ["app.sock"]);
+        // What keeps it is the one that takes over.
+        assert!(folder.path("app.sock").exists());
     }
 }
 
@@ -190,7 +192,7 @@ const IS_SLEEP: &str = "check:grep -qx sleep /proc/$MAINPID/comm";
 // SIGXFSZ would end the supervisor. The log is such a file, too.
 #[test]
 fn a_file_that_gets_too_large_ends_nothing() {
-    let supervisor = supervise(Server::Directed, &["--ready", IS_SLEEP]).target(&["sleep", "100"]);
+    let supervisor = supervise(Server::Script("echo >&9; exec sleep 100 9>&-"), &["--ready", "fd:9"]);
     let supervisor = supervisor.run(|run| run.before_exec(limit_files(700))).serving();
     supervisor.signal(Signal::SIGUSR2);
     supervisor.wait_log("goes on: cannot write the state: EFBIG: File too large");
@@ -215,7 +217,7 @@ fn an_upgrade_knows_which_signals_were_ignored_at_the_start() {
         unsafe { libc::signal(libc::SIGTTOU, libc::SIG_IGN) };
         Ok(())
     };
-    let supervisor = supervise(Server::Directed, &["--ready", IS_SLEEP]).target(&["sleep", "100"]);
+    let supervisor = supervise(Server::Script("echo >&9; exec sleep 100 9>&-"), &["--ready", "fd:9"]);
     let supervisor = supervisor.run(|run| run.before_exec(ignore)).serving();
     let ignored = |pid| status_field(pid, "SigIgn");
     let before = (ignored(supervisor.pid), ignored(supervisor.generation(1)));

@@ -42,6 +42,8 @@ pub(crate) struct Watch {
     backoff: Duration,
     /// READY=1 came.
     notified: bool,
+    /// It was seen to accept, or that cannot be seen.
+    accepts: bool,
     /// This many observations in a row could not see everything.
     unobservable: u32,
     /// Ends with the watch.
@@ -94,6 +96,7 @@ impl Watch {
             next: begun + first,
             backoff: FIRST_BACKOFF,
             notified: false,
+            accepts: false,
             unobservable: 0,
             check: None,
             last_check: None,
@@ -129,18 +132,19 @@ impl Watch {
             return false;
         }
         match &self.how {
-            Ready::After(_) => true,
             Ready::Descriptor(_) => false,
             Ready::Check(command) => {
                 let command = command.clone();
                 self.next = now + CHECK_INTERVAL;
-                self.check_passed(&command)
+                // Through a shared address another generation may answer: a check alone proves nothing.
+                self.accepts = self.accepts || self.accepts(&members(), set);
+                self.check_passed(&command) && self.accepts
             }
             Ready::Notify if !self.notified => {
                 self.back_off(now);
                 false
             }
-            Ready::Auto | Ready::Notify | Ready::Accepting => {
+            Ready::Auto | Ready::Notify | Ready::Accepting | Ready::After(_) => {
                 self.back_off(now);
                 self.accepts(&members(), set)
             }
@@ -170,7 +174,13 @@ impl Watch {
             return false;
         };
         self.unobservable += 1;
-        if self.notified && self.how != Ready::Accepting {
+        // What was asked for besides has to suffice.
+        let suffices = match self.how {
+            Ready::Check(_) | Ready::After(_) => true,
+            Ready::Accepting => false,
+            _ => self.notified,
+        };
+        if suffices {
             return self.unobservable > 1;
         }
         if self.unobservable == UNOBSERVABLE {
