@@ -16,6 +16,7 @@ use log::LevelFilter;
 use nix::sys::signal::Signal;
 
 use crate::config::{Ready, Restart};
+use crate::socket::control_spec::ControlSpec;
 use crate::socket::spec::Spec;
 use crate::target::preset::{self, Preset};
 use crate::target::template::Setting;
@@ -110,8 +111,9 @@ pub(crate) struct Cli {
 
     /// Write the process id to this file before becoming PROGRAM
     ///
-    /// Written whole or not at all, and never removed. With --supervise it is the supervisor's, written when the first
-    /// generation serves and removed at the end if it is still ours.
+    /// Written whole or not at all, and never removed. A file that is there keeps its mode and owner, and a symbolic link
+    /// is followed; in a folder that is not ours the file is written in place. With --supervise it is the supervisor's,
+    /// written when the first generation serves and removed at the end if it is still ours.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = PROGRAM)]
     pid_file: Option<PathBuf>,
 
@@ -124,9 +126,12 @@ pub(crate) struct Cli {
     #[arg(long, conflicts_with = "lazy", help_heading = SUPERVISING)]
     supervise: bool,
 
-    /// Take --reload, --status and --stop on this Unix socket
-    #[arg(long, value_name = "PATH", requires = "supervise", value_hint = ValueHint::FilePath, help_heading = SUPERVISING)]
-    control: Option<PathBuf>,
+    /// Take --reload, --status and --stop on this Unix socket: PATH[,OPTION]...
+    ///
+    /// Only this user and root may use it, or with mode=, user= and group=, as in a SPEC, those whom they let in; a group
+    /// without a mode may use it too. A comma in PATH is written \, here, but not with --reload and its like.
+    #[arg(long, value_name = "PATH", requires = "supervise", value_parser = OsStringValueParser::new().try_map(|text| ControlSpec::parse(&text)), value_hint = ValueHint::FilePath, help_heading = SUPERVISING)]
+    control: Option<ControlSpec>,
 
     /// When a generation counts as ready [default: auto]
     ///
@@ -134,8 +139,8 @@ pub(crate) struct Cli {
     /// notify: it sends READY=1 and, where that can be seen, waits on every socket.
     /// accepting: it is seen waiting on every socket.
     /// fd:N: it writes a byte to descriptor N.
-    /// check:COMMAND: the command, run by sh, ends with status 0.
-    /// after:DURATION: that time has passed.
+    /// check:COMMAND: the command, run by sh, ends with status 0 and, where that can be seen, it waits on every socket.
+    /// after:DURATION: that time has passed and, where that can be seen, it waits on every socket.
     #[arg(long, value_name = "HOW", requires = "supervise", value_parser = ready, help_heading = SUPERVISING)]
     ready: Option<Ready>,
 

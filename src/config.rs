@@ -6,10 +6,11 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use libc::c_int;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
+use crate::socket::control_spec::ControlSpec;
+use crate::socket::listener::Manner;
 use crate::socket::spec::Spec;
 use crate::target::{Begin, Program};
 
@@ -31,8 +32,8 @@ pub(crate) enum Command {
 pub(crate) struct Exec {
     /// What to listen on; empty: the inherited sockets.
     pub(crate) specs: Vec<Spec>,
-    /// The backlog of sockets whose SPEC has none.
-    pub(crate) backlog: c_int,
+    /// How sockets are bound, as far as a SPEC does not say it.
+    pub(crate) manner: Manner,
     /// When to become it.
     pub(crate) begin: Begin,
     /// Where to leave the process id.
@@ -47,7 +48,7 @@ pub(crate) struct Supervise {
     /// How each generation is started.
     pub(crate) exec: Exec,
     /// Where to take requests.
-    pub(crate) control: Option<PathBuf>,
+    pub(crate) control: Option<ControlSpec>,
     /// When a generation counts as ready.
     pub(crate) ready: Ready,
     /// What is allowed.
@@ -67,9 +68,9 @@ pub(crate) enum Ready {
     Accepting,
     /// It writes to this descriptor.
     Descriptor(RawFd),
-    /// This command, run by the shell, ends with status 0.
+    /// It is seen accepting, where that can be seen, and this command, run by the shell, ends with status 0.
     Check(String),
-    /// This time has passed.
+    /// This time has passed, and it is seen accepting, where that can be seen.
     After(Duration),
 }
 

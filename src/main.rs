@@ -116,5 +116,5 @@ fn acquire(config: &Exec, claimed: Claimed) -> Result<Acquired> {
         warn!("{error}: ignored");
         Announced::default()
     });
-    acquire::acquire(&config.specs, candidates, &announced, config.backlog)
+    acquire::acquire(&config.specs, candidates, &announced, config.manner)
 }

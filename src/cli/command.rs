@@ -13,6 +13,8 @@ use super::Cli;
 use super::values::signal;
 use crate::config::{Command, Exec, Form, Limits, Ready, Request, Restart, Supervise, Until};
 use crate::socket::address::{Address, Family, Host, Inet};
+use crate::socket::listener::Manner;
+use crate::socket::socket_file::Naming;
 use crate::socket::spec::Spec;
 use crate::sys::FIRST_FD;
 use crate::target::preset::{Every, Preset, Stdin};
@@ -79,8 +81,11 @@ impl Cli {
         };
         Exec {
             specs: self.listen.into_iter().map(|spec| fit_preset(spec, self.preset)).collect(),
-            // listen(2) lowers any larger number to what the kernel allows.
-            backlog: self.backlog.unwrap_or(c_int::MAX),
+            manner: Manner {
+                // listen(2) lowers any larger number to what the kernel allows.
+                backlog: self.backlog.unwrap_or(c_int::MAX),
+                naming: if self.supervise { Naming::Kept } else { Naming::Once },
+            },
             begin: if self.lazy { Begin::FirstClient } else { Begin::Now },
             pid_file: self.pid_file,
             program,

@@ -3,7 +3,6 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, ensure};
-use libc::c_int;
 use log::debug;
 
 use crate::failure::Result;
@@ -11,7 +10,7 @@ use crate::socket::address::Address;
 use crate::socket::announced::Announced;
 use crate::socket::candidate::{Candidate, Candidates};
 use crate::socket::endpoint::{Endpoint, resolve};
-use crate::socket::listener::{Listener, bind_first};
+use crate::socket::listener::{Listener, Manner, bind_first};
 use crate::socket::spec::{FdName, Spec};
 
 /// What is to be handed on, and what stays open beside it.
@@ -32,7 +31,7 @@ pub(crate) fn acquire(
     specs: &[Spec],
     mut candidates: Candidates,
     announced: &Announced,
-    backlog: c_int,
+    manner: Manner,
 ) -> Result<Acquired> {
     let mut wanted = specs.iter().map(Wanted::new).collect::<Result<Vec<_>>>()?;
     if !candidates.sockets.is_empty() {
@@ -45,7 +44,7 @@ pub(crate) fn acquire(
     let taken: Vec<u64> = wanted.iter().filter_map(|wanted| Some(wanted.found.as_ref()?.inode)).collect();
     let beside = take_beside(&mut candidates, announced)?;
     let others = candidates.let_go(&taken, announced)?;
-    let listeners = wanted.into_iter().map(|wanted| wanted.into_listener(backlog));
+    let listeners = wanted.into_iter().map(|wanted| wanted.into_listener(manner));
     let listeners = listeners.chain(beside.into_iter().map(Ok)).collect::<Result<_>>()?;
     Ok(Acquired { listeners, others })
 }
@@ -121,7 +120,7 @@ impl<'a> Wanted<'a> {
         self.is_descriptor() && socket.serves || self.endpoints.iter().any(|endpoint| socket.is_at(endpoint))
     }
 
-    fn into_listener(self, backlog: c_int) -> Result<Listener> {
+    fn into_listener(self, manner: Manner) -> Result<Listener> {
         match (self.found, &self.spec.address) {
             (Some(socket), _) => {
                 debug!("{} is adopted from descriptor {}", self.spec, socket.number);
@@ -130,7 +129,7 @@ impl<'a> Wanted<'a> {
             (None, Address::Descriptor(number)) => {
                 Err(anyhow::anyhow!("cannot listen on {}: descriptor {number} is not an open socket", self.spec).into())
             }
-            (None, _) => bind_first(self.spec, &self.endpoints, backlog),
+            (None, _) => bind_first(self.spec, &self.endpoints, manner),
         }
     }
 }

@@ -24,8 +24,16 @@ pub(crate) fn bound_socket(path: &Path) -> nix::Result<Option<SocketInode>> {
 
 /// The same for a file that was moved to `path`, and was at `name` when a socket was bound there.
 pub(crate) fn bound_socket_named(path: &Path, name: &Path) -> nix::Result<Option<SocketInode>> {
-    let file = lstat(path)?;
-    let here = unix_sockets(States::ALL)?.into_iter().find(is_at(path, name, &file));
+    find(path, name, &lstat(path)?)
+}
+
+/// The same for a file that was seen at `path`, whatever is there now.
+pub(super) fn socket_bound_to(path: &Path, file: &FileStat) -> nix::Result<Option<SocketInode>> {
+    find(path, path, file)
+}
+
+fn find(path: &Path, name: &Path, file: &FileStat) -> nix::Result<Option<SocketInode>> {
+    let here = unix_sockets(States::ALL)?.into_iter().find(is_at(path, name, file));
     Ok(here.map(|socket| socket.inode))
 }
 

@@ -15,8 +15,9 @@ use crate::failure;
 use crate::socket::endpoint::Endpoint;
 use crate::socket::options::Options;
 use crate::socket::remedy;
+use crate::socket::socket_file::{Created, NameState, Naming, SavedFile};
 use crate::socket::spec::{FdName, Spec};
-use crate::socket::unix_path::{self, Created, SavedFile};
+use crate::socket::unix_path;
 use crate::sys::{self, Claimed, FIRST_FD};
 
 /// A listener in a state that is handed on.
@@ -36,7 +37,7 @@ pub(crate) struct SavedListener {
 pub(crate) struct Listener {
     /// For LISTEN_FDNAMES.
     pub(crate) name: FdName,
-    /// The length of its backlog, if we bound it.
+    /// The length of its backlog, if it is known.
     backlog: Option<u32>,
     /// The file, removed if this listener is dropped without being handed on. Declared before the socket, so that the
     /// file goes while no other process can take it for dead.
@@ -100,14 +101,46 @@ impl Listener {
         Endpoint::of(&self.fd)
     }
 
-    /// Restore the backlog of a socket that we bound: listen(2), called again by a server, changes it for all
-    /// generations.
+    /// Restore the backlog: listen(2), called again by a server, changes it for all generations.
     pub(crate) fn restore_backlog(&self) {
-        let listens = || sys::option(&self.fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1);
-        if let Some(backlog) = self.backlog.filter(|_| listens()) {
+        if self.backlog.is_some() && self.listens() {
             // An error leaves the socket listening as it was.
-            let _ = sys::listen(&self.fd, backlog as c_int);
+            let _ = self.listen_again();
         }
+    }
+
+    /// listen(2) with the backlog that it had.
+    pub(super) fn listen_again(&self) -> nix::Result<()> {
+        sys::listen(&self.fd, self.backlog.map_or(c_int::MAX, |backlog| backlog as c_int))
+    }
+
+    /// Does it accept connections?
+    pub(super) fn listens(&self) -> bool {
+        sys::option(&self.fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1)
+    }
+
+    /// The backlog that another process chose, where the kernel shows it.
+    pub(super) fn learn_backlog(&mut self) {
+        if self.backlog.is_none() {
+            self.backlog = sys::backlog(&self.fd).ok();
+        }
+    }
+
+    /// Keep the name of its file, if we made it.
+    pub(super) fn keep_name(&mut self) {
+        if let Some(created) = &mut self.created {
+            created.keep();
+        }
+    }
+
+    /// Restore the name of its file, if we made it and somebody removed it.
+    pub(super) fn look_after_name(&mut self) -> Result<NameState> {
+        self.created.as_mut().map_or(Ok(NameState::Intact), Created::look_after)
+    }
+
+    /// The file that we made for it.
+    pub(crate) fn created(&self) -> Option<&Created> {
+        self.created.as_ref()
     }
 
     /// The same listener at the lowest free number from `lowest` on.
@@ -129,31 +162,40 @@ impl AsFd for Listener {
     }
 }
 
-/// Bind the first of `endpoints` whose family this kernel has. `backlog` is for a SPEC without one.
-pub(crate) fn bind_first(spec: &Spec, endpoints: &[Endpoint], backlog: c_int) -> failure::Result<Listener> {
+/// What a SPEC leaves open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// The backlog, where a SPEC has none.
+    pub(crate) backlog: c_int,
+    /// What becomes of the names of Unix sockets.
+    pub(crate) naming: Naming,
+}
+
+/// Bind the first of `endpoints` whose family this kernel has.
+pub(crate) fn bind_first(spec: &Spec, endpoints: &[Endpoint], manner: Manner) -> failure::Result<Listener> {
     let context = || format!("cannot listen on {spec}");
     let (last, others) = endpoints.split_last().with_context(context)?;
     for endpoint in others {
-        match open(endpoint, &spec.options, backlog) {
+        match open(endpoint, &spec.options, manner) {
             Err(error) if error.downcast_ref() == Some(&Errno::EAFNOSUPPORT) => debug!("{endpoint}: {error:#}"),
-            outcome => return finish(spec, endpoint, backlog, outcome),
+            outcome => return finish(spec, endpoint, manner, outcome),
         }
     }
-    finish(spec, last, backlog, open(last, &spec.options, backlog))
+    finish(spec, last, manner, open(last, &spec.options, manner))
 }
 
 /// Make the listener of what was opened, or the error with its remedy.
 fn finish(
     spec: &Spec,
     endpoint: &Endpoint,
-    backlog: c_int,
+    manner: Manner,
     outcome: Result<(OwnedFd, Option<Created>)>,
 ) -> failure::Result<Listener> {
     let (fd, created) = outcome.map_err(|error| {
         let remedy = remedy::for_listen(endpoint, &error);
         failure::Failure::from(error.context(format!("cannot listen on {spec}"))).remedy(remedy)
     })?;
-    let backlog = Some(spec.options.number("backlog").unwrap_or(backlog as u32));
+    let backlog = Some(spec.options.number("backlog").unwrap_or(manner.backlog as u32));
     let listener = Listener { name: spec.fd_name(), fd, backlog, created, kind: Kind::Socket };
     if endpoint.has_free_port() {
         info!("{spec} listens on {}", listener.endpoint()?);
@@ -164,19 +206,19 @@ fn finish(
 }
 
 /// A socket that is bound to `endpoint` and listens.
-fn open(endpoint: &Endpoint, options: &Options, backlog: c_int) -> Result<(OwnedFd, Option<Created>)> {
+fn open(endpoint: &Endpoint, options: &Options, manner: Manner) -> Result<(OwnedFd, Option<Created>)> {
     let mut flags = SockFlag::SOCK_CLOEXEC;
     flags.set(SockFlag::SOCK_NONBLOCK, options.has("nonblock"));
     let fd = above_standard(socket(endpoint.family(), endpoint.socket_type(), flags, None)?)?;
     let listens = endpoint.socket_type() != SockType::Datagram;
     // A number that an int cannot hold was refused by the parser.
-    let backlog = options.number("backlog").map_or(backlog, |backlog| backlog as c_int);
+    let backlog = options.number("backlog").map_or(manner.backlog, |backlog| backlog as c_int);
     set_before_bind(&fd, endpoint, options)?;
     let start = || if listens { sys::listen(&fd, backlog) } else { Ok(()) };
     if let Endpoint::Unix { .. } = endpoint
         && let Ok(path) = endpoint.path()
     {
-        let created = unix_path::bind(&fd, path, options, start)?;
+        let created = unix_path::bind(&fd, path, options, manner.naming, start)?;
         return Ok((fd, Some(created)));
     }
     bind(fd.as_raw_fd(), endpoint.to_sockaddr()?.as_ref())?;

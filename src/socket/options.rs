@@ -120,10 +120,19 @@ impl Options {
         Ok(options)
     }
 
-    /// The permissions of a socket's file alone.
-    pub(crate) fn mode(bits: u32) -> Options {
-        let row = TABLE.iter().find(|row| row.name == "mode").expect("the table has a mode");
-        Options(vec![(row, Value::Number(bits))])
+    /// The names of those that are there.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.0.iter().map(|(row, _)| row.name)
+    }
+
+    /// The same, with these permissions of a socket's file unless there are others.
+    pub(super) fn or_mode(&self, bits: u32) -> Options {
+        let mut options = self.clone();
+        if !options.has("mode") {
+            let row = TABLE.iter().find(|row| row.name == "mode").expect("the table has a mode");
+            options.0.push((row, Value::Number(bits)));
+        }
+        options
     }
 
     /// Is a flag there?

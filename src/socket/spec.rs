@@ -71,7 +71,7 @@ impl Spec {
 }
 
 /// Cut at the commas; `\,` is a comma and `\\` a backslash.
-fn split(text: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn split(text: &[u8]) -> Vec<Vec<u8>> {
     let mut pieces = vec![Vec::new()];
     let mut bytes = text.iter().copied().peekable();
     while let Some(byte) = bytes.next() {

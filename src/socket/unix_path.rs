@@ -3,69 +3,37 @@
 
 use std::fs::{File, TryLockError};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{process, thread};
 
 use anyhow::{Context, Result, bail, ensure};
-use log::{debug, warn};
+use log::debug;
 use nix::errno::Errno;
-use nix::fcntl::AT_FDCWD;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, lstat, umask};
-use nix::unistd::unlink;
-use serde::{Deserialize, Serialize};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, lstat, umask};
+use nix::unistd::{Gid, Uid, fchownat, geteuid, unlink};
 
-use crate::saved::SavedPath;
-use crate::socket::bound_file::{bound_socket, bound_socket_named, is_held_elsewhere};
+use crate::kernel::descriptors::SocketInode;
+use crate::socket::bound_file::{bound_socket, bound_socket_named, is_held_elsewhere, socket_bound_to};
 use crate::socket::lookup;
 use crate::socket::options::Options;
+use crate::socket::socket_file::{Created, FileIdentity, Naming};
 use crate::sys;
 
-/// A socket's file that we made. Removed when dropped, if it is still the one we made.
-#[derive(Debug)]
-pub(crate) struct Created {
-    path: PathBuf,
-    inode: (libc::dev_t, libc::ino_t),
-}
-
-/// The same in a state that is handed on: another file may be at the path by then.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct SavedFile {
-    path: SavedPath,
-    device: libc::dev_t,
-    inode: libc::ino_t,
-}
-
-impl Created {
-    /// For the program that takes the place of this one.
-    pub(crate) fn save(&self) -> SavedFile {
-        let (device, inode) = self.inode;
-        SavedFile { path: SavedPath(self.path.clone()), device, inode }
-    }
-
-    /// The file that a predecessor of this program made for the socket it left us.
-    pub(crate) fn resume(saved: SavedFile) -> Created {
-        Created { path: saved.path.0, inode: (saved.device, saved.inode) }
-    }
-}
-
-impl Drop for Created {
-    fn drop(&mut self) {
-        let ours = lstat(&self.path).is_ok_and(|file| identity(&file) == self.inode);
-        if ours && let Err(error) = unlink(&self.path) {
-            warn!("cannot remove {}: {error}", self.path.display());
-        }
-    }
-}
-
-/// All permissions, for a umask that takes them from everybody.
+/// All permissions.
 const EVERYBODY: Mode = Mode::from_bits_truncate(0o777);
+
+/// What is at the path after bind(2) may not be what bind(2) made.
+const REPLACED: &str = "another file was put in its place";
 
 /// How long another process may take to replace a dead socket, and how often to check.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// So many names that earlier starts left are passed over.
+const MOST_LEFT: u32 = 1000;
 
 /// The owner and mode of the file, resolved before anything is created.
 struct Access {
@@ -75,6 +43,10 @@ struct Access {
 }
 
 impl Access {
+    fn changes_owner(&self) -> bool {
+        self.user.is_some() || self.group.is_some()
+    }
+
     fn of(options: &Options) -> Result<Access> {
         Ok(Access {
             user: options.word("user").map(lookup::user).transpose()?,
@@ -84,41 +56,94 @@ impl Access {
     }
 }
 
-/// Bind `socket` at `path` and call `listen`; only then allow connections.
+/// Bind `socket` at `path` and call `listen`.
+///
+/// The folder may be another user's, who may put any file in the socket's place: what is changed after bind(2) is opened
+/// once, without following a link, and has to be the socket's.
 pub(crate) fn bind(
     socket: &OwnedFd,
     path: &Path,
     options: &Options,
+    naming: Naming,
     listen: impl FnOnce() -> nix::Result<()>,
 ) -> Result<Created> {
     let access = Access::of(options)?;
     let address = UnixAddr::new(path)?;
-    let bind_closed = || {
-        // Only root can connect until owner and mode are set and the socket listens.
-        let usual = umask(EVERYBODY);
-        let bound = socket::bind(socket.as_raw_fd(), &address);
-        umask(usual);
-        bound.map(|()| usual)
-    };
-    let (usual, _replacing) = match bind_closed() {
-        Err(Errno::EADDRINUSE) => {
-            let replacing = wait_for_others(path);
-            remove_dead(path, &address)?;
-            (bind_closed()?, replacing)
-        }
-        bound => (bound?, None),
-    };
-    let created = Created { path: PathBuf::from(path), inode: identity(&lstat(path)?) };
-    if access.user.is_some() || access.group.is_some() {
-        let owned = lchown(path, access.user, access.group);
-        owned
-            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))
-            .context("cannot set its owner")?;
+    // The file has its mode from the start, for nobody can connect until the socket listens; where it need not listen and
+    // the owner changes, it has none until then.
+    let usual = umask(EVERYBODY);
+    let mode = access.mode.map_or(EVERYBODY - usual, Mode::from_bits_truncate);
+    let listens = sys::option(socket, libc::SOL_SOCKET, libc::SO_TYPE)? != libc::SOCK_DGRAM;
+    let first = if access.changes_owner() && !listens { Mode::empty() } else { mode };
+    umask(EVERYBODY - first);
+    let bound = bind_replacing(socket, path, &address);
+    umask(usual);
+    let _replacing = bound?;
+    let seen = lstat(path)?;
+    // A default ACL of the folder may have taken a part of it.
+    let has_mode = seen.st_mode & EVERYBODY.bits() == mode.bits();
+    let is_done = has_mode && !access.changes_owner();
+    ensure!(looks_bound(&seen) && (is_done || is_bound(socket, path, &seen)?), REPLACED);
+    let mut created = Created::new(path, identity(&seen));
+    if naming == Naming::Kept {
+        // Before it is another user's: then it may be forbidden (fs.protected_hardlinks).
+        created.keep();
+    }
+    let file = if is_done { None } else { Some(open_same(path, &seen)?) };
+    if let Some(file) = file.as_ref().filter(|_| access.changes_owner()) {
+        let (user, group) = (access.user.map(Uid::from_raw), access.group.map(Gid::from_raw));
+        fchownat(file, "", user, group, AtFlags::AT_EMPTY_PATH).context("cannot set its owner")?;
     }
     listen()?;
-    let mode = access.mode.map_or(EVERYBODY - usual, Mode::from_bits_truncate);
-    fchmodat(AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink).context("cannot set its mode")?;
+    if let Some(file) = file.filter(|_| !has_mode) {
+        set_mode(&file, mode).context("cannot set its mode")?;
+    }
     Ok(created)
+}
+
+/// bind(2); the file of a dead socket at `path` is removed before. What is returned keeps others out.
+fn bind_replacing(socket: &OwnedFd, path: &Path, address: &UnixAddr) -> Result<Option<File>> {
+    match socket::bind(socket.as_raw_fd(), address) {
+        Err(Errno::EADDRINUSE) => {
+            let replacing = wait_for_others(path);
+            remove_dead(path)?;
+            socket::bind(socket.as_raw_fd(), address)?;
+            Ok(replacing)
+        }
+        bound => Ok(bound.map(|()| None)?),
+    }
+}
+
+/// The file at `path`, which has to be the one that was seen there.
+fn open_same(path: &Path, seen: &FileStat) -> Result<OwnedFd> {
+    let file = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    ensure!(identity(&fstat(&file)?) == identity(seen), REPLACED);
+    Ok(file)
+}
+
+/// Does it look like a file that bind(2) made for us, not like a link to another's?
+fn looks_bound(file: &FileStat) -> bool {
+    kind(file) == SFlag::S_IFSOCK && file.st_uid == geteuid().as_raw() && file.st_nlink == 1
+}
+
+/// Is `file`, opened at `path`, the one that `socket` was just bound to? Where the kernel does not report that, it has to
+/// look like it.
+fn is_bound(socket: &OwnedFd, path: &Path, file: &FileStat) -> nix::Result<bool> {
+    match socket_bound_to(path, file) {
+        // The kernel reports only 32 bits of a socket's inode.
+        Ok(bound) => Ok(bound.map(|bound| bound.0 as u32) == Some(SocketInode::of(socket)?.0 as u32)),
+        Err(_) => Ok(true),
+    }
+}
+
+/// chmod(2) of what is open without being open for reading. The call for it is younger (Linux 6.6) than many filters of
+/// system calls, which kill for what they do not know: only without /proc.
+fn set_mode(file: &OwnedFd, mode: Mode) -> nix::Result<()> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match fchmodat(AT_FDCWD, path.as_str(), mode, FchmodatFlags::FollowSymlink) {
+        Err(Errno::ENOENT) => sys::change_mode(file, mode),
+        done => done,
+    }
 }
 
 /// Keep other instances from replacing a socket in this folder at the same time: a new file may have the inode of
@@ -137,7 +162,7 @@ fn wait_for_others(path: &Path) -> Option<File> {
 }
 
 /// Remove the file of a dead socket; any other file is an error and stays.
-fn remove_dead(path: &Path, address: &UnixAddr) -> Result<()> {
+pub(crate) fn remove_dead(path: &Path) -> Result<()> {
     let file = match lstat(path) {
         // The file was removed meanwhile; if not for good, bind(2) fails.
         Err(Errno::ENOENT) => return Ok(()),
@@ -148,7 +173,7 @@ fn remove_dead(path: &Path, address: &UnixAddr) -> Result<()> {
     // be alive.
     ensure!(bound_socket(path) == Ok(None), Errno::EADDRINUSE);
     // It may still live in another network namespace.
-    ensure!(is_refused(address)? && !is_held_elsewhere(path), Errno::EADDRINUSE);
+    ensure!(is_refused(&UnixAddr::new(path)?)? && !is_held_elsewhere(path), Errno::EADDRINUSE);
     remove_checked(path, &file)
 }
 
@@ -162,16 +187,27 @@ fn is_refused(address: &UnixAddr) -> nix::Result<bool> {
 /// Remove `path` if it is still `file` and dead. Moved aside first, so that a live socket which another process
 /// put there meanwhile can be put back.
 fn remove_checked(path: &Path, file: &FileStat) -> Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(format!(".dead-{}", process::id()));
-    let aside = PathBuf::from(aside);
-    sys::rename_to_free(path, &aside)?;
+    let aside = move_aside(path)?;
     if identity(&lstat(&aside)?) != identity(file) || bound_socket_named(&aside, path) != Ok(None) {
         sys::rename_to_free(&aside, path)?;
         bail!(Errno::EADDRINUSE);
     }
     debug!("{} was a dead socket and is removed", path.display());
     unlink(&aside).context("cannot remove the dead socket there")
+}
+
+/// Give the file at `path` a name that nothing has; one that an earlier start left, perhaps another user's, may stay.
+fn move_aside(path: &Path) -> nix::Result<PathBuf> {
+    let beside = |number| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".dead-{}-{number}", process::id()));
+        PathBuf::from(name)
+    };
+    let mut moved = (1..=MOST_LEFT).map(|number| {
+        let aside = beside(number);
+        sys::rename_to_free(path, &aside).map(|()| aside)
+    });
+    moved.find(|moved| *moved != Err(Errno::EEXIST)).unwrap_or(Err(Errno::EEXIST))
 }
 
 fn kind(file: &FileStat) -> SFlag {
@@ -187,6 +223,6 @@ fn what_is(file: &FileStat) -> &'static str {
     }
 }
 
-fn identity(file: &FileStat) -> (libc::dev_t, libc::ino_t) {
+pub(crate) fn identity(file: &FileStat) -> FileIdentity {
     (file.st_dev, file.st_ino)
 }

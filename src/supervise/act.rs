@@ -42,6 +42,7 @@ impl Supervisor {
     }
 
     fn start(&mut self, id: Id) {
+        self.look_after_sockets();
         self.reporter.starting(id, &self.plan, self.config.limits, sys::now());
         match self.launch(id) {
             Ok(generation) => {
@@ -106,7 +107,7 @@ impl Supervisor {
         if let Some(warning) = generation.name().and_then(|name| cut_short(&name, self.config.limits.drain)) {
             warn!("generation {id}: {warning}");
         }
-        self.sockets.restore_backlogs();
+        self.look_after_sockets();
         // Before anybody is told: a manager or a script looks for it then.
         self.write_pid_file();
         self.reporter.serves(id, after, &self.plan, now);
@@ -165,8 +166,9 @@ impl Supervisor {
     fn see_end(&mut self, id: Id) {
         // While it is still in the process table: its group and children are found through it.
         self.generations.survey();
-        let Some(generation) = self.generations.get_mut(id) else { return };
-        let Some(ending) = generation.see_end() else { return };
+        let Some(ending) = self.generations.get_mut(id).and_then(Generation::see_end) else { return };
+        self.look_after_sockets();
+        let Some(generation) = self.generations.get(id) else { return };
         let exec_error = generation.exec_error();
         let undrained = generation.died_of(self.config.stop_signal, ending, sys::now());
         if self.plan.is_starting(id) {
@@ -198,7 +200,11 @@ impl Supervisor {
     /// Processes ended: reap them, and see which generations are gone.
     pub(super) fn collect_gone(&mut self) {
         let helpers: Vec<Pid> = self.generations.checks().chain(self.upgrade.probe_pid()).collect();
-        for generation in self.generations.take_gone(&helpers, |id| self.plan.is_draining(id)) {
+        let gone = self.generations.take_gone(&helpers, |id| self.plan.is_draining(id));
+        if !gone.is_empty() {
+            self.look_after_sockets();
+        }
+        for generation in gone {
             if let [first, ..] = generation.unkillable() {
                 let text = format!("process {first} is another user's and may not be killed: it is left as it is");
                 self.reporter.failure(generation.id, &text, None);
@@ -219,6 +225,17 @@ impl Supervisor {
                 _ => (),
             }
         }
+    }
+
+    /// Repair what generations did to the sockets that they share. At the end of all they may do as they like.
+    pub(super) fn look_after_sockets(&mut self) {
+        if self.plan.stopping.is_some() {
+            return;
+        }
+        for finding in self.sockets.look_after() {
+            self.reporter.found(finding);
+        }
+        self.reporter.broken = self.sockets.problems().flatten().map(str::to_owned).collect();
     }
 
     fn read_notifications(&mut self, id: Id) {

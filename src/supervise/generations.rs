@@ -89,6 +89,8 @@ impl Generations {
         }
         let before = sys::processor_time();
         self.survey();
+        // What the one that starts did to them, the one that serves has to bear.
+        sockets.restore_backlogs();
         for generation in &mut self.all {
             let Some(watch) = &mut generation.watch else { continue };
             if watch.observe(|| generation.members.alive(), sockets.set(generation.share), now) {

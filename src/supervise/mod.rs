@@ -102,7 +102,10 @@ impl Supervisor {
         let sockets = Sockets::new(listeners, others)?;
         check_ready_fd(&config.ready, &sockets)?;
         check_ready_after(&config.ready, config.limits)?;
-        let clients = Clients::listen(config.control.as_deref())?;
+        if let Ready::Check(_) = config.ready {
+            warn!("--ready check: generations share their sockets, so another than the new one may answer the check");
+        }
+        let clients = Clients::listen(config.control.as_ref())?;
         let signals = Signals::receive()?;
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
         let (plan, orders) = Plan::begin(config.limits, sys::now());
@@ -134,7 +137,7 @@ impl Supervisor {
         }
         let inherits_rest = state.sockets.others.is_none();
         let sockets = Sockets::resume(state.sockets, &mut claimed);
-        let clients = Clients::resume(config.control.as_deref(), state.control, &mut claimed, now);
+        let clients = Clients::resume(config.control.as_ref(), state.control, &mut claimed, now);
         let generations = Generations::resume(state.generations, &config.ready, signals.dispositions(), &mut claimed);
         // A state that does not name them: what is left was inherited.
         let sockets = if inherits_rest { sockets.with_others(claimed.rest()) } else { sockets };
@@ -213,6 +216,9 @@ impl Supervisor {
         let mut table = Table::new();
         self.signals.poll(&mut table);
         self.terminal.poll(&mut table);
+        if self.plan.stopping.is_none() {
+            self.sockets.poll(&mut table);
+        }
         self.generations.poll(&mut table);
         self.upgrade.poll(&mut table);
         self.reporter.poll(&mut table);
@@ -225,6 +231,7 @@ impl Supervisor {
             Source::Signals => self.receive_signals(),
             Source::Terminal => self.terminal.observe(sys::now()),
             Source::Generation(id, role) => self.wake_generation(id, role),
+            Source::Listener => self.look_after_sockets(),
             Source::Control => self.reporter.clients.accept(sys::now()),
             Source::Client(at) => self.wake_client(at, flags),
             // Its outcome is checked in every round.
@@ -265,6 +272,7 @@ impl Supervisor {
     /// Exec; returns only when that failed, with everything as it was.
     fn become_successor(&mut self, file: &ProgramFile) -> Result<Infallible> {
         // What happened until now is in the state, what happens from now on stays in the descriptors.
+        self.look_after_sockets();
         self.handle_events();
         ensure!(self.finished.is_none(), "everything stops");
         // No other process would know of them.

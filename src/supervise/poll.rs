@@ -23,6 +23,8 @@ pub(crate) enum Source {
     Signals,
     Terminal,
     Generation(Id, Role),
+    /// A listener was shut down, or its file changed.
+    Listener,
     /// The control socket.
     Control,
     /// A client, by its place in the list.

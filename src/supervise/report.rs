@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::config::{Limits, Until};
 use crate::manager::Manager;
+use crate::socket::upkeep::Finding;
 use crate::supervise::control::connection::{Client, WaitingFor};
 use crate::supervise::control::protocol::Reply;
 use crate::supervise::control::server::Clients;
@@ -36,6 +37,8 @@ pub(crate) struct Reporter {
     pub(crate) last_failure: Option<LastFailure>,
     /// The generation that a reload asked for and that has neither served nor failed.
     asked: Option<Id>,
+    /// What keeps clients from a listener and cannot be repaired: a reload fails that ends so.
+    pub(crate) broken: Vec<String>,
     /// When live clients are sent numbers again.
     next_live: Option<Timestamp>,
 }
@@ -56,7 +59,7 @@ impl LastFailure {
 
 impl Reporter {
     pub(crate) fn new(clients: Clients, manager: Manager, last_failure: Option<LastFailure>) -> Reporter {
-        Reporter { clients, manager, last_failure, asked: None, next_live: Some(Timestamp::ZERO) }
+        Reporter { clients, manager, last_failure, asked: None, broken: Vec::new(), next_live: Some(Timestamp::ZERO) }
     }
 
     /// Add the deadlines to the round's table, and what the clients wait for.
@@ -100,6 +103,17 @@ impl Reporter {
     /// A reload was asked for, which is this generation or one before it.
     pub(crate) fn asked_for(&mut self, id: Id) {
         self.asked.get_or_insert(id);
+    }
+
+    /// What a look at the listeners brought.
+    pub(crate) fn found(&mut self, finding: Finding) {
+        match finding {
+            Finding::Repaired(text) => warn!("{text}"),
+            Finding::Broken(text) => {
+                error!("{text}");
+                self.last_failure = Some(LastFailure { text, at: sys::now() });
+            }
+        }
     }
 
     /// A generation is about to be started.
@@ -216,7 +230,9 @@ impl Reporter {
     fn await_predecessors(&mut self, id: Id, plan: &Plan) {
         for client in self.clients.iter_mut() {
             match client.waiting_for {
-                WaitingFor::Generation { id: wanted, until: Until::Serving } if wanted == id => client.end(0),
+                WaitingFor::Generation { id: wanted, until: Until::Serving } if wanted == id => {
+                    end_reload(client, &self.broken);
+                }
                 WaitingFor::Generation { id: wanted, until: Until::OldGone } if wanted == id => {
                     client.waiting_for = WaitingFor::Predecessors { id, killed: false };
                 }
@@ -240,7 +256,7 @@ impl Reporter {
                     client.end_with_error(NONE_SERVES, 1);
                 }
                 true => client.end_with_error(KILLED_ONE, 1),
-                false => client.end(0),
+                false => end_reload(client, &self.broken),
             }
         }
     }
@@ -277,6 +293,12 @@ impl Reporter {
         let cost = sys::processor_time().saturating_sub(before);
         self.next_live = Some(now + LIVE_INTERVAL.max(cost * 50));
     }
+}
+
+/// A reload took effect: whether it succeeded depends on whether clients can reach all listeners.
+fn end_reload(client: &mut Client, broken: &[String]) {
+    broken.iter().for_each(|text| client.reply(&Reply::Error(text.clone())));
+    client.end(if broken.is_empty() { 0 } else { 1 });
 }
 
 /// How many connections, as the tail of a sentence.

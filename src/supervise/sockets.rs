@@ -3,11 +3,18 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::Result;
+use log::{debug, warn};
+use nix::errno::Errno;
+use nix::poll::PollFlags;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::descriptors::SocketInode;
 use crate::saved;
 use crate::socket::listener::{Listener, SavedListener};
+use crate::socket::socket_file::Created;
+use crate::socket::upkeep::{Finding, Upkeep};
+use crate::supervise::poll::{Source, Table};
 use crate::sys::Claimed;
 use crate::target::Program;
 use crate::target::handout::Handout;
@@ -20,6 +27,10 @@ pub(crate) struct Sockets {
     inodes: Vec<SocketInode>,
     /// What was announced to us and is no socket.
     beside: Vec<Listener>,
+    /// What keeps each of them alive, in the same order.
+    upkeep: Vec<Upkeep>,
+    /// Reports that the names of their files change.
+    names: Option<Inotify>,
     /// Other inherited descriptors, which every generation inherits too.
     others: Vec<OwnedFd>,
 }
@@ -58,7 +69,44 @@ impl Sockets {
     pub(crate) fn new(given: Vec<Listener>, others: Vec<OwnedFd>) -> nix::Result<Sockets> {
         let (listeners, beside): (Vec<_>, _) = given.into_iter().partition(Listener::is_socket);
         let inodes = listeners.iter().map(SocketInode::of).collect::<nix::Result<_>>()?;
-        Ok(Sockets { listeners, inodes, beside, others })
+        Ok(Sockets::looked_after(listeners, inodes, beside, others))
+    }
+
+    fn looked_after(
+        mut listeners: Vec<Listener>,
+        inodes: Vec<SocketInode>,
+        beside: Vec<Listener>,
+        others: Vec<OwnedFd>,
+    ) -> Sockets {
+        let upkeep = listeners.iter_mut().map(Upkeep::of).collect();
+        let names = watch_names(listeners.iter().filter_map(Listener::created));
+        Sockets { listeners, inodes, upkeep, names, beside, others }
+    }
+
+    /// Wake when a listener is shut down or its file loses a name.
+    pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
+        for (listener, upkeep) in self.listeners.iter().zip(&self.upkeep) {
+            if upkeep.is_watched() {
+                // POLLHUP comes unasked.
+                table.events(Source::Listener, listener.as_fd(), PollFlags::empty());
+            }
+        }
+        if let Some(names) = &self.names {
+            table.input(Source::Listener, names.as_fd());
+        }
+    }
+
+    /// See what generations did to what they share, and repair it.
+    pub(crate) fn look_after(&mut self) -> Vec<Finding> {
+        // What changed is seen below, whatever the events are; they are only taken out.
+        while self.names.as_ref().is_some_and(|names| names.read_events().is_ok()) {}
+        let listeners = self.listeners.iter_mut().zip(&mut self.upkeep);
+        listeners.flat_map(|(listener, upkeep)| upkeep.look_after(listener)).collect()
+    }
+
+    /// What could not be repaired of each listener, in their order.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = Option<&str>> {
+        self.upkeep.iter().map(Upkeep::problem)
     }
 
     /// The set that the next generation is to serve on.
@@ -123,11 +171,33 @@ impl Sockets {
         let mut resume = |saved| Listener::resume_beside(saved, claimed).map_err(|error| saved::lost(&error)).ok();
         let beside = saved.beside.into_iter().filter_map(&mut resume).collect();
         let others = saved.others.into_iter().flatten().filter_map(|number| claimed.take_as_it_is(number)).collect();
-        Sockets { listeners, inodes, beside, others }
+        Sockets::looked_after(listeners, inodes, beside, others)
     }
 
     /// The same with `others` inherited by every generation.
     pub(crate) fn with_others(self, others: Vec<OwnedFd>) -> Sockets {
         Sockets { others, ..self }
     }
+}
+
+/// Watch for changes of the files' names.
+fn watch_names<'a>(files: impl Iterator<Item = &'a Created>) -> Option<Inotify> {
+    let mut files = files.peekable();
+    files.peek()?;
+    let unwatched =
+        |error| warn!("the paths of Unix sockets are looked after only when generations come and go: {error}");
+    let names = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(unwatched).ok()?;
+    files.for_each(|file| watch_name(&names, file).unwrap_or_else(unwatched));
+    Some(names)
+}
+
+/// Watch the file itself, for its folder may be busy. One that was given to another user may not be watched; then the
+/// folder has to do.
+fn watch_name(names: &Inotify, file: &Created) -> nix::Result<()> {
+    let of_file = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DONT_FOLLOW;
+    let watched = names.add_watch(file.watched(), of_file).or_else(|errno| {
+        let of_folder = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_MOVED_TO;
+        if errno == Errno::EACCES { names.add_watch(file.folder(), of_folder) } else { Err(errno) }
+    });
+    watched.map(|_| debug!("{} is watched", file.watched().display()))
 }

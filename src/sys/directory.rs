@@ -1,14 +1,16 @@
-//! Directories: the numbers that name the entries of one of /proc, and a rename that replaces nothing.
+//! Directories: the numbers that name the entries of one of /proc, a rename that replaces nothing, and the mode of a file
+//! that is only looked at.
 
 use std::ffi::CStr;
 use std::mem::offset_of;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::NixPath;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::sys::stat::Mode;
+use nix::unistd::{LinkatFlags, linkat, unlink};
 
 /// The entries of a directory of /proc that are numbers: processes, threads or descriptors.
 pub(crate) fn numbers_in(directory: &str) -> nix::Result<Vec<i32>> {
@@ -58,5 +60,24 @@ pub(crate) fn rename_to_free(from: &Path, to: &Path) -> nix::Result<()> {
         // SAFETY: the call reads two strings, which end with NUL and live through it.
         unsafe { libc::syscall(libc::SYS_renameat2, libc::AT_FDCWD, from, libc::AT_FDCWD, to, flags) }
     };
-    Errno::result(from.with_nix_path(|from| to.with_nix_path(|to| rename(from, to)))??).map(drop)
+    match Errno::result(from.with_nix_path(|from| to.with_nix_path(|to| rename(from, to)))??) {
+        // A file system without flags, such as NFS, or a kernel without the call.
+        Err(Errno::EINVAL | Errno::ENOSYS) => {
+            linkat(AT_FDCWD, from, AT_FDCWD, to, LinkatFlags::empty())?;
+            unlink(from)
+        }
+        renamed => renamed.map(drop),
+    }
+}
+
+/// The mode of a file that was opened with O_PATH, by fchmodat2(2).
+///
+/// # Errors
+/// ENOSYS before Linux 6.6.
+pub(crate) fn change_mode(file: impl AsFd, mode: Mode) -> nix::Result<()> {
+    /// The same number on every architecture that Rust has.
+    const FCHMODAT2: libc::c_long = 452;
+    let (file, here, mode) = (file.as_fd().as_raw_fd(), c"".as_ptr(), mode.bits());
+    // SAFETY: the call reads an empty string, which is static.
+    Errno::result(unsafe { libc::syscall(FCHMODAT2, file, here, mode, libc::AT_EMPTY_PATH) }).map(drop)
 }

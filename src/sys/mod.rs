@@ -13,7 +13,7 @@ mod socket;
 mod write;
 
 pub(crate) use clock::{Timestamp, now, processor_time};
-pub(crate) use directory::{numbers_in, rename_to_free};
+pub(crate) use directory::{change_mode, numbers_in, rename_to_free};
 #[cfg(not(test))]
 pub(crate) use fd::claim;
 pub(crate) use fd::{
@@ -31,5 +31,5 @@ pub(crate) use search::execute;
 pub(crate) use signal::{
     Disposition, change_mask, disposition, numbers_of, real_time_signals, set_disposition, set_of,
 };
-pub(crate) use socket::{Transport, accept, listen, network_of, option, receive, set_option};
+pub(crate) use socket::{Transport, accept, backlog, is_shut_down, listen, network_of, option, receive, set_option};
 pub(crate) use write::write_at_once;

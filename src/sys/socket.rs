@@ -1,10 +1,11 @@
-//! Sockets: integer options, listening, accepting, and messages with their sender.
+//! Sockets: integer options, listening, whether it was shut down, accepting, and messages with their sender.
 
 use std::ffi::c_int;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{SockFlag, accept4};
 
 /// What an internet socket carries.
@@ -51,6 +52,32 @@ const SO_NETNS_COOKIE: c_int = 71;
 pub(crate) fn listen(socket: impl AsFd, backlog: c_int) -> nix::Result<()> {
     // SAFETY: listen takes two integers.
     Errno::result(unsafe { libc::listen(socket.as_fd().as_raw_fd(), backlog) }).map(drop)
+}
+
+/// The backlog that a TCP listener has, as TCP_INFO shows it.
+pub(crate) fn backlog(listener: impl AsFd) -> nix::Result<u32> {
+    // Of struct tcp_info: eight bytes, then numbers of 32 bits; of a listener the sixth is its backlog.
+    let mut info = [0u32; 8];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: the kernel writes at most `length` bytes into `info`, which lives through the call.
+    let done = unsafe {
+        let info = info.as_mut_ptr().cast();
+        libc::getsockopt(listener.as_fd().as_raw_fd(), level, option, info, &raw mut length)
+    };
+    Errno::result(done)?;
+    if length as usize == size_of_val(&info) { Ok(info[7]) } else { Err(Errno::ENOPROTOOPT) }
+}
+
+/// What poll(2) shows of a listener that was shut down: wholly, or for reading alone.
+const SHUT_DOWN: PollFlags = PollFlags::from_bits_retain(libc::POLLHUP | libc::POLLRDHUP);
+
+/// Was shutdown(2) called on this listener or datagram socket?
+pub(crate) fn is_shut_down(socket: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), SHUT_DOWN)];
+    let polled = poll(&mut fds, PollTimeout::ZERO);
+    // nix has no name for POLLRDHUP: flags with it are none.
+    polled.is_ok() && fds[0].revents().is_none_or(|flags| flags.intersects(SHUT_DOWN))
 }
 
 /// recvmsg(2) of the next message into `buffer`: its length and its sender, as verified by the kernel (SO_PASSCRED).

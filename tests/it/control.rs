@@ -3,7 +3,7 @@
 use std::fs::{self};
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
@@ -16,7 +16,8 @@ use crate::harness::control::{
     NOT_UNDERSTOOD, RELOAD, RELOAD_AND_WAIT, RELOAD_LIVE, STATUS, STATUS_JSON, STOP, SUCCESS, await_read, received,
 };
 use crate::harness::process::{stat, status_field};
-use crate::harness::{Folder, Running, Server, handoff_run_with, is_root_to, skip, supervise};
+use crate::harness::socket::is_listening;
+use crate::harness::{Folder, Running, Server, Supervisor, handoff_run_with, is_root_to, skip, supervise, wait_for};
 
 #[test]
 fn the_control_socket_is_for_its_user_alone() {
@@ -45,6 +46,123 @@ fn another_user_is_turned_away_even_if_the_mode_lets_him_in() {
     });
     assert_eq!(lines, ["{\"error\":\"this supervisor belongs to another user\"}", "{\"exit\":125}"]);
     assert_eq!(supervisor.states(), [(1, "serving".into())]);
+}
+
+/// A supervisor whose control socket is given like this.
+fn with_control(options: &str) -> Supervisor {
+    let setup = supervise(Server::Directed, &[]).unsupervised();
+    let control = format!("{}{options}", setup.folder.text("control"));
+    setup.options(&["--supervise", "--control", &control]).serving()
+}
+
+/// What a user with one group gets when it asks for the end, if it can connect.
+fn ask_as(user: u32, group: u32, supervisor: &Supervisor) -> Option<Vec<String>> {
+    let ask = || {
+        // SAFETY: the bare system call takes no groups, and changes this thread alone.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) }, 0);
+        // SAFETY: the bare system call takes integers, and changes this thread alone.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresgid, group, group, group) }, 0);
+        // SAFETY: the same.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) }, 0);
+        let mut client = UnixStream::connect(supervisor.folder.path("control")).ok()?;
+        client.write_all(RELOAD.as_bytes()).unwrap();
+        Some(received(client))
+    };
+    thread::scope(|scope| scope.spawn(ask).join().unwrap())
+}
+
+// handoff-run(1), --control: "with mode=, user= and group=, as in a SPEC, those whom they let in".
+#[test]
+fn a_control_socket_is_open_to_those_that_were_chosen() {
+    if !is_root_to("become another user") {
+        return;
+    }
+    let table = [
+        (",group=4711", [(65534, 4711, true), (65534, 65534, false), (4711, 65534, false)]),
+        (",user=4711", [(4711, 65534, true), (65534, 4711, false), (65534, 65534, false)]),
+        (",mode=0640,group=4711", [(65534, 4711, false), (65534, 65534, false), (0, 0, true)]),
+        (",mode=0666", [(65534, 4711, true), (65534, 65534, true), (0, 0, true)]),
+    ];
+    for (options, who) in table {
+        let supervisor = with_control(options);
+        for (user, group, is_let_in) in who {
+            let lines = ask_as(user, group, &supervisor);
+            assert_eq!(lines.as_ref().and_then(|lines| lines.last()).is_some_and(|line| line == SUCCESS), is_let_in);
+            assert!(is_let_in || lines.is_none(), "{options}: {user}, {group}: {lines:?}");
+        }
+        // So it stays in a new supervisor.
+        supervisor.upgrade();
+        let (user, group, _) = who[0];
+        assert_eq!(ask_as(user, group, &supervisor).is_some(), who[0].2);
+        supervisor.stopped();
+    }
+}
+
+// "A comma in PATH is written \\, here, but not with --reload and its like."
+#[test]
+fn a_control_socket_may_have_a_comma() {
+    let setup = supervise(Server::Directed, &[]).unsupervised();
+    let (control, path) = (setup.folder.text(r"a\,mode=0666"), setup.folder.text("a,mode=0666"));
+    let supervisor = setup.options(&["--supervise", "--control", &control]).serving();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    assert_eq!(handoff_run_with(&["--stop", &path]).output().failure(), (0, ""));
+    drop(supervisor);
+}
+
+// Root's --reload took any user's word for it.
+#[test]
+fn a_client_believes_nobody_who_may_not_be_the_supervisor() {
+    if !is_root_to("become another user") {
+        return;
+    }
+    const STRANGER: u32 = 65534;
+    let root = Folder::new();
+    let table = [
+        (0, 0o777, "ctl", false),
+        (0, 0o1777, "ctl", false),
+        (STRANGER, 0o755, "ctl", true),
+        (STRANGER, 0o700, "ctl", true),
+        (STRANGER, 0o775, "ctl", false),
+        (STRANGER, 0o757, "ctl", false),
+        (4711, 0o757, "ctl", false),
+        // What is in a folder where anybody can write may lead to the stranger's own.
+        (STRANGER, 0o755, "../open/link", false),
+        (STRANGER, 0o755, "../closed/link", true),
+    ];
+    for (name, mode) in [("open", 0o1777), ("closed", 0o755)] {
+        fs::create_dir(root.path(name)).unwrap();
+        fs::set_permissions(root.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    for (at, (owner, mode, path, is_believed)) in table.into_iter().enumerate() {
+        let folder = root.path(&at.to_string());
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+        chown(&folder, Some(owner), Some(owner)).unwrap();
+        let (control, link) = (folder.join("ctl"), folder.join(path));
+        if link != control {
+            symlink(&control, &link).unwrap();
+        }
+        let server = || {
+            // SAFETY: the bare system call takes integers and changes this thread alone.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, STRANGER, STRANGER, STRANGER) }, 0);
+            let listener = UnixListener::bind(&control).unwrap();
+            let (mut client, _) = listener.accept().unwrap();
+            // It may not want to hear it.
+            let _ = client.write_all(b"{\"exit\":0}\n");
+        };
+        let output = thread::scope(|scope| {
+            scope.spawn(server);
+            wait_for("the listener", || is_listening(control.to_str().unwrap()).then_some(()));
+            handoff_run_with(&["--reload", link.to_str().unwrap()]).output()
+        });
+        let error = format!(
+            "handoff-run: cannot trust what listens at {}: it is a process of user {STRANGER}, who is not the only one \
+             that can write in this folder\n",
+            link.display()
+        );
+        let expected = if is_believed { (0, "") } else { (125, error.as_str()) };
+        assert_eq!(output.failure(), expected, "{owner} {mode:o} {path}");
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod fresh_start;
 mod hardened;
 mod harness;
 mod hidden_processes;
+mod kept_alive;
 mod lazy;
 mod lifecycle;
 mod limits;

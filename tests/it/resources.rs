@@ -61,8 +61,10 @@ fn the_file_of_a_unix_socket_is_removed_at_the_end_if_it_is_our_own() {
         let mut supervisor = setup.listen(path.to_str().unwrap()).serving();
         assert_eq!(supervisor.reload_and_wait().code(), 0);
         let _other = replaced.then(|| {
-            fs::remove_file(&path).unwrap();
-            UnixListener::bind(&path).unwrap()
+            // Removed, it would be restored.
+            let other = UnixListener::bind(supervisor.folder.path("other")).unwrap();
+            fs::rename(supervisor.folder.path("other"), &path).unwrap();
+            other
         });
         assert_eq!(supervisor.stop().code(), 0);
         supervisor.end();

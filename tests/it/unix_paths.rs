@@ -245,6 +245,18 @@ fn a_target_that_runs_keeps_its_file_even_after_its_end() {
     assert_eq!(folder.names(), ["s"]);
 }
 
+// A start that was killed while it replaced a dead socket left such a name, always the same where the pid is 1.
+#[test]
+fn what_an_earlier_start_left_beside_a_dead_socket_is_no_obstacle() {
+    let folder = Folder::new();
+    dead_socket(&folder.path("s"));
+    let line = "touch s.dead-$$-1 s.dead-$$-2; exec \"$0\" \"$@\"";
+    let run = Run::of("sh").args(&["-c", line, PROGRAM, "-l", &folder.text("s"), "--", "true"]).current_dir(&folder);
+    assert_eq!(run.output().failure(), (0, ""));
+    assert_eq!(folder.names().len(), 3);
+    assert!(fs::symlink_metadata(folder.path("s")).unwrap().file_type().is_socket());
+}
+
 // Each once took the other's new file for the dead one, for its inode had the same number.
 #[test]
 fn of_two_that_start_at_once_on_a_dead_socket_one_wins_and_the_other_is_told() {

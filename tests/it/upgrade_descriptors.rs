@@ -186,9 +186,6 @@ fn limit_files(bytes: u64) -> impl FnMut() -> io::Result<()> + Send + Sync + 'st
     move || setrlimit(Resource::RLIMIT_FSIZE, bytes, bytes).map_err(io::Error::from)
 }
 
-/// A generation of `sleep` is ready when it has become that: before, its signals are still ours.
-const IS_SLEEP: &str = "check:grep -qx sleep /proc/$MAINPID/comm";
-
 // SIGXFSZ would end the supervisor. The log is such a file, too.
 #[test]
 fn a_file_that_gets_too_large_ends_nothing() {

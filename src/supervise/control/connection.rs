@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Until;
 use crate::saved;
+use crate::socket::control_spec::Admits;
 use crate::supervise::control::protocol::{Call, Reply, line, parse_call};
 use crate::supervise::plan::Id;
 use crate::sys::{Claimed, Timestamp};
@@ -78,8 +79,8 @@ pub(crate) struct SavedClient {
 }
 
 impl Client {
-    /// A connection of this user's or of root's.
-    pub(super) fn admit(fd: OwnedFd, now: Timestamp) -> Option<Client> {
+    /// A connection of one who may ask something; another is turned away.
+    pub(super) fn admit(fd: OwnedFd, admits: Admits, now: Timestamp) -> Option<Client> {
         let mut client = Client {
             fd,
             received: Vec::new(),
@@ -92,7 +93,7 @@ impl Client {
             broken: false,
         };
         let peer = getsockopt(&client.fd, sockopt::PeerCredentials).ok()?;
-        if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
+        if admits == Admits::Own && peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
             debug!("user {} may not use the control socket", peer.uid());
             client.end_with_error("this supervisor belongs to another user", 125);
         }
@@ -245,7 +246,7 @@ mod tests {
     fn a_client_that_reads_nothing_is_given_up_when_too_much_waits_for_it() {
         let (ours, mut its) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let mut client = Client::admit(ours.into(), Timestamp::ZERO).unwrap();
+        let mut client = Client::admit(ours.into(), Admits::Own, Timestamp::ZERO).unwrap();
         client.waiting_for = WaitingFor::End;
         let reply = Reply::Output("x".repeat(1000));
         let mut sent = 0;
@@ -267,7 +268,7 @@ mod tests {
     fn the_timeout_is_for_clients_that_send_nothing_not_for_those_that_were_not_read() {
         let (ours, mut its) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let mut client = Client::admit(ours.into(), Timestamp::ZERO).unwrap();
+        let mut client = Client::admit(ours.into(), Admits::Own, Timestamp::ZERO).unwrap();
         assert!(!client.is_over(Timestamp::ZERO) && client.is_over(TIMEOUT));
         its.write_all(b"{\"request\":\"stop\"}\n").unwrap();
         assert!(!client.is_over(TIMEOUT));

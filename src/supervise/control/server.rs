@@ -2,7 +2,7 @@
 //! the others.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,9 +14,10 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::{Deserialize, Serialize};
 
 use crate::saved;
-use crate::socket::options::Options;
+use crate::socket::control_spec::{Admits, ControlSpec};
 use crate::socket::remedy;
-use crate::socket::unix_path::{self, Created, SavedFile};
+use crate::socket::socket_file::{Created, Naming, SavedFile};
+use crate::socket::unix_path;
 use crate::supervise::control::connection::{Client, SavedClient, WaitingFor};
 use crate::supervise::control::protocol::{Call, Reply};
 use crate::supervise::plan::Id;
@@ -52,6 +53,7 @@ pub(crate) struct Clients {
 #[derive(Debug)]
 struct Server {
     path: PathBuf,
+    admits: Admits,
     /// The file, removed at the end if it is still ours. Before the socket, while no other process can take it for
     /// dead.
     created: Option<Created>,
@@ -78,10 +80,9 @@ struct SavedServer {
 }
 
 impl Clients {
-    /// Listen at `path`, open to this user only. A dead socket there is replaced. Without a path, there
-    /// will be no clients.
-    pub(crate) fn listen(path: Option<&Path>) -> Result<Clients> {
-        let server = path.map(Server::listen).transpose()?;
+    /// Listen where `spec` wants it. A dead socket there is replaced. Without one, there will be no clients.
+    pub(crate) fn listen(spec: Option<&ControlSpec>) -> Result<Clients> {
+        let server = spec.map(Server::listen).transpose()?;
         Ok(Clients { server, all: Vec::new() })
     }
 
@@ -104,7 +105,7 @@ impl Clients {
         while self.has_room() {
             let Some(server) = &mut self.server else { return };
             match server.accept(self.all.is_empty()) {
-                Ok(fd) => self.all.extend(Client::admit(fd, now)),
+                Ok(fd) => self.all.extend(Client::admit(fd, server.admits, now)),
                 Err(Errno::EAGAIN) => {
                     server.warned = false;
                     return;
@@ -201,33 +202,39 @@ impl Clients {
 
     /// The control socket and the clients of a predecessor, if `--control` is given. One that cannot be resumed is
     /// reported and left out.
-    pub(crate) fn resume(path: Option<&Path>, saved: SavedClients, claimed: &mut Claimed, now: Timestamp) -> Clients {
+    pub(crate) fn resume(
+        spec: Option<&ControlSpec>,
+        saved: SavedClients,
+        claimed: &mut Claimed,
+        now: Timestamp,
+    ) -> Clients {
         let mut resume = |saved| Client::resume(saved, claimed, now).map_err(|error| saved::lost(&error)).ok();
         let all = saved.clients.into_iter().filter_map(&mut resume).collect();
-        let server = saved.server.zip(path).and_then(|(saved, path)| {
+        let server = saved.server.zip(spec).and_then(|(saved, spec)| {
             let fd = claimed.take(saved.fd).map_err(|errno| saved::lost(&format_args!("the control socket: {errno}")));
-            Some(Server::new(fd.ok()?, path, saved.file.map(Created::resume)))
+            Some(Server::new(fd.ok()?, spec, saved.file.map(Created::resume)))
         });
         Clients { server, all }
     }
 }
 
 impl Server {
-    fn new(fd: OwnedFd, path: &Path, created: Option<Created>) -> Server {
-        Server { fd, path: path.to_owned(), created, paused_until: None, warned: false }
+    fn new(fd: OwnedFd, spec: &ControlSpec, created: Option<Created>) -> Server {
+        Server { fd, path: spec.path.clone(), admits: spec.admits, created, paused_until: None, warned: false }
     }
 
-    fn listen(path: &Path) -> Result<Server> {
-        let context = || format!("cannot listen on --control {}", path.display());
+    fn listen(spec: &ControlSpec) -> Result<Server> {
+        let context = || format!("cannot listen on --control {spec}");
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).with_context(context)?;
-        let created = unix_path::bind(&fd, path, &Options::mode(0o600), || sys::listen(&fd, BACKLOG));
-        let created = created.map_err(|error| match remedy::missing_folder(path, &error) {
+        let listen = || sys::listen(&fd, BACKLOG);
+        let created = unix_path::bind(&fd, &spec.path, &spec.options, Naming::Once, listen);
+        let created = created.map_err(|error| match remedy::missing_folder(&spec.path, &error) {
             Some(remedy) => error.context(remedy),
             None => error,
         });
         let created = created.with_context(context)?;
-        Ok(Server::new(fd, path, Some(created)))
+        Ok(Server::new(fd, spec, Some(created)))
     }
 
     /// One more, if there are descriptors for it and for the supervisor's other work.

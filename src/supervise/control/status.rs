@@ -36,6 +36,8 @@ pub(crate) struct Status {
 struct ListenerStatus {
     name: String,
     address: String,
+    /// What keeps clients from it and cannot be repaired.
+    problem: Option<String>,
 }
 
 /// A generation that has not gone.
@@ -84,9 +86,10 @@ impl Status {
             }),
             stopped: generation.stopped_by().map(Signal::as_str),
         };
-        let listeners = sockets.listeners().iter().map(|listener| ListenerStatus {
+        let listeners = sockets.listeners().iter().zip(sockets.problems()).map(|(listener, problem)| ListenerStatus {
             name: listener.name.to_string(),
             address: listener.endpoint().map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+            problem: problem.map(str::to_owned),
         });
         Status {
             version: 1,
@@ -121,6 +124,7 @@ impl Status {
         };
         let listeners: Vec<String> = self.listeners.iter().map(listener).collect();
         lines.push(format!("supervisor {}, listening on {}", self.pid, listeners.join(" ")));
+        lines.extend(self.listeners.iter().filter_map(|listener| listener.problem.clone()));
         if self.stopping {
             lines.push("stopping".to_owned());
         }
@@ -187,7 +191,7 @@ mod tests {
     use super::*;
 
     fn status() -> Status {
-        let listener = ListenerStatus { name: "web".into(), address: "[::]:80".into() };
+        let listener = ListenerStatus { name: "web".into(), address: "[::]:80".into(), problem: None };
         let generation = GenerationStatus {
             generation: 3,
             pid: 812,
@@ -210,7 +214,7 @@ mod tests {
 
     #[test]
     fn json_is_one_line_with_every_field() {
-        let expected = r#"{"version":1,"pid":800,"stopping":false,"restarts":1,"last_failure":"said \"no\"\n","last_failure_age":61.25,"listeners":[{"name":"web","address":"[::]:80"}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"connections":2,"stopped":"SIGTTIN"}]}"#;
+        let expected = r#"{"version":1,"pid":800,"stopping":false,"restarts":1,"last_failure":"said \"no\"\n","last_failure_age":61.25,"listeners":[{"name":"web","address":"[::]:80","problem":null}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"connections":2,"stopped":"SIGTTIN"}]}"#;
         assert_eq!(status().json(), expected);
     }
 
