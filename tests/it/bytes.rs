@@ -100,7 +100,7 @@ fn a_supervisor_has_its_control_socket_pid_file_and_sockets_at_any_name() {
     assert!(!socket((*supervisor.folder).as_ref()).exists());
 
     let folder = Folder::new();
-    let line = words("--supervise -l 127.0.0.1:0 --control ./@.ctl --pid-file ./@.pid -- sh -c");
+    let line = words("--supervise -l 127.0.0.1:0 --control ./#.ctl --pid-file ./@.pid -- sh -c");
     let line = [words("--ready fd:9"), line, vec!["echo >&9; exec sleep 100".into()]].concat();
     let running = handoff_run().args(&line).current_dir(&folder).start();
     wait_for("the pid file", || folder.as_ref().join(name()).with_extension("pid").exists().then_some(()));
