@@ -7,17 +7,8 @@ use crate::harness::server::settings;
 use crate::harness::systemd::Systemd;
 use crate::harness::{Folder, PROGRAM, Server, wait_for};
 
-/// handoff-run(1): "A unit may have […]": as the packages of many services have it.
-const HARDENING: &str = "
-ProtectSystem=strict
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-SystemCallFilter=@system-service
-NoNewPrivileges=yes
-PrivateTmp=yes
-ProcSubset=pid
-ProtectProc=invisible
-MemoryDenyWriteExecute=yes
-DynamicUser=yes";
+/// The usual hardening, as the README has it: a section of its own.
+const HARDENING: &str = include_str!("../../examples/systemd/hardened.conf");
 
 /// Such a unit, which sees the test's folder and may write there.
 fn unit(folder: &Folder, options: &str, script: &str, lines: &str) -> String {
@@ -29,7 +20,7 @@ fn unit(folder: &Folder, options: &str, script: &str, lines: &str) -> String {
     let settings = settings(folder).join(" ");
     let seen = folder.text("");
     format!(
-        "[Unit]\nDefaultDependencies=no\n[Service]\nKillMode=mixed{HARDENING}\nBindPaths={seen}\nStandardError=append:{seen}log\n{lines}\n\
+        "[Unit]\nDefaultDependencies=no\n[Service]\nKillMode=mixed\n{HARDENING}\nBindPaths={seen}\nStandardError=append:{seen}log\n{lines}\n\
          ExecStart={program} {options} {settings} -- {server}\n"
     )
 }
