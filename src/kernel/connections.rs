@@ -13,7 +13,8 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{Kind, SocketInode, descriptors, sockets};
-use crate::kernel::sock_diag::{InetSocket, IpVersion, States, inet_sockets, unix_sockets};
+use crate::kernel::socket_info::{InetSocket, IpVersion, States};
+use crate::kernel::sockets::{inet_sockets, unix_sockets};
 use crate::sys;
 use crate::sys::Transport;
 

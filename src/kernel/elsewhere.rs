@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{SocketInode, sockets};
-use crate::kernel::sock_diag::{IpVersion, States, inet_sockets, unix_sockets};
+use crate::kernel::socket_info::{IpVersion, States};
+use crate::kernel::sockets::{inet_sockets, unix_sockets};
 use crate::sys::Transport;
 
 /// A listening socket of a generation that did not come from us.

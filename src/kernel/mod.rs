@@ -9,6 +9,8 @@ pub(crate) mod members;
 pub(crate) mod proc_net;
 pub(crate) mod processes;
 pub(crate) mod sock_diag;
+pub(crate) mod socket_info;
+pub(crate) mod sockets;
 pub(crate) mod syscall;
 #[cfg(test)]
 pub(crate) mod testing;

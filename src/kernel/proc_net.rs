@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str;
 
 use crate::kernel::descriptors::SocketInode;
-use crate::kernel::sock_diag::{InetSocket, IpVersion, States, UnixSocket};
+use crate::kernel::socket_info::{InetSocket, IpVersion, States, UnixSocket};
 use crate::sys::Transport;
 
 /// __SO_ACCEPTCON of linux/net.h

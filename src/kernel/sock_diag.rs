@@ -1,73 +1,15 @@
-//! Sockets of this network namespace as the kernel lists them: sock_diag(7) over netlink, filtered by the kernel as far
-//! as it can; where that is not to be had, `/proc/self/net`.
+//! Sockets of this network namespace as sock_diag(7) lists them over netlink, filtered by the kernel as far as it can.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 
 use libc::{c_int, c_uint};
-use log::debug;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use crate::kernel::descriptors::SocketInode;
-use crate::kernel::proc_net;
+use crate::kernel::socket_info::{BoundFile, InetSocket, IpVersion, States, UnixSocket};
 use crate::sys::Transport;
-
-/// A set of states of tcp(7), which unix(7) shares.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct States(u32);
-
-impl States {
-    /// TCP_LISTEN.
-    pub(crate) const LISTENING: States = States(1 << 10);
-    /// TCP_CLOSE, which is that of a Unix socket that neither listens nor is connected.
-    pub(crate) const UNCONNECTED: States = States(1 << 7);
-    /// Every one.
-    pub(crate) const ALL: States = States(u32::MAX);
-    /// Every other state that a process can hold: no TIME_WAIT (6), nor the half-open ones that the kernel keeps (3,
-    /// 12).
-    pub(crate) const CONNECTED: States = States(0xfff & !(1 << 10 | 1 << 6 | 1 << 3));
-
-    pub(crate) fn contain(self, state: u32) -> bool {
-        self.0.checked_shr(state).unwrap_or(0) & 1 != 0
-    }
-}
-
-/// Which IP a socket is of: `[::]` and all connections to it are of V6, whatever their peers are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum IpVersion {
-    V4,
-    V6,
-}
-
-/// A TCP or UDP socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct InetSocket {
-    pub(crate) inode: SocketInode,
-    pub(crate) local: SocketAddr,
-}
-
-/// A Unix socket.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct UnixSocket {
-    pub(crate) inode: SocketInode,
-    /// A path, or, after a NUL, an abstract name; empty for an unnamed one. An accepted socket has its listener's.
-    pub(crate) name: Vec<u8>,
-    /// The file it is bound to (UNIX_DIAG_VFS), which an accepted socket shares with its listener.
-    pub(crate) file: Option<BoundFile>,
-    /// It is one end of a connection. A datagram socket with a peer is not: it can still be sent to by others.
-    pub(crate) connected: bool,
-}
-
-/// A file by the kernel's internal numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BoundFile {
-    /// Its inode, 32 bits of it.
-    pub(crate) inode: u32,
-    /// The number of its file system, twelve bits of major and twenty of minor.
-    pub(crate) device: u32,
-}
 
 // linux/sock_diag.h, linux/unix_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -81,28 +23,6 @@ const TCP_ESTABLISHED: u8 = 1;
 const HEADER: usize = 16;
 const UNIX_MESSAGE: usize = 16;
 const ATTRIBUTE: usize = 4;
-
-/// The sockets in these states that some process holds; with a port, only those with this local one.
-pub(crate) fn inet_sockets(
-    kind: Transport,
-    family: IpVersion,
-    states: States,
-    port: Option<u16>,
-) -> nix::Result<Vec<InetSocket>> {
-    let listed = dump_inet(kind, family, states, port);
-    listed.or_else(|errno| instead(errno, proc_net::inet_sockets(kind, family, states, port)))
-}
-
-/// The Unix sockets in these states that some process holds.
-pub(crate) fn unix_sockets(states: States) -> nix::Result<Vec<UnixSocket>> {
-    dump_unix(states).or_else(|errno| instead(errno, proc_net::unix_sockets(states)))
-}
-
-/// What /proc lists where netlink failed; if that failed too, why netlink did.
-fn instead<T>(errno: Errno, listed: io::Result<T>) -> nix::Result<T> {
-    debug!("netlink does not list sockets: {errno}");
-    listed.map_err(|_| errno)
-}
 
 pub(crate) fn dump_inet(
     kind: Transport,
@@ -256,9 +176,9 @@ mod tests {
         let (listener, _) = listener();
         let local = listener.local_addr().unwrap();
         let _client = TcpStream::connect(local).unwrap();
-        let listed = inet_sockets(Transport::Tcp, IpVersion::V4, States::LISTENING, Some(local.port())).unwrap();
+        let listed = dump_inet(Transport::Tcp, IpVersion::V4, States::LISTENING, Some(local.port())).unwrap();
         assert_eq!(listed, [InetSocket { inode: SocketInode::of(&listener).unwrap(), local }]);
-        let any_port = inet_sockets(Transport::Tcp, IpVersion::V4, States::LISTENING, None).unwrap();
+        let any_port = dump_inet(Transport::Tcp, IpVersion::V4, States::LISTENING, None).unwrap();
         assert!(any_port.contains(&listed[0]));
     }
 
@@ -266,7 +186,7 @@ mod tests {
     fn a_connection_is_listed_from_when_it_is_accepted() {
         let (listener, _) = listener();
         let local = listener.local_addr().unwrap();
-        let list = || inet_sockets(Transport::Tcp, IpVersion::V4, States::CONNECTED, Some(local.port())).unwrap();
+        let list = || dump_inet(Transport::Tcp, IpVersion::V4, States::CONNECTED, Some(local.port())).unwrap();
         let _client = TcpStream::connect(local).unwrap();
         assert_eq!(list(), []);
         let (accepted, _) = listener.accept().unwrap();
@@ -282,7 +202,7 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         let name = [b"\0", name.as_bytes()].concat();
         let expected = UnixSocket { inode: SocketInode::of(&accepted).unwrap(), name, file: None, connected: true };
-        let listed = unix_sockets(States::CONNECTED).unwrap();
+        let listed = dump_unix(States::CONNECTED).unwrap();
         assert_eq!(listed.iter().filter(|socket| socket.name == expected.name).collect::<Vec<_>>(), [&expected]);
     }
 

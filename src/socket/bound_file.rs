@@ -11,7 +11,8 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs};
 
 use crate::kernel::descriptors::SocketInode;
 use crate::kernel::proc_net;
-use crate::kernel::sock_diag::{States, UnixSocket, unix_sockets};
+use crate::kernel::socket_info::{States, UnixSocket};
+use crate::kernel::sockets::unix_sockets;
 use crate::sys;
 
 /// The socket that is bound to the file at `path`, by its own inode in sockfs; none of those of this network namespace.

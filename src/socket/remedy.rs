@@ -12,7 +12,8 @@ use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{self, ForeignFd, Kind, SocketInode};
 use crate::kernel::processes::are_visible;
-use crate::kernel::sock_diag::{InetSocket, IpVersion, States, inet_sockets, unix_sockets};
+use crate::kernel::socket_info::{InetSocket, IpVersion, States};
+use crate::kernel::sockets::{inet_sockets, unix_sockets};
 use crate::socket::address::UnixName;
 use crate::socket::bound_file::bound_socket;
 use crate::socket::endpoint::Endpoint;

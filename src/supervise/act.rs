@@ -17,7 +17,7 @@ use crate::supervise::generation::child::Launch;
 use crate::supervise::generation::descriptors::Role;
 use crate::supervise::generation::ready::{Watch, unattended};
 use crate::supervise::plan::{Event, Id, Order, Transition};
-use crate::supervise::report::connections;
+use crate::supervise::wording::connections;
 use crate::sys::{self, Ending};
 use crate::target::pid_file::PidFile;
 

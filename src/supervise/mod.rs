@@ -16,6 +16,7 @@ mod signals;
 mod sockets;
 mod terminal;
 pub(crate) mod upgrade;
+mod wording;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -41,7 +42,6 @@ use crate::sys::{self, Claimed};
 use crate::target::pid_file::PidFile;
 use control::connection::WaitingFor;
 use control::server::Clients;
-use control::status::show;
 use generations::{Generations, warn_without_proc};
 use plan::{Event, KILLED, Order, Plan};
 use poll::{Source, Table};
@@ -51,6 +51,7 @@ use sockets::Sockets;
 use terminal::Terminal;
 use upgrade::state::State;
 use upgrade::{ProgramFile, Upgrade};
+use wording::show;
 
 /// A supervisor: its parts, each of which owns what it holds.
 struct Supervisor {

@@ -12,12 +12,12 @@ use crate::socket::upkeep::Finding;
 use crate::supervise::control::connection::{Client, WaitingFor};
 use crate::supervise::control::protocol::Reply;
 use crate::supervise::control::server::Clients;
-use crate::supervise::control::status::show;
 use crate::supervise::diagnosis::{Diagnosis, Findings, why_stopped};
 use crate::supervise::generations::Generations;
 use crate::supervise::plan::{Cause, Id, Plan, Transition};
 use crate::supervise::poll::Table;
 use crate::supervise::sockets::Sockets;
+use crate::supervise::wording::{connections, show};
 use crate::sys::{self, Ending, Timestamp};
 
 /// How often a client with a terminal is sent how many connections are left.
@@ -299,13 +299,4 @@ impl Reporter {
 fn end_reload(client: &mut Client, broken: &[String]) {
     broken.iter().for_each(|text| client.reply(&Reply::Error(text.clone())));
     client.end(if broken.is_empty() { 0 } else { 1 });
-}
-
-/// How many connections, as the tail of a sentence.
-pub(crate) fn connections(count: Option<usize>) -> String {
-    match count {
-        None => String::new(),
-        Some(1) => ", 1 connection".to_owned(),
-        Some(count) => format!(", {count} connections"),
-    }
 }

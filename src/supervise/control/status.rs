@@ -15,6 +15,7 @@ use crate::supervise::generations::Generations;
 use crate::supervise::plan::{Id, Plan};
 use crate::supervise::report::LastFailure;
 use crate::supervise::sockets::Sockets;
+use crate::supervise::wording::show;
 use crate::sys::Timestamp;
 
 /// Everything that is shown, as the manual describes it.
@@ -162,16 +163,6 @@ impl fmt::Display for Stage {
     }
 }
 
-/// A length of time in the unit that suits it.
-pub(crate) fn show(time: Duration) -> String {
-    match time.as_secs() {
-        0..60 => format!("{} s", centiseconds(time)),
-        seconds @ 60..3600 => format!("{} m {} s", seconds / 60, seconds % 60),
-        seconds @ 3600..86400 => format!("{} h {} m", seconds / 3600, seconds / 60 % 60),
-        seconds => format!("{} d {} h", seconds / 86400, seconds / 3600 % 24),
-    }
-}
-
 /// Seconds, to the millisecond.
 fn seconds(time: Duration) -> f64 {
     time.as_millis() as f64 / 1000.0
@@ -179,11 +170,6 @@ fn seconds(time: Duration) -> f64 {
 
 fn show_seconds(seconds: f64) -> String {
     show(Duration::from_millis((seconds * 1000.0) as u64))
-}
-
-/// Seconds with two digits behind the point.
-fn centiseconds(time: Duration) -> String {
-    format!("{}.{:02}", time.as_secs(), time.subsec_millis() / 10)
 }
 
 #[cfg(test)]
@@ -226,11 +212,5 @@ mod tests {
         assert_eq!(table[2], "generation 3 is stopped by SIGTTIN: it serves nobody");
         assert_eq!(table[3], "supervisor 800, listening on web=[::]:80");
         assert_eq!(table[5], "last failure: said \"no\"\n, 1 m 1 s ago");
-    }
-
-    #[test]
-    fn a_time_is_shown_in_the_unit_that_suits_it() {
-        let shown = [0, 59, 61, 3660, 90_000].map(|seconds| show(Duration::from_secs(seconds)));
-        assert_eq!(shown, ["0.00 s", "59.00 s", "1 m 1 s", "1 h 1 m", "1 d 1 h"]);
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod child;
 pub(crate) mod descriptors;
 pub(crate) mod notify_socket;
 pub(crate) mod ready;
+mod save;
 
 use std::ffi::CString;
 use std::fs;
@@ -18,22 +19,20 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getpgid, pipe2, read};
-use serde::{Deserialize, Serialize};
 
 use crate::config::Ready;
 use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::members::Members;
 use crate::kernel::processes::{Process, are_visible};
 use crate::missing::Facility;
-use crate::saved;
 use crate::supervise::plan;
-use crate::supervise::signals::Dispositions;
 use crate::supervise::sockets::{Share, Sockets};
-use crate::sys::{self, Claimed, Ending, Timestamp};
+use crate::sys::{self, Ending, Timestamp};
 use child::{Launch, read_exec_error};
-use descriptors::{Descriptors, Role, SavedDescriptor};
+use descriptors::{Descriptors, Role};
 use notify_socket::{Notification, NotifyFile};
-use ready::{SavedWatch, Watch};
+use ready::Watch;
+pub(crate) use save::SavedGeneration;
 
 /// A generation that ends within this time after the stop signal did not drain what it still had.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -65,45 +64,6 @@ pub(crate) struct Generation {
     stopped: Option<Signal>,
     /// When it was, and with how many connections.
     pub(crate) asked_to_stop: Option<(Timestamp, usize)>,
-}
-
-/// A generation in a state that is handed on.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct SavedGeneration {
-    id: plan::Id,
-    #[serde(deserialize_with = "saved::pid")]
-    pid: i32,
-    started: Timestamp,
-    descriptors: Vec<SavedDescriptor>,
-    #[serde(default, deserialize_with = "saved::or_default")]
-    share: Share,
-    #[serde(default, deserialize_with = "saved::or_default")]
-    ended: Option<Ending>,
-    #[serde(default)]
-    killed: bool,
-    #[serde(default)]
-    watch: Option<SavedWatch>,
-    /// A daemon that left its group and overwrote its environment cannot be found again.
-    #[serde(default, deserialize_with = "saved::lenient")]
-    members: Vec<SavedProcess>,
-    /// The groups and sessions that members are in, but for the main process' own.
-    #[serde(default)]
-    groups: Vec<i32>,
-}
-
-/// A process, and not only its number.
-#[derive(Debug, Serialize, Deserialize)]
-struct SavedProcess {
-    #[serde(deserialize_with = "saved::pid")]
-    pid: i32,
-    started: u64,
-}
-
-impl SavedProcess {
-    /// It, if it is still there.
-    fn find(&self) -> Option<Process> {
-        Process::read(Pid::from_raw(self.pid)).filter(|process| process.started == self.started)
-    }
 }
 
 impl Generation {
@@ -147,57 +107,6 @@ impl Generation {
     /// The name of its main process, where /proc shows it.
     pub(crate) fn name(&self) -> Option<String> {
         Some(fs::read_to_string(format!("/proc/{}/comm", self.pid)).ok()?.trim_end().to_owned())
-    }
-
-    /// For the supervisor that takes the place of this one.
-    pub(crate) fn save(&self) -> SavedGeneration {
-        SavedGeneration {
-            id: self.id,
-            pid: self.pid.as_raw(),
-            started: self.started,
-            descriptors: self.descriptors.save(),
-            share: self.share,
-            ended: self.ended,
-            killed: self.killed,
-            watch: self.watch.as_ref().map(Watch::save),
-            members: self.members.known().iter().map(SavedProcess::from).collect(),
-            groups: self.members.led().iter().map(|number| number.as_raw()).collect(),
-        }
-    }
-
-    /// One that a predecessor of this supervisor started.
-    ///
-    /// # Errors
-    /// EBADF if one of its descriptors is not there.
-    pub(crate) fn resume(
-        saved: SavedGeneration,
-        how: &Ready,
-        dispositions: Dispositions,
-        claimed: &mut Claimed,
-    ) -> nix::Result<Generation> {
-        let pid = Pid::from_raw(saved.pid);
-        let known = saved.members.iter().filter_map(SavedProcess::find).collect();
-        let mut members = Members::resume(pid, known, saved.groups.into_iter().map(Pid::from_raw));
-        if saved.ended.is_some() {
-            members.end_main();
-        }
-        let descriptors = Descriptors::resume(saved.descriptors, claimed)?;
-        Ok(Generation {
-            id: saved.id,
-            pid,
-            share: saved.share,
-            _notify_file: descriptors.get(Role::Notify).and_then(NotifyFile::of),
-            descriptors,
-            watch: saved.watch.map(|watch| Watch::resume(how, pid, dispositions, watch)),
-            members,
-            started: saved.started,
-            killed: saved.killed,
-            unkillable: vec![],
-            ended: saved.ended,
-            stranger_reported: false,
-            stopped: None,
-            asked_to_stop: None,
-        })
     }
 
     /// What the supervisor that takes the place of this one needs open.
@@ -366,12 +275,6 @@ impl Generation {
 /// The NOTIFY_SOCKET of a generation's environment.
 fn notify_variable(socket: impl AsFd) -> Result<Vec<u8>> {
     Ok([b"NOTIFY_SOCKET=", notify_socket::address(socket)?.as_slice()].concat())
-}
-
-impl From<&Process> for SavedProcess {
-    fn from(process: &Process) -> SavedProcess {
-        SavedProcess { pid: process.pid.as_raw(), started: process.started }
-    }
 }
 
 /// Signal a process that is no child of ours and may have ended: through a descriptor that is opened while the number

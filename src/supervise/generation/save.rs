@@ -1,0 +1,115 @@
+//! A generation in a state that is handed on, and one that a predecessor of this supervisor started.
+
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Ready;
+use crate::kernel::members::Members;
+use crate::kernel::processes::Process;
+use crate::saved;
+use crate::supervise::generation::Generation;
+use crate::supervise::generation::descriptors::{Descriptors, Role, SavedDescriptor};
+use crate::supervise::generation::notify_socket::NotifyFile;
+use crate::supervise::generation::ready::{SavedWatch, Watch};
+use crate::supervise::plan;
+use crate::supervise::signals::Dispositions;
+use crate::supervise::sockets::Share;
+use crate::sys::{Claimed, Ending, Timestamp};
+
+/// A generation in a state that is handed on.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SavedGeneration {
+    id: plan::Id,
+    #[serde(deserialize_with = "saved::pid")]
+    pid: i32,
+    started: Timestamp,
+    descriptors: Vec<SavedDescriptor>,
+    #[serde(default, deserialize_with = "saved::or_default")]
+    share: Share,
+    #[serde(default, deserialize_with = "saved::or_default")]
+    ended: Option<Ending>,
+    #[serde(default)]
+    killed: bool,
+    #[serde(default)]
+    watch: Option<SavedWatch>,
+    /// A daemon that left its group and overwrote its environment cannot be found again.
+    #[serde(default, deserialize_with = "saved::lenient")]
+    members: Vec<SavedProcess>,
+    /// The groups and sessions that members are in, but for the main process' own.
+    #[serde(default)]
+    groups: Vec<i32>,
+}
+
+/// A process, and not only its number.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedProcess {
+    #[serde(deserialize_with = "saved::pid")]
+    pid: i32,
+    started: u64,
+}
+
+impl SavedProcess {
+    /// It, if it is still there.
+    fn find(&self) -> Option<Process> {
+        Process::read(Pid::from_raw(self.pid)).filter(|process| process.started == self.started)
+    }
+}
+
+impl From<&Process> for SavedProcess {
+    fn from(process: &Process) -> SavedProcess {
+        SavedProcess { pid: process.pid.as_raw(), started: process.started }
+    }
+}
+
+impl Generation {
+    /// For the supervisor that takes the place of this one.
+    pub(crate) fn save(&self) -> SavedGeneration {
+        SavedGeneration {
+            id: self.id,
+            pid: self.pid.as_raw(),
+            started: self.started,
+            descriptors: self.descriptors.save(),
+            share: self.share,
+            ended: self.ended,
+            killed: self.killed,
+            watch: self.watch.as_ref().map(Watch::save),
+            members: self.members.known().iter().map(SavedProcess::from).collect(),
+            groups: self.members.led().iter().map(|number| number.as_raw()).collect(),
+        }
+    }
+
+    /// One that a predecessor of this supervisor started.
+    ///
+    /// # Errors
+    /// EBADF if one of its descriptors is not there.
+    pub(crate) fn resume(
+        saved: SavedGeneration,
+        how: &Ready,
+        dispositions: Dispositions,
+        claimed: &mut Claimed,
+    ) -> nix::Result<Generation> {
+        let pid = Pid::from_raw(saved.pid);
+        let known = saved.members.iter().filter_map(SavedProcess::find).collect();
+        let mut members = Members::resume(pid, known, saved.groups.into_iter().map(Pid::from_raw));
+        if saved.ended.is_some() {
+            members.end_main();
+        }
+        let descriptors = Descriptors::resume(saved.descriptors, claimed)?;
+        Ok(Generation {
+            id: saved.id,
+            pid,
+            share: saved.share,
+            _notify_file: descriptors.get(Role::Notify).and_then(NotifyFile::of),
+            descriptors,
+            watch: saved.watch.map(|watch| Watch::resume(how, pid, dispositions, watch)),
+            members,
+            started: saved.started,
+            killed: saved.killed,
+            unkillable: vec![],
+            ended: saved.ended,
+            stranger_reported: false,
+            stopped: None,
+            asked_to_stop: None,
+        })
+    }
+}
