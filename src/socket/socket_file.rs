@@ -13,11 +13,8 @@ use nix::unistd::{LinkatFlags, linkat, unlink};
 use serde::{Deserialize, Serialize};
 
 use crate::saved::SavedPath;
-use crate::socket::unix_path::{identity, remove_dead};
+use crate::socket::dead_socket::{FileIdentity, identity, remove_dead};
 use crate::sys;
-
-/// Which file it is, whatever its name.
-pub(crate) type FileIdentity = (libc::dev_t, libc::ino_t);
 
 /// A socket's file that we made. Removed when dropped, if it is still the one we made.
 #[derive(Debug)]
