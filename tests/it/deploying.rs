@@ -1,8 +1,10 @@
 //! examples/deploy.sh: the first deploy, a broken release, two at once, and no supervisor yet.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
 
 use crate::harness::server::hello;
 use crate::harness::{Folder, Output, PROGRAM, Run, Server, Supervisor, supervise};
@@ -81,4 +83,35 @@ fn a_deploy_without_a_build_says_how_it_is_used() {
     let output = deploy(&folder, "nothing").output();
     assert_eq!(output.failure(), (1, "deploy: usage: deploy.sh BUILD, a folder\n"));
     assert!(!folder.path("app").exists());
+}
+
+#[test]
+fn a_deploy_that_is_interrupted_takes_its_release_back() {
+    let (supervisor, _) = supervisor_of_current();
+    build(&supervisor.folder, "hanging", "/bin/true");
+    fs::remove_file(supervisor.folder.path("hanging").join("server")).unwrap();
+    fs::write(supervisor.folder.path("hanging").join("server"), "#!/bin/sh\nexec sleep 100\n").unwrap();
+    fs::set_permissions(supervisor.folder.path("hanging").join("server"), fs::Permissions::from_mode(0o755)).unwrap();
+    let before = current(&supervisor.folder);
+    // As the terminal does it: the script and what it waits for.
+    let running = deploy(&supervisor.folder, "hanging").before_exec(|| Ok(nix::unistd::setsid().map(drop)?)).start();
+    supervisor.generation(2);
+    nix::sys::signal::killpg(running.pid(), Signal::SIGINT).unwrap();
+    let output = running.output();
+    assert_eq!(output.code(), 1);
+    assert!(output.stderr.contains("does not serve (it was interrupted)"), "{}", output.stderr);
+    assert_eq!(current(&supervisor.folder), before);
+}
+
+// Once every failure of --status was taken for no supervisor, and the release was switched under the one that runs.
+#[test]
+fn a_supervisor_that_does_not_answer_is_no_missing_supervisor() {
+    let (supervisor, _) = supervisor_of_current();
+    let before = current(&supervisor.folder);
+    supervisor.signal(Signal::SIGSTOP);
+    let output = deploy(&supervisor.folder, "good").output();
+    supervisor.signal(Signal::SIGCONT);
+    assert_eq!(output.code(), 1);
+    assert!(output.stderr.contains("is stopped"), "{}", output.stderr);
+    assert_eq!(current(&supervisor.folder), before);
 }
