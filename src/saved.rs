@@ -29,7 +29,7 @@ pub(crate) fn or_default<'de, D: Deserializer<'de>, T: DeserializeOwned + Defaul
     Ok(serde_json::from_value(Value::deserialize(deserializer)?).unwrap_or_default())
 }
 
-/// For `deserialize_with`: the number of a process that can be a child. 0, and so whoever that is to kill(2), is none.
+/// For `deserialize_with`: the number of a process that can be a child. 0 is none: to kill(2) it is our own group.
 pub(crate) fn pid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
     let pid = i32::deserialize(deserializer)?;
     if pid > 1 { Ok(pid) } else { Err(D::Error::custom(format_args!("{pid} is not the number of a child"))) }

@@ -28,7 +28,7 @@ pub(crate) struct ControlSpec {
     pub(crate) admits: Admits,
 }
 
-/// Who of those that can connect may ask something.
+/// Which of the users that can connect may send requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admits {
     /// This user and root.

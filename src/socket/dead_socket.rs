@@ -14,7 +14,7 @@ use nix::unistd::unlink;
 use crate::socket::bound_file::{bound_socket, bound_socket_named, is_held_elsewhere};
 use crate::sys;
 
-/// So many names that earlier starts left are passed over.
+/// At most this many names that earlier starts left are passed over.
 const MOST_LEFT: u32 = 1000;
 
 /// Device and inode of a file.

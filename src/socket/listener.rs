@@ -127,7 +127,7 @@ impl Listener {
     }
 
     /// Keep the name of its file, if we made it.
-    pub(super) fn keep_name(&mut self) {
+    pub(crate) fn keep_name(&mut self) {
         if let Some(created) = &mut self.created {
             created.keep();
         }

@@ -80,7 +80,10 @@ pub(crate) fn bind(
     // A default ACL of the folder may have taken a part of it.
     let has_mode = seen.st_mode & EVERYBODY.bits() == mode.bits();
     let is_done = has_mode && !access.changes_owner();
-    ensure!(looks_bound(&seen) && (is_done || is_bound(socket, path, &seen)?), REPLACED);
+    // Where nothing is to be changed, a file system may show another owner (NFS, FUSE).
+    let is_ours =
+        if is_done { kind(&seen) == SFlag::S_IFSOCK } else { looks_bound(&seen) && is_bound(socket, path, &seen)? };
+    ensure!(is_ours, REPLACED);
     let mut created = Created::new(path, identity(&seen));
     if naming == Naming::Kept {
         // Before it is another user's: then it may be forbidden (fs.protected_hardlinks).

@@ -53,7 +53,6 @@ impl Upkeep {
         if kind == Kind::Listening {
             listener.learn_backlog();
         }
-        listener.keep_name();
         Upkeep { kind, endpoint, problem: None }
     }
 
@@ -62,9 +61,10 @@ impl Upkeep {
         self.problem.as_deref()
     }
 
-    /// Can it be waited for that it is shut down? Not if it was and stays so: poll(2) would return at once for ever.
+    /// Can it be waited for that it is shut down? Not if it was and stays so, nor a datagram socket, whose POLLERR comes
+    /// unasked and lasts until the server reads its error queue: poll(2) would return at once for ever.
     pub(crate) fn is_watched(&self) -> bool {
-        self.kind != Kind::Other && self.problem.is_none()
+        self.kind == Kind::Listening && self.problem.is_none()
     }
 
     /// Look after it. A problem is returned once.

@@ -108,7 +108,7 @@ impl Supervisor {
             warn!("generation {id}: {warning}");
         }
         self.look_after_sockets();
-        // Before anybody is told: a manager or a script looks for it then.
+        // Before it is reported: a manager or a script looks for it then.
         self.write_pid_file();
         self.reporter.serves(id, after, &self.plan, now);
     }
@@ -135,6 +135,7 @@ impl Supervisor {
             unobservable: seen.is_none(),
             processes: alive.len(),
             taken_before: generation.id > 1 && self.config.ready.is_observed(),
+            whereabouts: self.sockets.whereabouts(&self.config.exec.program),
         }
     }
 

@@ -1,15 +1,41 @@
 //! What is known of a generation that did not get ready, in words: only what was seen, and what helps against it. Pure.
 
+use std::fmt;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::kernel::elsewhere::ForeignListener;
-use crate::sys::Ending;
+use crate::sys::{Ending, FIRST_FD};
+
+/// Where a server finds its sockets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Whereabouts {
+    pub(crate) first_fd: RawFd,
+    pub(crate) count: usize,
+    /// In LISTEN_FDS.
+    pub(crate) announced: bool,
+}
+
+impl Default for Whereabouts {
+    fn default() -> Whereabouts {
+        Whereabouts { first_fd: FIRST_FD, count: 1, announced: true }
+    }
+}
 
 /// What helps when a server did not take the socket.
-pub(crate) const TAKE_IT: &str = "its socket is open at descriptor 3 and announced in LISTEN_FDS; \
-                                  see 'handoff-run --help-servers' for how servers take it";
+impl fmt::Display for Whereabouts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = self.first_fd;
+        match self.count {
+            1 => write!(f, "its socket is open at descriptor {first}"),
+            _ => write!(f, "its sockets are open from descriptor {first} on"),
+        }?;
+        let announced = if self.announced { " and announced in LISTEN_FDS" } else { "" };
+        write!(f, "{announced}; see 'handoff-run --help-servers' for how servers take it")
+    }
+}
 
 /// What was seen.
 #[derive(Debug, Default)]
@@ -28,6 +54,7 @@ pub(crate) struct Diagnosis {
     pub(crate) processes: usize,
     /// An earlier generation was seen to take the sockets.
     pub(crate) taken_before: bool,
+    pub(crate) whereabouts: Whereabouts,
 }
 
 /// What went wrong, and what helps.
@@ -45,19 +72,19 @@ impl Diagnosis {
         let stopped = self.stopped.map(|signal| format!("it is stopped by {signal}"));
         let cause = stopped.or(elsewhere);
         let unattended = Some(format!("no process waits on {}", self.unattended.join(" or on ")));
-        // Where it cannot be seen, or the cause is known, it says nothing.
+        // Where it cannot be seen, or the cause is known, it proves nothing.
         let unattended = unattended.filter(|_| cause.is_none() && !self.unobservable && !self.unattended.is_empty());
         let facts: Vec<String> = cause.into_iter().chain(self.awaited.clone()).chain(unattended.clone()).collect();
         let text = if facts.is_empty() { text.to_owned() } else { format!("{text}: {}", facts.join(", and ")) };
         let remedy = match self.stopped {
-            Some(signal) => why_stopped(signal),
-            None if self.elsewhere.is_some() => Some(TAKE_IT),
+            Some(signal) => why_stopped(signal).map(str::to_owned),
+            None if self.elsewhere.is_some() => Some(self.whereabouts.to_string()),
             None if self.unobservable && self.awaited.is_none() => {
-                Some("what it waits on cannot be seen: choose with --ready how it shows that it is ready")
+                Some("what it waits on cannot be seen: choose with --ready how it shows that it is ready".to_owned())
             }
-            None => Some(TAKE_IT).filter(|_| unattended.is_some() && !self.taken_before),
+            None => (unattended.is_some() && !self.taken_before).then(|| self.whereabouts.to_string()),
         };
-        Findings { text, remedy: remedy.map(str::to_owned) }
+        Findings { text, remedy }
     }
 
     /// Its main process ended before it was ready. `addresses` are those of its sockets.
@@ -69,7 +96,7 @@ impl Diagnosis {
         let remedy = if self.taken_before {
             "an earlier generation took the socket, so see what this one wrote to the supervisor's stderr".to_owned()
         } else {
-            format!("if it tried to bind {} itself, it need not: {TAKE_IT}", addresses.join(" or "))
+            format!("if it tried to bind {} itself, it need not: {}", addresses.join(" or "), self.whereabouts)
         };
         Findings { text: format!("{ending} before it was ready{left}"), remedy: Some(remedy) }
     }
@@ -119,7 +146,7 @@ mod tests {
     }
 
     fn take_it() -> Option<String> {
-        Some(TAKE_IT.to_owned())
+        Some(Whereabouts::default().to_string())
     }
 
     #[test]

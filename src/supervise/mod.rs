@@ -82,6 +82,7 @@ pub(crate) fn take_over(config: Supervise, state: State, claimed: Claimed) -> Re
         sys::set_name(&name);
     }
     let (mut supervisor, orders) = Supervisor::resume(config, state, claimed)?;
+    supervisor.sockets.keep_names();
     supervisor.carry_out(orders);
     Ok(supervisor.run())
 }

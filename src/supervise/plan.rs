@@ -320,7 +320,7 @@ impl Plan {
     }
 }
 
-/// May a generation that ended with `status`, after so many restarts in a row, be started again?
+/// May a generation that ended with `status`, after this many restarts in a row, be started again?
 fn allows(how: Restart, status: u8, row: u32) -> bool {
     match how {
         Restart::Always => true,

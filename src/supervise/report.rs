@@ -151,7 +151,7 @@ impl Reporter {
     /// A generation serves, `after` its start.
     pub(crate) fn serves(&mut self, id: Id, after: Duration, plan: &Plan, now: Timestamp) {
         self.progress(id, &format!("ready after {}", show(after)));
-        if self.asked.take_if(|asked| *asked <= id).is_some() {
+        if self.asked.take_if(|asked| *asked <= id).is_some() && self.broken.is_empty() {
             // What failed before is mended.
             self.last_failure = None;
         }

@@ -14,10 +14,11 @@ use crate::saved;
 use crate::socket::listener::{Listener, SavedListener};
 use crate::socket::socket_file::Created;
 use crate::socket::upkeep::{Finding, Upkeep};
+use crate::supervise::diagnosis::Whereabouts;
 use crate::supervise::poll::{Source, Table};
 use crate::sys::Claimed;
-use crate::target::Program;
 use crate::target::handout::Handout;
+use crate::target::{Announce, Program};
 
 /// The listeners, at the numbers where every generation finds them.
 #[derive(Debug)]
@@ -83,6 +84,11 @@ impl Sockets {
         Sockets { listeners, inodes, upkeep, names, beside, others }
     }
 
+    /// Keep the names of the files that a predecessor made, which may have had no way to.
+    pub(crate) fn keep_names(&mut self) {
+        self.listeners.iter_mut().for_each(Listener::keep_name);
+    }
+
     /// Wake when a listener is shut down or its file loses a name.
     pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
         for (listener, upkeep) in self.listeners.iter().zip(&self.upkeep) {
@@ -126,6 +132,12 @@ impl Sockets {
         // As they were announced: each is at its number.
         given.sort_by_key(|given| given.as_fd().as_raw_fd());
         Handout::of(given, program)
+    }
+
+    /// Where a server finds them.
+    pub(crate) fn whereabouts(&self, program: &Program) -> Whereabouts {
+        let announced = program.announce != Announce::Nothing;
+        Whereabouts { first_fd: program.first_fd, count: self.listeners.len(), announced }
     }
 
     /// Every listener once, as the user asked for them.

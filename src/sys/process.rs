@@ -187,7 +187,8 @@ impl Ending {
         match self {
             Ending::Exited(status) => status,
             Ending::Signaled(signal) => 128 + signal as u8,
-            Ending::Unknown => 0,
+            // It may have failed.
+            Ending::Unknown => 1,
         }
     }
 }

@@ -20,9 +20,11 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use crate::failure::plain;
 
+/// A pid file is not larger: what is there is read to be put back.
+const LARGEST: u64 = 64 << 10;
 /// As many symbolic links are followed as the kernel follows.
 const MOST_LINKS: u32 = 40;
-/// So many names that earlier starts left are passed over.
+/// At most this many names that earlier starts left are passed over.
 const MOST_LEFT: u32 = 1000;
 
 /// A pid file that we wrote, and what was there before.
@@ -123,7 +125,8 @@ impl Place {
 
     fn read(&self) -> Result<Vec<u8>> {
         let mut content = Vec::new();
-        self.open(OFlag::O_RDONLY)?.read_to_end(&mut content).map_err(plain)?;
+        self.open(OFlag::O_RDONLY)?.take(LARGEST + 1).read_to_end(&mut content).map_err(plain)?;
+        ensure!(content.len() as u64 <= LARGEST, "it is too large for a pid file");
         Ok(content)
     }
 
@@ -131,7 +134,10 @@ impl Place {
     fn open(&self, access: OFlag) -> Result<File> {
         let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file = File::from(openat(&self.folder, self.name.as_os_str(), flags, Mode::empty())?);
-        ensure!(file.metadata().map_err(plain)?.is_file(), "it is not a regular file");
+        let found = fstat(&file)?;
+        ensure!(SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG, "it is not a regular file");
+        let is_seen = |seen: FileStat| (seen.st_dev, seen.st_ino) == (found.st_dev, found.st_ino);
+        ensure!(self.file.is_none_or(is_seen), "another file was put in its place");
         Ok(file)
     }
 

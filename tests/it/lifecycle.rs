@@ -174,9 +174,18 @@ fn a_new_generation_that_waits_on_one_of_two_sockets_is_told_on_which_it_does_no
     let mut supervisor = setup.listen("127.0.0.1:0").listen(&path).start();
     let (status, log) = supervisor.end();
     assert_eq!(status, 137);
-    let text =
-        format!("was not ready after 0.50 s and is killed: no process waits on {path}\nhandoff-run: {TAKE_IT}\n");
+    let text = format!(
+        "was not ready after 0.50 s and is killed: no process waits on {path}\nhandoff-run: its sockets are open from descriptor 3 on and announced"
+    );
     assert!(log.contains(&text), "{log}");
+}
+
+// Once it named a descriptor that is not the socket's, and a variable that is not set.
+#[test]
+fn a_server_is_told_where_its_socket_is_also_with_first_fd() {
+    let setup = supervise(Server::Script("exec sleep 100"), &["--ready-timeout", "300ms", "--first-fd", "20"]);
+    let (_, log) = setup.listen("127.0.0.1:0").start().end();
+    assert!(log.contains("handoff-run: its socket is open at descriptor 20; see "), "{log}");
 }
 
 // The words of what readiness waits for.

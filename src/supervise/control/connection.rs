@@ -79,7 +79,7 @@ pub(crate) struct SavedClient {
 }
 
 impl Client {
-    /// A connection of one who may ask something; another is turned away.
+    /// A connection whose user may send requests; another is turned away.
     pub(super) fn admit(fd: OwnedFd, admits: Admits, now: Timestamp) -> Option<Client> {
         let mut client = Client {
             fd,

@@ -239,7 +239,7 @@ impl Server {
 
     /// One more, if there are descriptors for it and for the supervisor's other work.
     fn accept(&self, is_first: bool) -> nix::Result<OwnedFd> {
-        // A filter of system calls may deny it; then accept(2) says when there are none left.
+        // A filter of system calls may deny it; then accept(2) fails when there are none left.
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(limit, _)| limit);
         let next = sys::duplicate_from(&self.fd, FIRST_FD)?.as_raw_fd();
         let enough = next as u64 + SPARE <= limit;

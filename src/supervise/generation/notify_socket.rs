@@ -1,7 +1,7 @@
 //! The notify socket of a generation: what it sends by sd_notify(3).
 //!
 //! It is at a path, for some clients cannot use an abstract name, and none can from another network namespace. Nobody
-//! else can list the folder, and whoever the generation has become can send.
+//! else can list the folder, and a generation that has become another user can send.
 
 use std::env;
 use std::ffi::{CStr, OsStr};

@@ -1,4 +1,4 @@
-//! What the plan is told, and what it orders.
+//! The events that the plan handles, and its orders.
 
 use std::time::Duration;
 
