@@ -114,7 +114,12 @@ impl Listener {
         sys::listen(&self.fd, self.backlog.map_or(c_int::MAX, |backlog| backlog as c_int))
     }
 
-    /// Does it accept connections?
+    /// Is there a backlog that it is to have?
+    pub(super) fn has_backlog(&self) -> bool {
+        self.backlog.is_some()
+    }
+
+    /// Does it listen now?
     pub(super) fn listens(&self) -> bool {
         sys::option(&self.fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1)
     }

@@ -47,7 +47,8 @@ impl Upkeep {
         let known = matches!(endpoint, Some(Endpoint::Inet { .. } | Endpoint::Unix { .. }));
         let kind = match sys::option(&*listener, libc::SOL_SOCKET, libc::SO_TYPE) {
             Ok(libc::SOCK_DGRAM) if known => Kind::Datagram,
-            Ok(_) if known && listener.listens() => Kind::Listening,
+            // Under a predecessor it may have been shut down; then only its backlog shows that it did listen.
+            Ok(_) if known && (listener.listens() || listener.has_backlog()) => Kind::Listening,
             _ => Kind::Other,
         };
         if kind == Kind::Listening {

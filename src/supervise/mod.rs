@@ -83,6 +83,8 @@ pub(crate) fn take_over(config: Supervise, state: State, claimed: Claimed) -> Re
     }
     let (mut supervisor, orders) = Supervisor::resume(config, state, claimed)?;
     supervisor.sockets.keep_names();
+    // What is wrong with one is not in the state.
+    supervisor.look_after_sockets();
     supervisor.carry_out(orders);
     Ok(supervisor.run())
 }

@@ -133,6 +133,9 @@ pub(crate) fn pidfd_getfd(process: impl AsFd, number: c_int) -> nix::Result<Owne
     if may_get_descriptors() { call_pidfd_getfd(process, number) } else { Err(Errno::ENOSYS) }
 }
 
+/// How long a trial may take, in milliseconds.
+const TRIAL: u16 = 1000;
+
 /// May pidfd_getfd(2) be called? It is not in systemd's @system-service, and where a filter is set it may end the
 /// process that tries: a child does so first, once.
 fn may_get_descriptors() -> bool {
@@ -152,9 +155,13 @@ fn may_get_descriptors() -> bool {
         }
         Err(_) => return false,
     };
-    // It ends at once, by itself or by the filter.
-    let ending = await_end_of(child);
-    let _ = nix::sys::wait::waitpid(child, None);
+    // It ends at once, by itself or by the filter. Only a debugger can hold it, and holds us no longer than this; it is
+    // reaped with the orphans then.
+    if let Ok(pidfd) = pidfd_of(child) {
+        let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(TRIAL));
+    }
+    let ending = see_end_of(child).unwrap_or(Ending::Unknown);
+    let _ = nix::sys::wait::waitpid(child, Some(WaitPidFlag::WNOHANG));
     if ending != Ending::Exited(0) {
         Facility::Descriptors.report_missing(&format_args!("pidfd_getfd is not permitted, a try {ending}"));
     }

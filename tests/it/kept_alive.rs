@@ -260,6 +260,11 @@ fn a_unix_listener_that_was_shut_down_fails_the_reload_and_is_reported() {
         let json = supervisor.status(&["--json"]);
         assert!(json.contains(&format!("\"problem\":\"{problem}\"")), "{json}");
         assert_sleeps(supervisor.pid);
+        supervisor.upgrade();
+        wait_for("the successor to report it too", || {
+            supervisor.status(&[]).contains(&format!("\n{problem}\n")).then_some(())
+        });
+        assert_sleeps(supervisor.pid);
         supervisor.stopped();
     }
 }
