@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{self, ForeignFd, Kind, SocketInode};
-use crate::kernel::processes::are_visible;
+use crate::kernel::processes::{Process, are_visible};
 use crate::kernel::socket_info::{InetSocket, IpVersion, States};
 use crate::kernel::sockets::{inet_sockets, unix_sockets};
 use crate::socket::address::UnixName;
@@ -51,8 +51,9 @@ fn held_by(endpoint: &Endpoint) -> String {
     }
     let holds = |pid: &Pid| descriptors::sockets(*pid).any(|inode| held.contains(&inode));
     let processes = are_visible().and_then(|()| Ok(sys::numbers_in("/proc")?)).unwrap_or_default();
-    // The lowest is the oldest as a rule: a master, not one of its workers.
-    match processes.into_iter().map(Pid::from_raw).filter(holds).min() {
+    // The oldest, by its start and not by its number: a master, not one of its workers.
+    let age = |pid: &Pid| Process::read(*pid).map_or(u64::MAX, |process| process.started);
+    match processes.into_iter().map(Pid::from_raw).filter(holds).min_by_key(age) {
         Some(pid) if pid == Pid::this() => "two --listen options ask for the same address".to_owned(),
         Some(pid) => format!("it is held by pid {pid}: {}", command(pid)),
         None => "it is held by a process that /proc does not show to this user".to_owned(),
