@@ -8,7 +8,7 @@ use super::Folder;
 
 /// What every server begins with. `s` is its first socket, `gen` its generation.
 const PREAMBLE: &str = r#"
-import array, os, select, signal, socket, sys, time
+import array, fcntl, os, select, signal, socket, sys, time
 # Whatever becomes of the test, nothing is left behind.
 signal.alarm(120)
 gen, folder = os.environ['GENERATION'], os.environ['FOLDER']
@@ -44,8 +44,16 @@ def serve(stop=signal.SIGTERM):
     # Unless it does something else, the signal to stop ends it between two clients.
     if signal.getsignal(stop) == signal.SIG_DFL: signal.signal(stop, lambda *_: os._exit(0))
     s.setblocking(False)
+    # One that comes just before select is only noted, and would wait for the next client.
+    ends = os.pipe()
+    # Not at the number of a standard descriptor that is closed.
+    woken, wakes = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends: os.close(end)
+    os.set_blocking(wakes, False)
+    try: signal.set_wakeup_fd(wakes)
+    except ValueError: pass # Not the main thread, where no handler runs.
     while True:
-        select.select([s], [], [])
+        if woken in select.select([s, woken], [], [])[0]: os.read(woken, 100)
         signal.pthread_sigmask(signal.SIG_BLOCK, {stop})
         try: answer(s.accept()[0])
         except OSError: pass
