@@ -7,6 +7,7 @@ mod bad_input;
 mod bytes;
 mod cannot_listen;
 mod control;
+mod control_clients;
 mod denied;
 mod deploying;
 mod drain;
