@@ -32,14 +32,21 @@ complete -c handoff-run -l ready -d 'When a generation counts as ready [default:
 complete -c handoff-run -l ready-timeout -d 'How long a generation may take to get ready [default: 60s]' -r
 complete -c handoff-run -l stop-signal -d 'The signal that asks a generation to drain [default: TERM, or what --as knows]' -r
 complete -c handoff-run -l drain-timeout -d 'How long a generation may take to drain [default: 30s]' -r
+complete -c handoff-run -l drain -d 'When a generation that has a successor is asked to drain [default: signal]' -r
+complete -c handoff-run -l settle -d 'How long the old generation stands by when the new one serves [default: 1s]' -r
 complete -c handoff-run -l restart -d 'What follows when the generation that serves ends unasked [default: always]' -r
 complete -c handoff-run -l reload -d 'Ask the supervisor at this control socket for a new generation' -r -F
 complete -c handoff-run -l status -d 'Show the generations of the supervisor at this control socket' -r -F
 complete -c handoff-run -l stop -d 'Drain and stop the supervisor at this control socket' -r -F
+complete -c handoff-run -l promote -d 'Let the new generation of the supervisor at this control socket take over now' -r -F
+complete -c handoff-run -l rollback -d 'Let the old generation of the supervisor at this control socket serve again' -r -F
+complete -c handoff-run -l canary -d 'With --reload, try the new generation first: SHARE%:DURATION[,sticky]' -r
+complete -c handoff-run -l check -d 'With --canary, a command that has to succeed at the end of each stage' -r
 complete -c handoff-run -l stdin -d 'Make the first socket descriptor 0 too'
 complete -c handoff-run -l no-pid -d 'Leave LISTEN_PID out'
 complete -c handoff-run -l lazy -d 'Become PROGRAM only when the first client is waiting'
 complete -c handoff-run -l supervise -d 'Stay as the parent of PROGRAM and start its next generation on request'
+complete -c handoff-run -l shared -d 'Let all generations accept on one socket'
 complete -c handoff-run -l wait -d 'With --reload, end when the old generation is gone'
 complete -c handoff-run -l json -d 'With --status, print JSON'
 complete -c handoff-run -l help-servers -d 'Show the servers that --as knows, with a line that works for each'

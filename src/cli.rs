@@ -15,12 +15,12 @@ use clap::{ArgAction, Parser, ValueHint};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 
-use crate::config::{Ready, Restart};
+use crate::config::{Drain, Ready, Restart};
 use crate::socket::control_spec::ControlSpec;
 use crate::socket::spec::Spec;
 use crate::target::preset::{self, Preset};
 use crate::target::template::Setting;
-use values::{duration, ready, restart, signal};
+use values::{Canary, canary, drain, duration, ready, restart, signal};
 
 // The groups of options, in the order of help and manual.
 const SOCKETS: &str = "Sockets";
@@ -40,7 +40,7 @@ const HELP: &str = "Help and messages";
     version,
     disable_help_flag = true,
     disable_version_flag = true,
-    override_usage = "handoff-run [OPTIONS] [--] PROGRAM [ARG]...\n       handoff-run --reload|--status|--stop PATH"
+    override_usage = "handoff-run [OPTIONS] [--] PROGRAM [ARG]...\n       handoff-run --reload|--promote|--rollback|--status|--stop PATH"
 )]
 pub(crate) struct Cli {
     /// Listen here: [NAME=]ADDRESS[,KEY[=VALUE]]...
@@ -126,6 +126,14 @@ pub(crate) struct Cli {
     #[arg(long, conflicts_with = "lazy", help_heading = SUPERVISING)]
     supervise: bool,
 
+    /// Let all generations accept on one socket
+    ///
+    /// Without it, each generation has a TCP or UDP socket of its own at the same address, and the kernel moves new
+    /// connections to the one that serves; see STEERING in the manual. Inherited sockets, Unix sockets, and those with
+    /// reuseport are shared in any case.
+    #[arg(long, requires = "supervise", help_heading = SUPERVISING)]
+    shared: bool,
+
     /// Take --reload, --status and --stop on this Unix socket: PATH[,OPTION]...
     ///
     /// Only this user and root may use it, or with mode=, user= and group=, as in a SPEC, those whom they let in; a group
@@ -139,7 +147,9 @@ pub(crate) struct Cli {
     /// notify: it sends READY=1 and, where that can be seen, waits on every socket.
     /// accepting: it is seen waiting on every socket.
     /// fd:N: it writes a byte to descriptor N.
+    /// http:PATH: it answers a GET of PATH on its first socket, which has to be steered, with 2xx or 3xx.
     /// check:COMMAND: the command, run by sh, ends with status 0 and, where that can be seen, it waits on every socket.
+    /// What comes from the address in HANDOFF_SOURCE, 127.0.0.2, reaches the new generation alone.
     /// after:DURATION: that time has passed and, where that can be seen, it waits on every socket.
     #[arg(long, value_name = "HOW", requires = "supervise", value_parser = ready, help_heading = SUPERVISING)]
     ready: Option<Ready>,
@@ -160,6 +170,21 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration, help_heading = SUPERVISING)]
     drain_timeout: Option<Duration>,
 
+    /// When a generation that has a successor is asked to drain [default: signal]
+    ///
+    /// signal: as soon as no connection waits for it.
+    /// idle: when its connections have ended, or at --drain-timeout; for servers that drop what they hold when they are
+    /// asked to stop. After one more --drain-timeout it is killed. Every socket has to be steered.
+    #[arg(long, value_name = "HOW", requires = "supervise", value_parser = drain, help_heading = SUPERVISING)]
+    drain: Option<Drain>,
+
+    /// How long the old generation stands by when the new one serves [default: 1s]
+    ///
+    /// If the new one ends in that time, or accepts no more, the old one serves again and the reload has failed. 0 for
+    /// none.
+    #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration, help_heading = SUPERVISING)]
+    settle: Option<Duration>,
+
     /// What follows when the generation that serves ends unasked [default: always]
     ///
     /// always: it is started again.
@@ -171,8 +196,8 @@ pub(crate) struct Cli {
 
     /// Ask the supervisor at this control socket for a new generation
     ///
-    /// Ends when the new generation serves, with status 0, or when it failed: 1, or was not ready in time: 124; then
-    /// the old one still serves.
+    /// Ends when the new generation serves and has settled, with status 0, or when it failed: 1, or was not ready in time:
+    /// 124; then the old one serves.
     #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]
     reload: Option<PathBuf>,
 
@@ -186,14 +211,40 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]
     stop: Option<PathBuf>,
 
+    /// Let the new generation of the supervisor at this control socket take over now
+    ///
+    /// It is on trial, or has not settled. With status 125 if there is no such one.
+    #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]
+    promote: Option<PathBuf>,
+
+    /// Let the old generation of the supervisor at this control socket serve again
+    ///
+    /// The new one, which is on trial or has not settled, drains. With status 125 if there is no such one.
+    #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]
+    rollback: Option<PathBuf>,
+
+    /// With --reload, try the new generation first: SHARE%:DURATION[,sticky]
+    ///
+    /// It gets that share of new connections for that long, and then serves. Repeatable, in growing shares, which follow one
+    /// another. With sticky a client stays on one side, by its address: with IPv6 by the first 64 bits. The old one serves
+    /// meanwhile, and again if the new one ends, accepts no more, fails its check or is rolled back.
+    #[arg(long, value_name = "SHARE:DURATION", requires = "reload", value_parser = canary, help_heading = REQUESTS)]
+    canary: Vec<Canary>,
+
+    /// With --canary, a command that has to succeed at the end of each stage
+    ///
+    /// It is run by sh, beside the supervisor, with HANDOFF_GENERATION and HANDOFF_SHARE.
+    #[arg(long, value_name = "COMMAND", requires = "canary", help_heading = REQUESTS)]
+    check: Option<String>,
+
     /// With --reload, end when the old generation is gone
     ///
     /// With status 1 if it did not drain and was killed, or if the new one has ended by then and nothing serves.
-    #[arg(long, requires = "reload", conflicts_with_all = ["status", "stop", "program"], help_heading = REQUESTS)]
+    #[arg(long, requires = "reload", conflicts_with_all = ["status", "stop", "promote", "rollback", "program"], help_heading = REQUESTS)]
     wait: bool,
 
     /// With --status, print JSON
-    #[arg(long, requires = "status", conflicts_with_all = ["reload", "stop", "program"], help_heading = REQUESTS)]
+    #[arg(long, requires = "status", conflicts_with_all = ["reload", "stop", "promote", "rollback", "program"], help_heading = REQUESTS)]
     json: bool,
 
     /// Show the servers that --as knows, with a line that works for each

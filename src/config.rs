@@ -72,6 +72,8 @@ pub(crate) enum Ready {
     Check(String),
     /// This time has passed, and it is seen accepting, where that can be seen.
     After(Duration),
+    /// It is seen accepting, where that can be seen, and answers a GET of this path with 2xx or 3xx.
+    Http(String),
 }
 
 impl Ready {
@@ -97,10 +99,43 @@ pub(crate) enum Restart {
 pub(crate) struct Limits {
     /// Until a generation is ready.
     pub(crate) ready: Duration,
-    /// From the stop signal until a generation is gone.
+    /// From the stop signal until a generation is gone, and before that until it is told to stop.
     pub(crate) drain: Duration,
+    /// When a generation that has a successor is told to stop.
+    pub(crate) drain_how: Drain,
+    /// How long the old generation stands by when the new one serves.
+    pub(crate) settle: Duration,
     /// What follows when the serving one ends unasked.
     pub(crate) restart: Restart,
+}
+
+/// When a generation that has a successor is told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drain {
+    /// As soon as no connection waits for it.
+    Signal,
+    /// When it has no connection.
+    Idle,
+}
+
+/// How a new generation takes over: at once, or in stages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct Rollout {
+    /// What it gets before it serves; none: it serves as soon as it is ready.
+    pub(crate) stages: Vec<Stage>,
+    /// A client stays on one side.
+    pub(crate) sticky: bool,
+    /// A command for the shell that has to succeed at the end of each stage.
+    pub(crate) check: Option<String>,
+}
+
+/// One stage of a trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stage {
+    /// Of the new connections, from 1 to 100.
+    pub(crate) percent: u8,
+    pub(crate) duration: Duration,
 }
 
 /// As it is written on the command line.
@@ -116,11 +151,19 @@ impl fmt::Display for Restart {
 }
 
 /// What a supervisor can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Request {
-    /// A new generation.
-    Reload(Until),
+    /// A new generation, which takes over like this.
+    Reload {
+        until: Until,
+        #[serde(default)]
+        rollout: Rollout,
+    },
+    /// End the trial, or the standing by, in favour of the new generation.
+    Promote,
+    /// The same in favour of the old one.
+    Rollback,
     /// What there is.
     Status(Form),
     /// Drain and end.

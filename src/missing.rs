@@ -15,6 +15,8 @@ pub(crate) enum Facility {
     Descriptors,
     /// A list of the connections to our sockets.
     Connections,
+    /// A socket for each generation.
+    Steering,
 }
 
 /// Those that were reported, a bit each.
@@ -35,6 +37,7 @@ impl Facility {
             Facility::NotifyFolder => "NOTIFY_SOCKET is an abstract name, which some clients cannot use",
             Facility::Descriptors => "a server that is busy all the time may be seen ready late",
             Facility::Connections => "connections are not counted",
+            Facility::Steering => "all generations share each socket",
         }
     }
 }

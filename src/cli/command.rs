@@ -11,9 +11,9 @@ use nix::sys::signal::Signal;
 
 use super::Cli;
 use super::values::signal;
-use crate::config::{Command, Exec, Form, Limits, Ready, Request, Restart, Supervise, Until};
+use crate::config::{Command, Drain, Exec, Form, Limits, Ready, Request, Restart, Rollout, Supervise, Until};
 use crate::socket::address::{Address, Family, Host, Inet};
-use crate::socket::listener::Manner;
+use crate::socket::listener::{Manner, Sharing};
 use crate::socket::socket_file::Naming;
 use crate::socket::spec::Spec;
 use crate::sys::FIRST_FD;
@@ -34,6 +34,8 @@ impl Cli {
             let limits = Limits {
                 ready: self.ready_timeout.unwrap_or(Duration::from_secs(60)),
                 drain: self.drain_timeout.unwrap_or(Duration::from_secs(30)),
+                drain_how: self.drain.unwrap_or(Drain::Signal),
+                settle: self.settle.unwrap_or(Duration::from_secs(1)),
                 restart: self.restart.unwrap_or(Restart::Always),
             };
             let stop_signal = self.stop_signal.or(by_preset).unwrap_or(Signal::SIGTERM);
@@ -52,10 +54,17 @@ impl Cli {
     fn request(&self) -> Option<(PathBuf, Request)> {
         let until = if self.wait { Until::OldGone } else { Until::Serving };
         let form = if self.json { Form::Json } else { Form::Table };
-        let reload = self.reload.clone().map(|path| (path, Request::Reload(until)));
+        let rollout = || Rollout {
+            stages: self.canary.iter().map(|canary| canary.stage).collect(),
+            sticky: self.canary.iter().any(|canary| canary.sticky),
+            check: self.check.clone(),
+        };
+        let reload = self.reload.clone().map(|path| (path, Request::Reload { until, rollout: rollout() }));
+        let promote = || self.promote.clone().map(|path| (path, Request::Promote));
+        let rollback = || self.rollback.clone().map(|path| (path, Request::Rollback));
         let status = || self.status.clone().map(|path| (path, Request::Status(form)));
         let stop = || self.stop.clone().map(|path| (path, Request::Stop));
-        reload.or_else(status).or_else(stop)
+        reload.or_else(status).or_else(stop).or_else(promote).or_else(rollback)
     }
 
     fn into_exec(self) -> Exec {
@@ -85,6 +94,7 @@ impl Cli {
                 // listen(2) lowers any larger number to what the kernel allows.
                 backlog: self.backlog.unwrap_or(c_int::MAX),
                 naming: if self.supervise { Naming::Kept } else { Naming::Once },
+                sharing: if self.supervise && !self.shared { Sharing::Steered } else { Sharing::Shared },
             },
             begin: if self.lazy { Begin::FirstClient } else { Begin::Now },
             pid_file: self.pid_file,

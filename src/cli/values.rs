@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use crate::config::{Ready, Restart};
+use crate::config::{Drain, Ready, Restart, Stage};
 
 /// A way to be ready, as `--ready` names it.
 pub(crate) fn ready(text: &str) -> Result<Ready> {
@@ -19,8 +19,44 @@ pub(crate) fn ready(text: &str) -> Result<Ready> {
         },
         ("check", command) if !command.is_empty() => Ready::Check(command.to_owned()),
         ("after", time) => Ready::After(duration(time)?),
-        _ => bail!("it is one of auto, notify, accepting, fd:N, check:COMMAND, after:DURATION"),
+        ("http", path) => Ready::Http(http_path(path)?),
+        _ => bail!("it is one of auto, notify, accepting, fd:N, http:PATH, check:COMMAND, after:DURATION"),
     })
+}
+
+/// One `--canary`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Canary {
+    pub(crate) stage: Stage,
+    pub(crate) sticky: bool,
+}
+
+/// A stage of a trial, as `--canary` names it.
+pub(crate) fn canary(text: &str) -> Result<Canary> {
+    let (text, sticky) = text.strip_suffix(",sticky").map_or((text, false), |text| (text, true));
+    let form = "it is SHARE%:DURATION[,sticky], as in 5%:10m";
+    let (share, time) = text.split_once(':').context(form)?;
+    let percent = share.strip_suffix('%').context(form)?;
+    let digits = percent.bytes().all(|byte| byte.is_ascii_digit());
+    let percent = percent.parse().ok().filter(|percent| digits && (1..=100).contains(percent));
+    let percent = percent.with_context(|| format!("{share} is not a share from 1% to 100%"))?;
+    Ok(Canary { stage: Stage { percent, duration: duration(time)? }, sticky })
+}
+
+/// What a GET asks for: RFC 9112, origin-form.
+fn http_path(path: &str) -> Result<String> {
+    ensure!(path.starts_with('/'), "http:PATH is a path that begins with /, as in http:/health");
+    ensure!(path.bytes().all(|byte| byte.is_ascii_graphic()), "{path:?} has what a request may have only as %XX");
+    Ok(path.to_owned())
+}
+
+/// When a generation is told to stop, as `--drain` names it.
+pub(crate) fn drain(text: &str) -> Result<Drain> {
+    match text {
+        "signal" => Ok(Drain::Signal),
+        "idle" => Ok(Drain::Idle),
+        _ => bail!("it is one of signal, idle"),
+    }
 }
 
 /// What follows an unasked end, as `--restart` names it.
@@ -77,6 +113,26 @@ pub(crate) fn signal(text: &str) -> Result<Signal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stage_is_a_share_and_a_time() {
+        let stage = |percent, seconds| Stage { percent, duration: Duration::from_secs(seconds) };
+        assert_eq!(canary("5%:10m").unwrap(), Canary { stage: stage(5, 600), sticky: false });
+        assert_eq!(canary("100%:1,sticky").unwrap(), Canary { stage: stage(100, 1), sticky: true });
+        for text in
+            ["", "5%", "5:10m", "0%:1s", "101%:1s", "+5%:1s", "-1%:1s", "5.5%:1s", "%:1s", "5%:", "5%:1s,x", "5%:1x"]
+        {
+            canary(text).expect_err(text);
+        }
+    }
+
+    #[test]
+    fn the_path_of_a_request_begins_with_a_slash_and_has_no_blank() {
+        assert_eq!(ready("http:/a?b=%20").unwrap(), Ready::Http("/a?b=%20".into()));
+        for text in ["http:", "http:health", "http:/a b", "http:/\u{e9}", "http:/a\r\nHost: x"] {
+            ready(text).expect_err(text);
+        }
+    }
 
     #[test]
     fn a_duration_has_a_unit_or_means_seconds() {

@@ -8,6 +8,7 @@ use std::str;
 
 use libc::c_int;
 use nix::errno::Errno;
+use nix::sys::signal::kill;
 use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
@@ -96,6 +97,12 @@ pub(crate) fn sockets(pid: Pid) -> impl Iterator<Item = SocketInode> {
         Kind::Socket(inode) => Some(inode),
         Kind::Epoll | Kind::Ring => None,
     })
+}
+
+/// May we look at what each of these processes has open, and is there one?
+pub(crate) fn are_open_to_us(processes: &[Pid]) -> bool {
+    let is_open = |pid: &Pid| descriptors(*pid).is_ok() || running_thread(*pid).is_some();
+    !processes.is_empty() && processes.iter().all(|pid| is_open(pid) || kill(*pid, None) == Err(Errno::ESRCH))
 }
 
 /// The error of a file of /proc whose process, thread or descriptor is gone.

@@ -26,19 +26,35 @@ pub(crate) fn inet_sockets(
     states: States,
     port: Option<u16>,
 ) -> io::Result<Vec<InetSocket>> {
+    let list = read_inet(kind, family)?;
+    let sockets = list.lines().filter_map(|line| parse_inet(line, states));
+    Ok(sockets.filter(|socket| port.is_none_or(|port| socket.local.port() == port)).collect())
+}
+
+/// As `sockets::handshakes`.
+pub(crate) fn handshakes(family: IpVersion, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let list = read_inet(Transport::Tcp, family)?;
+    let ends = list.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let state = u32::from_str_radix(fields.get(3)?, 16).ok()?;
+        Some((parse_end(fields.get(1)?)?, parse_end(fields.get(2)?).filter(|_| States::HANDSHAKE.contain(state))?))
+    });
+    Ok(ends.filter(|(local, _)| local.port() == port).map(|(_, peer)| peer).collect())
+}
+
+/// The list of a kind of sockets.
+fn read_inet(kind: Transport, family: IpVersion) -> io::Result<String> {
     let name = match (kind, family) {
         (Transport::Tcp, IpVersion::V4) => "tcp",
         (Transport::Tcp, IpVersion::V6) => "tcp6",
         (Transport::Udp, IpVersion::V4) => "udp",
         (Transport::Udp, IpVersion::V6) => "udp6",
     };
-    let list = match fs::read_to_string(format!("/proc/self/net/{name}")) {
+    match fs::read_to_string(format!("/proc/self/net/{name}")) {
         // A kernel without IPv6 has none of its sockets.
-        Err(error) if error.kind() == ErrorKind::NotFound && has_tcp() => return Ok(Vec::new()),
-        list => list?,
-    };
-    let sockets = list.lines().filter_map(|line| parse_inet(line, states));
-    Ok(sockets.filter(|socket| port.is_none_or(|port| socket.local.port() == port)).collect())
+        Err(error) if error.kind() == ErrorKind::NotFound && has_tcp() => Ok(String::new()),
+        list => list,
+    }
 }
 
 fn has_tcp() -> bool {
@@ -62,9 +78,14 @@ fn parse_inet(line: &str, states: States) -> Option<InetSocket> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let state = u32::from_str_radix(fields.get(3)?, 16).ok()?;
     let inode = fields.get(9)?.parse().ok().filter(|inode| *inode != 0)?;
-    let (ip, port) = fields.get(1)?.split_once(':')?;
-    let local = SocketAddr::new(parse_ip(ip)?, u16::from_str_radix(port, 16).ok()?);
+    let local = parse_end(fields.get(1)?)?;
     states.contain(state).then_some(InetSocket { inode: SocketInode(inode), local })
+}
+
+/// `0100007F:1F90`
+fn parse_end(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    Some(SocketAddr::new(parse_ip(ip)?, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// Groups of eight digits, each a number of this machine's byte order for four bytes of the address.

@@ -37,6 +37,14 @@ pub(crate) fn dump_inet(
     Ok(sockets)
 }
 
+/// The peers of the connections to a port that are being made.
+pub(crate) fn dump_handshakes(family: IpVersion, port: u16) -> nix::Result<Vec<SocketAddr>> {
+    let mut peers = Vec::new();
+    let request = inet_request(Transport::Tcp, family, States::HANDSHAKE, Some(port));
+    dump(&request, |message| peers.extend(read_end(message, End::Peer)))?;
+    Ok(peers)
+}
+
 pub(crate) fn dump_unix(states: States) -> nix::Result<Vec<UnixSocket>> {
     let mut sockets = Vec::new();
     dump(&unix_request(states), |message| sockets.extend(read_unix(message)))?;
@@ -116,13 +124,29 @@ fn header(length: usize) -> Vec<u8> {
 
 /// struct inet_diag_msg.
 fn read_inet(message: &[u8]) -> Option<InetSocket> {
-    let port = u16::from_be_bytes(message.get(4..6)?.try_into().ok()?);
-    let address: [u8; 16] = message.get(8..24)?.try_into().ok()?;
+    Some(InetSocket { inode: held(word(message, 68)?)?, local: read_end(message, End::Local)? })
+}
+
+/// Which end of a connection.
+#[derive(Clone, Copy)]
+enum End {
+    Local,
+    Peer,
+}
+
+/// An end, of struct inet_diag_sockid in struct inet_diag_msg.
+fn read_end(message: &[u8], end: End) -> Option<SocketAddr> {
+    let (port, address) = match end {
+        End::Local => (4, 8),
+        End::Peer => (6, 24),
+    };
+    let port = u16::from_be_bytes(message.get(port..port + 2)?.try_into().ok()?);
+    let address: [u8; 16] = message.get(address..address + 16)?.try_into().ok()?;
     let ip = match c_int::from(*message.first()?) {
         libc::AF_INET => IpAddr::from(Ipv4Addr::from(*address.first_chunk()?)),
         _ => IpAddr::from(Ipv6Addr::from(address)),
     };
-    Some(InetSocket { inode: held(word(message, 68)?)?, local: SocketAddr::new(ip, port) })
+    Some(SocketAddr::new(ip, port))
 }
 
 /// struct unix_diag_msg and its attributes.

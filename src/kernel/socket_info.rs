@@ -19,6 +19,9 @@ impl States {
     /// 12).
     pub(crate) const CONNECTED: States = States(0xfff & !(1 << 10 | 1 << 6 | 1 << 3));
 
+    /// TCP_SYN_RECV, and the kernel's own TCP_NEW_SYN_RECV.
+    pub(crate) const HANDSHAKE: States = States(1 << 3 | 1 << 12);
+
     pub(crate) fn contain(self, state: u32) -> bool {
         self.0.checked_shr(state).unwrap_or(0) & 1 != 0
     }

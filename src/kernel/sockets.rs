@@ -1,6 +1,7 @@
 //! The sockets of this network namespace: by netlink, or where that is not to be had, by `/proc/self/net`.
 
 use std::io;
+use std::net::SocketAddr;
 
 use log::debug;
 use nix::errno::Errno;
@@ -18,6 +19,12 @@ pub(crate) fn inet_sockets(
 ) -> nix::Result<Vec<InetSocket>> {
     let listed = sock_diag::dump_inet(kind, family, states, port);
     listed.or_else(|errno| instead(errno, proc_net::inet_sockets(kind, family, states, port)))
+}
+
+/// The clients of TCP connections to this local port that are being made, as the kernel names them.
+pub(crate) fn handshakes(family: IpVersion, port: u16) -> nix::Result<Vec<SocketAddr>> {
+    let listed = sock_diag::dump_handshakes(family, port);
+    listed.or_else(|errno| instead(errno, proc_net::handshakes(family, port)))
 }
 
 /// The Unix sockets in these states that some process holds.

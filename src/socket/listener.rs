@@ -8,17 +8,16 @@ use anyhow::{Context, Error, Result, anyhow};
 use libc::c_int;
 use log::{debug, info, warn};
 use nix::errno::Errno;
-use nix::sys::socket::{SockFlag, SockType, bind, socket};
 use serde::{Deserialize, Serialize};
 
 use crate::failure;
 use crate::socket::endpoint::Endpoint;
+use crate::socket::open::{Opened, open, open_beside};
 use crate::socket::options::Options;
 use crate::socket::remedy;
 use crate::socket::socket_file::{Created, NameState, Naming, SavedFile};
 use crate::socket::spec::{FdName, Spec};
-use crate::socket::unix_path;
-use crate::sys::{self, Claimed, FIRST_FD};
+use crate::sys::{self, Claimed};
 
 /// A listener in a state that is handed on.
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,6 +43,8 @@ pub(crate) struct Listener {
     created: Option<Created>,
     fd: OwnedFd,
     kind: Kind,
+    /// Others may be bound beside it, with these options.
+    beside: Option<Options>,
 }
 
 /// What the target is given.
@@ -54,10 +55,17 @@ enum Kind {
     Other,
 }
 
+impl SavedListener {
+    /// The number of its descriptor.
+    pub(crate) fn number(&self) -> RawFd {
+        self.fd
+    }
+}
+
 impl Listener {
     /// A listener that another process bound.
     pub(crate) fn adopted(name: FdName, fd: OwnedFd) -> Listener {
-        Listener { name, fd, backlog: None, created: None, kind: Kind::Socket }
+        Listener { name, fd, backlog: None, created: None, kind: Kind::Socket, beside: None }
     }
 
     /// What is announced and no socket.
@@ -88,12 +96,55 @@ impl Listener {
             created: saved.file.map(Created::resume),
             fd,
             kind: Kind::Socket,
+            beside: None,
         })
     }
 
     /// What is no socket, and a predecessor of this program held.
     pub(crate) fn resume_beside(saved: SavedListener, claimed: &mut Claimed) -> Result<Listener> {
         Ok(Listener { kind: Kind::Other, ..Listener::resume(saved, claimed)? })
+    }
+
+    /// Is it a TCP or UDP socket?
+    pub(crate) fn is_inet(&self) -> bool {
+        matches!(self.endpoint(), Ok(Endpoint::Inet { .. }))
+    }
+
+    /// The options of those that may be bound beside it.
+    pub(super) fn options_beside(&self) -> Option<&Options> {
+        self.beside.as_ref()
+    }
+
+    /// No other may be bound beside it.
+    pub(super) fn stay_alone(&mut self) {
+        self.beside = None;
+        // It cannot fail for a socket of ours.
+        let _ = sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 0);
+    }
+
+    /// A predecessor of this program bound it so that others may be bound beside it.
+    pub(super) fn not_alone(self, options: Options) -> Listener {
+        Listener { beside: Some(options), ..self }
+    }
+
+    /// The same for another generation: bound to the same address, beside it, at a number from `lowest` on.
+    ///
+    /// # Errors
+    /// What bind(2) and listen(2) report, or that nothing may be bound beside it.
+    pub(super) fn another(&self, lowest: RawFd) -> Result<Listener> {
+        let options = self.beside.as_ref().context("it is alone at its address")?;
+        let backlog = self.backlog.map_or(c_int::MAX, |backlog| backlog as c_int);
+        let fd = open_beside(&self.endpoint()?, options, backlog)?;
+        // A limit of open files may be lower.
+        let fd = sys::duplicate_from(&fd, lowest).unwrap_or(fd);
+        Ok(Listener {
+            name: self.name.clone(),
+            fd,
+            backlog: self.backlog,
+            created: None,
+            kind: self.kind,
+            beside: Some(options.clone()),
+        })
     }
 
     /// Where it listens, as the kernel has it.
@@ -127,7 +178,7 @@ impl Listener {
     /// The backlog that another process chose, where the kernel shows it.
     pub(super) fn learn_backlog(&mut self) {
         if self.backlog.is_none() {
-            self.backlog = sys::backlog(&self.fd).ok();
+            self.backlog = sys::queue(&self.fd).ok().map(|queue| queue.backlog);
         }
     }
 
@@ -167,6 +218,15 @@ impl AsFd for Listener {
     }
 }
 
+/// Whether generations share a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// All of them accept on one.
+    Shared,
+    /// Each has one of its own, where the kernel can choose among them.
+    Steered,
+}
+
 /// What a SPEC leaves open.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manner {
@@ -174,6 +234,7 @@ pub(crate) struct Manner {
     pub(crate) backlog: c_int,
     /// What becomes of the names of Unix sockets.
     pub(crate) naming: Naming,
+    pub(crate) sharing: Sharing,
 }
 
 /// Bind the first of `endpoints` whose family this kernel has.
@@ -190,66 +251,20 @@ pub(crate) fn bind_first(spec: &Spec, endpoints: &[Endpoint], manner: Manner) ->
 }
 
 /// Make the listener of what was opened, or the error with its remedy.
-fn finish(
-    spec: &Spec,
-    endpoint: &Endpoint,
-    manner: Manner,
-    outcome: Result<(OwnedFd, Option<Created>)>,
-) -> failure::Result<Listener> {
-    let (fd, created) = outcome.map_err(|error| {
+fn finish(spec: &Spec, endpoint: &Endpoint, manner: Manner, outcome: Result<Opened>) -> failure::Result<Listener> {
+    let Opened { fd, created, sharing } = outcome.map_err(|error| {
         let remedy = remedy::for_listen(endpoint, &error);
         failure::Failure::from(error.context(format!("cannot listen on {spec}"))).remedy(remedy)
     })?;
     let backlog = Some(spec.options.number("backlog").unwrap_or(manner.backlog as u32));
-    let listener = Listener { name: spec.fd_name(), fd, backlog, created, kind: Kind::Socket };
+    let beside = (sharing == Sharing::Steered).then(|| spec.options.clone());
+    let listener = Listener { name: spec.fd_name(), fd, backlog, created, kind: Kind::Socket, beside };
     if endpoint.has_free_port() {
         info!("{spec} listens on {}", listener.endpoint()?);
     } else {
         debug!("{spec} is bound");
     }
     Ok(listener)
-}
-
-/// A socket that is bound to `endpoint` and listens.
-fn open(endpoint: &Endpoint, options: &Options, manner: Manner) -> Result<(OwnedFd, Option<Created>)> {
-    let mut flags = SockFlag::SOCK_CLOEXEC;
-    flags.set(SockFlag::SOCK_NONBLOCK, options.has("nonblock"));
-    let fd = above_standard(socket(endpoint.family(), endpoint.socket_type(), flags, None)?)?;
-    let listens = endpoint.socket_type() != SockType::Datagram;
-    // A number that an int cannot hold was refused by the parser.
-    let backlog = options.number("backlog").map_or(manner.backlog, |backlog| backlog as c_int);
-    set_before_bind(&fd, endpoint, options)?;
-    let start = || if listens { sys::listen(&fd, backlog) } else { Ok(()) };
-    if let Endpoint::Unix { .. } = endpoint
-        && let Ok(path) = endpoint.path()
-    {
-        let created = unix_path::bind(&fd, path, options, manner.naming, start)?;
-        return Ok((fd, Some(created)));
-    }
-    bind(fd.as_raw_fd(), endpoint.to_sockaddr()?.as_ref())?;
-    start()?;
-    Ok((fd, None))
-}
-
-/// What must be set before bind(2).
-fn set_before_bind(fd: &OwnedFd, endpoint: &Endpoint, options: &Options) -> Result<()> {
-    if let Endpoint::Inet { address, v6only, .. } = endpoint {
-        // On UDP it would let a second process take the datagrams of the first.
-        if endpoint.socket_type() == SockType::Stream {
-            sys::set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
-        }
-        // Set explicitly: net.ipv6.bindv6only may have changed the default.
-        if address.is_ipv6() && address.ip().is_unspecified() {
-            sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, (*v6only).into())?;
-        }
-    }
-    options.apply(fd)
-}
-
-/// Where a standard descriptor is closed, socket(2) takes its number: what is written to stderr must not reach a
-/// client.
-fn above_standard(fd: OwnedFd) -> nix::Result<OwnedFd> {
-    if fd.as_raw_fd() >= FIRST_FD { Ok(fd) } else { sys::duplicate_from(&fd, FIRST_FD) }
 }
 
 /// Give the listeners the numbers the protocol wants, `first` and on; `others` in the way move up.

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, bind, shutdown};
 
@@ -68,9 +68,38 @@ impl Upkeep {
         self.kind == Kind::Listening && self.problem.is_none()
     }
 
+    pub(super) fn is_datagram(&self) -> bool {
+        self.kind == Kind::Datagram
+    }
+
+    /// It was restored by other means, or not; it was shut down if `revived`. A problem is returned once.
+    pub(super) fn note(&mut self, restored: Result<()>, revived: bool) -> Vec<Finding> {
+        let address = self.address();
+        let revived = revived && restored.is_ok();
+        let again = revived.then(|| Finding::Repaired(format!("{address} was shut down and listens again")));
+        let mut findings: Vec<Finding> = again.into_iter().collect();
+        findings.extend(self.change(restored.err(), &address));
+        findings
+    }
+
+    fn address(&self) -> String {
+        self.endpoint.as_ref().map(Endpoint::to_string).unwrap_or_default()
+    }
+
+    /// What is to be reported of a problem, or that there is none any more.
+    fn change(&mut self, problem: Option<Error>, address: &str) -> Option<Finding> {
+        let problem = problem.map(|error| format!("clients cannot reach {address}: {error:#}"));
+        let before = std::mem::replace(&mut self.problem, problem.clone());
+        match (before, problem) {
+            (Some(_), None) => Some(Finding::Repaired(format!("{address} can be reached again"))),
+            (before, Some(now)) if before.as_ref() != Some(&now) => Some(Finding::Broken(now)),
+            _ => None,
+        }
+    }
+
     /// Look after it. A problem is returned once.
     pub(crate) fn look_after(&mut self, listener: &mut Listener) -> Vec<Finding> {
-        let address = self.endpoint.as_ref().map(Endpoint::to_string).unwrap_or_default();
+        let address = self.address();
         let mut findings = Vec::new();
         let mut repaired = |text: &str| findings.push(Finding::Repaired(format!("{address} {text}")));
         let listening = self.revive(listener).map(|revived| {
@@ -84,13 +113,7 @@ impl Upkeep {
                 repaired("was removed and is restored");
             }
         });
-        let problem = listening.and(named).err().map(|error| format!("clients cannot reach {address}: {error:#}"));
-        match (&self.problem, &problem) {
-            (Some(_), None) => repaired("can be reached again"),
-            (before, Some(now)) if before.as_ref() != Some(now) => findings.push(Finding::Broken(now.clone())),
-            _ => (),
-        }
-        self.problem = problem;
+        findings.extend(self.change(listening.and(named).err(), &address));
         findings
     }
 

@@ -16,7 +16,8 @@ use crate::supervise::generation::Generation;
 use crate::supervise::generation::child::Launch;
 use crate::supervise::generation::descriptors::Role;
 use crate::supervise::generation::ready::{Watch, unattended};
-use crate::supervise::plan::{Event, Id, Order, Transition};
+use crate::supervise::plan::{Event, Id, Order, Reason, Transition};
+use crate::supervise::sockets::Share;
 use crate::supervise::wording::connections;
 use crate::sys::{self, Ending};
 use crate::target::pid_file::PidFile;
@@ -30,11 +31,18 @@ impl Supervisor {
             debug!("{order:?}");
             match order {
                 Order::Start(id) => self.start(id),
+                Order::Steer(id) => self.steer(id),
+                Order::Share(id, percent) => self.share(id, percent),
+                Order::Check(id) => self.check(id),
+                Order::Release(id) => self.release(id),
                 Order::Retire(id) => self.retire(id),
                 Order::Kill(id) => self.kill(id),
                 Order::Report(id, Transition::Serves) => self.serve(id),
                 Order::Report(id, Transition::TimedOut) => self.time_out(id),
                 Order::Report(id, Transition::GivenUp) => self.reporter.given_up(id, self.config.limits),
+                Order::Report(id, Transition::RolledBack(reason)) => self.roll_back(id, reason),
+                Order::Report(id, Transition::Settled) => self.settle(id),
+                Order::Report(id, Transition::OnTrial(percent)) => self.try_out(id, percent),
                 Order::Report(id, transition) => self.reporter.transition(id, transition, &self.plan),
                 Order::Finish(status) => self.finished = Some(status),
             }
@@ -44,7 +52,8 @@ impl Supervisor {
     fn start(&mut self, id: Id) {
         self.look_after_sockets();
         self.reporter.starting(id, &self.plan, self.config.limits, sys::now());
-        match self.launch(id) {
+        let launched = self.share_for_next().and_then(|share| self.launch(id, share));
+        match launched {
             Ok(generation) => {
                 self.reporter.progress(id, &format!("started (pid {})", generation.pid));
                 self.generations.add(generation);
@@ -56,8 +65,8 @@ impl Supervisor {
         }
     }
 
-    fn launch(&self, id: Id) -> Result<Generation> {
-        let (program, share) = (&self.config.exec.program, self.sockets.next_share());
+    fn launch(&mut self, id: Id, share: Share) -> Result<Generation> {
+        let program = &self.config.exec.program;
         let launch = Launch {
             program,
             handout: self.sockets.handout(share, program),
@@ -67,7 +76,7 @@ impl Supervisor {
             variables: Vec::<CString>::new(),
             watchdog: self.reporter.manager.watchdog(),
         };
-        Generation::start(launch, share, &self.config.ready, sys::now())
+        Generation::start(launch, share, &self.config.ready, self.sockets.reach(), sys::now())
     }
 
     /// Ask a generation to stop.
@@ -79,10 +88,14 @@ impl Supervisor {
         };
         // Before the signal: it may end at once.
         let held = generation.ended.is_none().then(|| generation.connections(&self.sockets));
+        let waiting = generation.end_release(&self.sockets);
         generation.retire(self.config.stop_signal);
         if let Some(held) = held {
             generation.asked_to_stop = held.map(|held| (sys::now(), held));
             self.reporter.progress(id, &format!("draining{}", connections(held)));
+        }
+        if waiting > 0 {
+            self.reporter.still_waiting(id, waiting);
         }
         self.collect_gone();
     }
@@ -102,8 +115,10 @@ impl Supervisor {
     fn serve(&mut self, id: Id) {
         let now = sys::now();
         let Some(generation) = self.generations.get_mut(id) else { return };
-        generation.watch = None;
-        let after = generation.age(now);
+        // One that was on trial is no longer watched.
+        let after = generation.watch.take().map(|_| generation.age(now));
+        self.watch_sockets();
+        let Some(generation) = self.generations.get(id) else { return };
         if let Some(warning) = generation.name().and_then(|name| cut_short(&name, self.config.limits.drain)) {
             warn!("generation {id}: {warning}");
         }
@@ -111,6 +126,23 @@ impl Supervisor {
         // Before it is reported: a manager or a script looks for it then.
         self.write_pid_file();
         self.reporter.serves(id, after, &self.plan, now);
+    }
+
+    /// A generation that serves has settled.
+    fn settle(&mut self, id: Id) {
+        self.watch_sockets();
+        self.reporter.settled(id, &self.plan);
+    }
+
+    /// A generation that was on trial, or had not settled, makes room for the one that serves again.
+    fn roll_back(&mut self, id: Id, reason: Reason) {
+        // What waited for it is reset.
+        self.look_after_sockets();
+        self.watch_sockets();
+        let generation = self.generations.get(id);
+        let ending = generation.and_then(|generation| generation.ended);
+        let held = generation.and_then(|generation| generation.last_held);
+        self.reporter.rolled_back(id, reason, ending, held, &self.plan);
     }
 
     /// A generation was not ready in time; the order to kill it follows.
@@ -124,9 +156,9 @@ impl Supervisor {
     /// What can be seen of a generation that gets ready. It was surveyed just now.
     fn diagnose(&self, generation: &Generation) -> Diagnosis {
         let (alive, set) = (generation.members.alive(), self.sockets.set(generation.share));
-        let elsewhere = listening_elsewhere(&alive, set.inodes).unwrap_or_default();
+        let elsewhere = listening_elsewhere(&alive, &set.inodes).unwrap_or_default();
         let watch = generation.watch.as_ref();
-        let seen = unattended(&alive, set);
+        let seen = unattended(&alive, &set);
         Diagnosis {
             elsewhere: elsewhere.into_iter().next(),
             stopped: generation.stopped_by(),
@@ -159,6 +191,10 @@ impl Supervisor {
                     self.events.push_back(Event::Ready(id));
                 }
             }
+            Role::Probe => {
+                let watch = self.generations.get_mut(id).and_then(|generation| generation.watch.as_mut());
+                watch.into_iter().for_each(|watch| watch.look_now(sys::now()));
+            }
             Role::ExecError | Role::Other => (),
         }
     }
@@ -174,6 +210,8 @@ impl Supervisor {
         let undrained = generation.died_of(self.config.stop_signal, ending, sys::now());
         if self.plan.is_starting(id) {
             self.report_failed_start(id, ending, exec_error);
+        } else if self.plan.is_unsettled(id) {
+            // It is rolled back, which is reported then.
         } else if self.plan.is_serving(id) {
             let left = self.generations.get(id).map_or(0, |generation| generation.members.alive().len());
             let daemon = gone_to_background(ending, left);
@@ -191,7 +229,7 @@ impl Supervisor {
         let findings = match exec_error {
             Some(text) => Findings { text, remedy: None },
             None => {
-                let addresses: Vec<String> = self.sockets.listeners().iter().map(address_of).collect();
+                let addresses: Vec<String> = self.sockets.listeners().map(address_of).collect();
                 self.diagnose(generation).of_end(ending, &addresses)
             }
         };
@@ -203,6 +241,7 @@ impl Supervisor {
         let helpers: Vec<Pid> = self.generations.checks().chain(self.upgrade.probe_pid()).collect();
         let gone = self.generations.take_gone(&helpers, |id| self.plan.is_draining(id));
         if !gone.is_empty() {
+            self.free_sockets();
             self.look_after_sockets();
         }
         for generation in gone {
@@ -233,8 +272,8 @@ impl Supervisor {
         if self.plan.stopping.is_some() {
             return;
         }
-        for finding in self.sockets.look_after() {
-            self.reporter.found(finding);
+        for look in self.sockets.look_after() {
+            self.report_look(look);
         }
         self.reporter.broken = self.sockets.problems().flatten().map(str::to_owned).collect();
     }

@@ -16,13 +16,15 @@ use crate::kernel::descriptors::running_thread;
 use crate::kernel::members::{Members, strangers};
 use crate::kernel::processes::{Process, ProcessState, Processes, are_visible, is_shortage};
 use crate::saved;
+use crate::supervise::generation::check::Check;
+use crate::supervise::generation::descriptors::Role;
 use crate::supervise::generation::notify_socket::Notification;
 use crate::supervise::generation::ready::Watch;
 use crate::supervise::generation::{Generation, SavedGeneration};
 use crate::supervise::plan::{Event, Id};
 use crate::supervise::poll::{Source, Table};
 use crate::supervise::signals::Dispositions;
-use crate::supervise::sockets::Sockets;
+use crate::supervise::sockets::{Reach, Sockets};
 use crate::sys::{self, Claimed, Timestamp};
 
 /// Notifications from strangers cause at most one survey of all processes in this time.
@@ -73,6 +75,10 @@ impl Generations {
                 table.input(Source::Generation(generation.id, role), fd);
             }
             table.until(generation.watch.as_ref().and_then(|watch| watch.deadline()));
+            table.until(generation.next_look());
+            if let Some((fd, flags)) = generation.watch.as_ref().and_then(Watch::polled) {
+                table.events(Source::Generation(generation.id, Role::Probe), fd, flags);
+            }
         }
     }
 
@@ -93,7 +99,7 @@ impl Generations {
         sockets.restore_backlogs();
         for generation in &mut self.all {
             let Some(watch) = &mut generation.watch else { continue };
-            if watch.observe(|| generation.members.alive(), sockets.set(generation.share), now) {
+            if watch.observe(|| generation.members.alive(), &sockets.set(generation.share), now) {
                 events.push_back(Event::Ready(generation.id));
             }
             watch.spare(sys::processor_time().saturating_sub(before), now);
@@ -180,12 +186,17 @@ impl Generations {
 
     /// The processes of check commands.
     pub(crate) fn checks(&self) -> impl Iterator<Item = Pid> {
-        self.all.iter().filter_map(|generation| generation.watch.as_ref()?.check_pid())
+        let of_trial = |generation: &Generation| generation.trial_check.as_ref().map(Check::pid);
+        let of_start = |generation: &Generation| generation.watch.as_ref()?.check_pid();
+        self.all.iter().flat_map(move |generation| [of_trial(generation), of_start(generation)]).flatten()
     }
 
     /// End the check commands that run.
     pub(crate) fn stop_checks(&mut self) {
-        self.all.iter_mut().filter_map(|generation| generation.watch.as_mut()).for_each(Watch::stop_check);
+        for generation in &mut self.all {
+            generation.trial_check = None;
+            generation.watch.iter_mut().for_each(Watch::stop_check);
+        }
     }
 
     /// Is a notification accepted? If it comes from root, our own user, or a process of the generation, which may be
@@ -219,10 +230,11 @@ impl Generations {
         saved: Vec<SavedGeneration>,
         how: &Ready,
         dispositions: Dispositions,
+        reach: Reach,
         claimed: &mut Claimed,
     ) -> Generations {
         let mut resume = |saved| {
-            let resumed = Generation::resume(saved, how, dispositions, claimed);
+            let resumed = Generation::resume(saved, how, dispositions, reach, claimed);
             resumed.map_err(|error| saved::lost(&format_args!("a generation: {error}"))).ok()
         };
         let all = saved.into_iter().filter_map(&mut resume).collect();

@@ -14,6 +14,7 @@ mod report;
 mod requests;
 mod signals;
 mod sockets;
+mod steer;
 mod terminal;
 pub(crate) mod upgrade;
 mod wording;
@@ -24,7 +25,7 @@ use std::env;
 use std::ffi::CString;
 use std::fs;
 use std::mem::ManuallyDrop;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -52,6 +53,9 @@ use terminal::Terminal;
 use upgrade::state::State;
 use upgrade::{ProgramFile, Upgrade};
 use wording::show;
+
+/// The lowest number of what only the supervisor has, as a rule.
+const LOWEST: RawFd = 64;
 
 /// A supervisor: its parts, each of which owns what it holds.
 struct Supervisor {
@@ -103,12 +107,10 @@ pub(crate) fn rehearse(config: Supervise, state: State, claimed: Claimed) -> Res
 impl Supervisor {
     fn new(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<Supervisor> {
         sys::occupy_standard().context("cannot occupy the standard descriptors")?;
-        let sockets = Sockets::new(listeners, others)?;
+        let sockets = Sockets::new(listeners, others, lowest(&config))?;
+        steer::check(&config, &sockets)?;
         check_ready_fd(&config.ready, &sockets)?;
         check_ready_after(&config.ready, config.limits)?;
-        if let Ready::Check(_) = config.ready {
-            warn!("--ready check: generations share their sockets, so another than the new one may answer the check");
-        }
         let clients = Clients::listen(config.control.as_ref())?;
         let signals = Signals::receive()?;
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
@@ -140,12 +142,20 @@ impl Supervisor {
             warn!("cannot become a reaper of orphans: {errno}");
         }
         let inherits_rest = state.sockets.others.is_none();
-        let sockets = Sockets::resume(state.sockets, &mut claimed);
+        let sockets = Sockets::resume(state.sockets, &config.exec.specs, lowest(&config), &mut claimed);
         let clients = Clients::resume(config.control.as_ref(), state.control, &mut claimed, now);
-        let generations = Generations::resume(state.generations, &config.ready, signals.dispositions(), &mut claimed);
+        let generations = Generations::resume(
+            state.generations,
+            &config.ready,
+            signals.dispositions(),
+            sockets.reach(),
+            &mut claimed,
+        );
         // A state that does not name them: what is left was inherited.
         let sockets = if inherits_rest { sockets.with_others(claimed.rest()) } else { sockets };
         let mut plan = state.plan;
+        let mut sockets = sockets;
+        generations.iter().for_each(|generation| sockets.own(generation.share, generation.id));
         let left: Vec<_> = generations.iter().map(|generation| generation.id).collect();
         let orders = plan.resume(&left, config.limits, now);
         // A deadline may have passed in between, and a generation may be lost.
@@ -180,7 +190,7 @@ impl Supervisor {
     fn state(&self) -> State {
         State {
             pid: Pid::this().as_raw(),
-            needs: vec![],
+            needs: if self.sockets.is_any_steered() { vec![upgrade::state::SLOTS.to_owned()] } else { vec![] },
             probe_has_descriptors: true,
             program: SavedPath(self.upgrade.program.clone()),
             directory: self.directory.clone().map(SavedPath),
@@ -250,6 +260,9 @@ impl Supervisor {
             self.collect_gone();
         }
         self.generations.observe(&self.sockets, now, &mut self.events);
+        self.lead_probes();
+        self.observe_check();
+        self.observe_handover(now);
         if self.plan.deadline().is_some_and(|deadline| deadline <= now) {
             self.events.push_back(Event::Tick);
         }
@@ -268,6 +281,7 @@ impl Supervisor {
     fn handle_events(&mut self) {
         while let Some(event) = self.events.pop_front() {
             debug!("{event:?}");
+            let event = self.verify(event);
             let orders = self.plan.handle(event, self.config.limits, sys::now());
             self.carry_out(orders);
         }
@@ -316,6 +330,12 @@ fn check_ready_fd(ready: &Ready, sockets: &Sockets) -> Result<()> {
     let taken = sockets.has_number(*number);
     ensure!(!taken, "--ready fd:{number} is the number of a descriptor that the program has already");
     Ok(())
+}
+
+/// Sockets that no generation has at their own number stay clear of the numbers that the program has.
+fn lowest(config: &Supervise) -> RawFd {
+    let number = if let Ready::Descriptor(number) = config.ready { number } else { 0 };
+    LOWEST.max(number + 1)
 }
 
 /// A generation that is ready only when its time is over would never be.

@@ -1,10 +1,13 @@
 //! Which generation starts, serves and drains, decided without a clock, a process or a socket.
 //!
-//! The promise: at most one generation serves, at most one is getting ready, any number drain; the serving one drains
-//! only after its successor is ready, or when everything is asked to stop. A generation that never gets ready changes
-//! nothing for the one that serves. Where none serves and none starts, one is started again or everything stops.
+//! The promise: at most one generation serves, at most one is getting ready or on trial, at most one stands by, any
+//! number drain; the serving one is told to stop only after its successor has settled, or when everything is asked to
+//! stop. A generation that never gets ready, fails its trial, or ends before it has settled changes nothing for the one
+//! that served. Where none serves and none starts, one is started again or everything stops.
 
 mod events;
+mod handover;
+mod restart;
 mod stages;
 #[cfg(test)]
 mod tests;
@@ -13,21 +16,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Limits, Restart};
+use crate::config::{Limits, Rollout};
 use crate::sys::Timestamp;
-pub(crate) use events::{Answer, Event, Order, StopMode, Transition};
+pub(crate) use events::{Answer, Event, Order, Reason, StopMode, Transition};
+use restart::FIRST_BACKOFF;
 use stages::never;
-pub(crate) use stages::{Cause, Draining, Serving, Starting};
+pub(crate) use stages::{Cause, Draining, Serving, Standing, Starting, Trial};
 
 /// Counts the generations, from 1 on.
 pub(crate) type Id = u64;
 
-/// The first backoff before a generation that ended unasked is started again; each further one is twice as long.
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-/// No backoff is longer.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
-/// A generation that served this long is no part of a crash loop: the backoff begins anew.
-const LONG_ENOUGH: Duration = Duration::from_secs(10);
 /// A signal that comes again within this time asks for nothing more: some senders send it twice.
 const REPEATED: Duration = Duration::from_secs(1);
 
@@ -37,10 +35,15 @@ const REPEATED: Duration = Duration::from_secs(1);
 pub(crate) struct Plan {
     pub(crate) next: Id,
     pub(crate) starting: Option<Starting>,
+    pub(crate) trial: Option<Trial>,
     pub(crate) serving: Option<Serving>,
+    /// The predecessor of the one that serves, until that has settled.
+    pub(crate) standing: Option<Standing>,
     pub(crate) draining: Vec<Draining>,
-    /// One more generation is wanted when the one that starts has got ready or failed.
+    /// One more generation is wanted when the one under way has settled or failed.
     pub(crate) queued: bool,
+    /// How that one is to take over.
+    pub(crate) queued_rollout: Rollout,
     /// When what ended unasked is started again.
     pub(crate) restart: Option<Timestamp>,
     /// The backoff before the next restart.
@@ -61,9 +64,12 @@ impl Default for Plan {
         Plan {
             next: 1,
             starting: None,
+            trial: None,
             serving: None,
+            standing: None,
             draining: Vec::new(),
             queued: false,
+            queued_rollout: Rollout::default(),
             restart: None,
             backoff: FIRST_BACKOFF,
             restarts: 0,
@@ -78,7 +84,7 @@ impl Plan {
     /// Begin with the first generation.
     pub(crate) fn begin(limits: Limits, now: Timestamp) -> (Plan, Vec<Order>) {
         let mut plan = Plan::default();
-        let order = plan.start(Cause::First, limits, now);
+        let order = plan.start(Cause::First, Rollout::default(), limits, now);
         (plan, vec![order])
     }
 
@@ -90,23 +96,60 @@ impl Plan {
         self.next = self.next.max(left.iter().max().map_or(1, |id| id + 1));
         if self.serving.is_none() && self.stopping.is_none() {
             self.serving = unknown.pop().map(|id| Serving { id, since: now });
+            self.restart.take_if(|_| self.serving.is_some());
         }
-        unknown.into_iter().map(|id| self.retire(id, Timestamp::ZERO, limits, now)).collect()
+        let mut orders: Vec<Order> = self.steering().into_iter().collect();
+        // A check of a trial ended with its supervisor.
+        orders.extend(self.trial.as_ref().filter(|trial| trial.is_checked).map(|trial| Order::Check(trial.id)));
+        let waiting = self.draining.iter().filter(|draining| draining.stop.is_some());
+        orders.extend(waiting.map(|draining| Order::Release(draining.id)));
+        orders.extend(unknown.into_iter().map(|id| self.retire(id, Timestamp::ZERO, limits, now)));
+        orders
+    }
+
+    /// Where new connections go.
+    fn steering(&self) -> Option<Order> {
+        let starting = self.starting.as_ref().map(|starting| starting.id);
+        match (&self.trial, self.serving) {
+            (Some(trial), _) => Some(Order::Share(trial.id, trial.percent())),
+            (None, serving) => serving.map(|serving| serving.id).or(starting).map(Order::Steer),
+        }
     }
 
     /// Every generation of which something is left.
     pub(crate) fn generations(&self) -> impl Iterator<Item = Id> {
-        let starting = self.starting.map(|starting| starting.id);
+        let starting = self.starting.as_ref().map(|starting| starting.id);
+        let trial = self.trial.as_ref().map(|trial| trial.id);
         let serving = self.serving.map(|serving| serving.id);
-        self.draining.iter().map(|draining| draining.id).chain(starting).chain(serving)
+        let standing = self.standing.map(|standing| standing.id);
+        let draining = self.draining.iter().map(|draining| draining.id);
+        draining.chain(starting).chain(trial).chain(serving).chain(standing)
     }
 
     pub(crate) fn is_starting(&self, id: Id) -> bool {
-        self.starting.is_some_and(|starting| starting.id == id)
+        self.starting.as_ref().is_some_and(|starting| starting.id == id)
+    }
+
+    pub(crate) fn is_on_trial(&self, id: Id) -> bool {
+        self.trial.as_ref().is_some_and(|trial| trial.id == id)
+    }
+
+    pub(crate) fn is_standing_by(&self, id: Id) -> bool {
+        self.standing.is_some_and(|standing| standing.id == id)
     }
 
     pub(crate) fn is_serving(&self, id: Id) -> bool {
         self.serving.is_some_and(|serving| serving.id == id)
+    }
+
+    /// Is it on trial, or does it serve while its predecessor stands by?
+    pub(crate) fn is_unsettled(&self, id: Id) -> bool {
+        self.is_on_trial(id) || self.is_serving(id) && self.standing.is_some()
+    }
+
+    /// Does something follow if it accepts no more? Not if there is no other that could take its place.
+    pub(crate) fn is_watched(&self, id: Id) -> bool {
+        self.is_unsettled(id) || self.is_standing_by(id) || self.is_serving(id) && self.trial.is_some()
     }
 
     pub(crate) fn is_draining(&self, id: Id) -> bool {
@@ -116,8 +159,11 @@ impl Plan {
     /// Is it getting ready, or was it ready only a moment ago?
     pub(crate) fn is_settling(&self, id: Id, now: Timestamp) -> bool {
         let draining = self.draining.iter().find(|draining| draining.id == id).map(|draining| draining.settled);
+        let trial = self.trial.as_ref().filter(|trial| trial.id == id).map(Trial::settled);
         let serving = self.serving.filter(|serving| serving.id == id).map(|serving| serving.settled());
-        self.is_starting(id) || draining.or(serving).is_some_and(|settled| now < settled)
+        let standing = self.standing.filter(|standing| standing.id == id).map(|standing| standing.settled());
+        let settled = draining.or(trial).or(serving).or(standing);
+        self.is_starting(id) || settled.is_some_and(|settled| now < settled)
     }
 
     /// Which generation a reload request refers to. To be called before the request is handled.
@@ -128,16 +174,24 @@ impl Plan {
 
     /// When the next tick is due.
     pub(crate) fn deadline(&self) -> Option<Timestamp> {
-        let draining = self.draining.iter().filter_map(|draining| draining.deadline);
-        draining.chain(self.starting.map(|starting| starting.deadline)).chain(self.restart).min()
+        let draining = self.draining.iter().flat_map(|draining| draining.stop.or(draining.deadline));
+        let starting = self.starting.as_ref().map(|starting| starting.deadline);
+        let trial = self.trial.as_ref().map(|trial| trial.until);
+        let standing = self.standing.map(|standing| standing.until);
+        draining.chain(starting).chain(trial).chain(standing).chain(self.restart).min()
     }
 
     /// Handle an event and return the orders, in sequence.
     pub(crate) fn handle(&mut self, event: Event, limits: Limits, now: Timestamp) -> Vec<Order> {
         let mut orders = match event {
-            Event::Reload => self.reload(limits, now),
+            Event::Reload(rollout) => self.reload(rollout, limits, now),
             Event::Ready(id) => self.ready(id, limits, now),
+            Event::Left(id) => self.left(id, limits, now),
             Event::Ended(id, status) => self.ended(id, status, limits, now),
+            Event::Released(id) => self.released(id, limits, now),
+            Event::Checked(id, passed) => self.checked(id, passed, limits, now),
+            Event::Promote => self.promote_early(limits, now),
+            Event::Rollback => self.roll_back(Reason::Asked, limits, now),
             Event::Gone(id) => self.gone(id),
             Event::Stop(mode) => self.stop(mode, limits, now),
             Event::Tick => self.tick(limits, now),
@@ -149,50 +203,72 @@ impl Plan {
     }
 
     /// Start one more. It is also the one that was queued.
-    fn start(&mut self, cause: Cause, limits: Limits, now: Timestamp) -> Order {
+    fn start(&mut self, cause: Cause, rollout: Rollout, limits: Limits, now: Timestamp) -> Order {
         let id = self.next;
         self.next += 1;
         self.queued = false;
         self.restart = None;
-        self.starting = Some(Starting { id, cause, deadline: now + limits.ready });
+        self.starting = Some(Starting { id, cause, deadline: now + limits.ready, rollout });
         Order::Start(id)
     }
 
-    fn reload(&mut self, limits: Limits, now: Timestamp) -> Vec<Order> {
+    fn reload(&mut self, rollout: Rollout, limits: Limits, now: Timestamp) -> Vec<Order> {
         if self.stopping.is_some() {
             return vec![];
         }
-        if self.starting.is_some() {
+        if self.starting.is_some() || self.trial.is_some() || self.standing.is_some() {
             // One more is remembered, not two: it will be newer than everything asked for until then.
-            self.queued = true;
+            (self.queued, self.queued_rollout) = (true, rollout);
             return vec![];
         }
         let cause = if self.serving.is_some() { Cause::Reload } else { Cause::Restart };
-        vec![self.start(cause, limits, now)]
+        vec![self.start(cause, rollout, limits, now)]
     }
 
     fn ready(&mut self, id: Id, limits: Limits, now: Timestamp) -> Vec<Order> {
         // Only the generation under way can become ready; any other repeats what was handled.
-        if self.starting.take_if(|starting| starting.id == id).is_none() {
-            return vec![];
+        let Some(starting) = self.starting.take_if(|starting| starting.id == id) else { return vec![] };
+        // A trial is against somebody.
+        match starting.rollout.stages.first().copied().filter(|_| self.serving.is_some()) {
+            None => self.promote(id, limits, now),
+            Some(stage) => {
+                let until = now + stage.duration;
+                self.trial = Some(Trial { id, rollout: starting.rollout, since: now, until, is_checked: false });
+                vec![Order::Share(id, stage.percent), Order::Report(id, Transition::OnTrial(stage.percent))]
+            }
         }
-        let old = self.serving.replace(Serving { id, since: now });
-        old.iter().for_each(|old| self.end_row(*old, now));
-        let mut orders = vec![Order::Report(id, Transition::Serves)];
-        orders.extend(old.map(|old| self.retire(old.id, old.settled(), limits, now)));
-        orders.extend(self.start_queued(limits, now));
-        orders
     }
 
     /// Ask a generation to stop, and set its deadline.
     fn retire(&mut self, id: Id, settled: Timestamp, limits: Limits, now: Timestamp) -> Order {
-        self.draining.push(Draining { id, deadline: Some(now + limits.drain), settled });
+        self.draining.push(Draining { id, stop: None, deadline: Some(now + limits.drain), settled });
         Order::Retire(id)
     }
 
     fn start_queued(&mut self, limits: Limits, now: Timestamp) -> Option<Order> {
         let cause = if self.serving.is_some() { Cause::Reload } else { Cause::Restart };
-        self.queued.then(|| self.start(cause, limits, now))
+        self.queued.then(|| {
+            let rollout = std::mem::take(&mut self.queued_rollout);
+            self.start(cause, rollout, limits, now)
+        })
+    }
+
+    /// It accepts no more, though it has not ended.
+    fn left(&mut self, id: Id, limits: Limits, now: Timestamp) -> Vec<Order> {
+        if let Some(starting) = self.starting.take_if(|starting| starting.id == id) {
+            let mut orders = vec![Order::Report(id, Transition::Failed(1)), self.retire(id, never(), limits, now)];
+            orders.extend(self.failed(starting, 1, limits, now));
+            return orders;
+        }
+        if self.is_unsettled(id) {
+            return self.roll_back(Reason::Left, limits, now);
+        }
+        // Nothing can be rolled back to it.
+        let mut orders = if self.is_serving(id) { self.end_trial(limits, now) } else { vec![] };
+        if self.is_standing_by(id) {
+            orders.extend(self.settle(limits, now));
+        }
+        orders
     }
 
     fn ended(&mut self, id: Id, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
@@ -201,60 +277,20 @@ impl Plan {
             orders.extend(self.failed(starting, status, limits, now));
             return orders;
         }
+        if self.is_unsettled(id) {
+            return self.roll_back(Reason::Ended(status), limits, now);
+        }
+        if let Some(standing) = self.standing.take_if(|standing| standing.id == id) {
+            // There is nothing to roll back to.
+            let retired = self.retire(id, standing.settled(), limits, now);
+            return [retired].into_iter().chain(self.settle(limits, now)).collect();
+        }
         if let Some(serving) = self.serving.take_if(|serving| serving.id == id) {
             return self.crashed(serving, status, limits, now);
         }
         // It drains: what is left of it is asked to stop, too.
-        self.is_draining(id).then_some(Order::Retire(id)).into_iter().collect()
-    }
-
-    /// What follows when a generation did not get ready.
-    fn failed(&mut self, starting: Starting, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
-        match starting.cause {
-            Cause::First => {
-                self.stopping.get_or_insert(failure(status));
-                std::mem::take(&mut self.queued)
-                    .then_some(Order::Report(self.next, Transition::Cancelled))
-                    .into_iter()
-                    .collect()
-            }
-            Cause::Reload | Cause::Restart => {
-                let queued = self.start_queued(limits, now);
-                let next = queued.or_else(|| self.restart_or_stop(starting.id, failure(status), limits.restart, now));
-                next.into_iter().collect()
-            }
-        }
-    }
-
-    /// The serving generation ended unasked: clients wait in the accept queue until it is started again.
-    fn crashed(&mut self, serving: Serving, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
-        self.end_row(serving, now);
-        let mut orders = vec![Order::Report(serving.id, Transition::Crashed(status))];
-        orders.extend(self.restart_or_stop(serving.id, status, limits.restart, now));
-        orders.push(self.retire(serving.id, serving.settled(), limits, now));
-        orders
-    }
-
-    /// One that served for long enough is no part of a crash loop.
-    fn end_row(&mut self, served: Serving, now: Timestamp) {
-        if now.saturating_sub(served.since) >= LONG_ENOUGH {
-            (self.backoff, self.row) = (FIRST_BACKOFF, 0);
-        }
-    }
-
-    /// After a generation that ended with `status`: where none serves and none starts, start one later, or stop.
-    fn restart_or_stop(&mut self, id: Id, status: u8, how: Restart, now: Timestamp) -> Option<Order> {
-        if self.serving.is_some() || self.starting.is_some() {
-            return None;
-        }
-        if !allows(how, status, self.row) {
-            self.stopping = Some(status);
-            return Some(Order::Report(id, Transition::GivenUp));
-        }
-        let backoff = self.backoff;
-        self.restart = Some(now + backoff);
-        self.backoff = (backoff * 2).min(LONGEST_BACKOFF);
-        Some(Order::Report(id, Transition::Restarts(backoff)))
+        let told = self.tell(|draining| draining.id == id, limits, now);
+        if told.is_empty() { self.is_draining(id).then_some(Order::Retire(id)).into_iter().collect() } else { told }
     }
 
     fn gone(&mut self, id: Id) -> Vec<Order> {
@@ -270,10 +306,16 @@ impl Plan {
         if std::mem::take(&mut self.queued) {
             orders.push(Order::Report(self.next, Transition::Cancelled));
         }
-        if let Some(starting) = self.starting.take() {
-            let retired = self.retire(starting.id, never(), limits, now);
-            orders.extend([Order::Report(starting.id, Transition::Cancelled), retired]);
+        let starting = self.starting.take().map(|starting| (starting.id, never()));
+        let trial = self.trial.take().map(|trial| (trial.id, trial.settled()));
+        for (id, settled) in starting.into_iter().chain(trial) {
+            orders.extend([Order::Report(id, Transition::Cancelled), self.retire(id, settled, limits, now)]);
         }
+        if let (Some(old), Some(serving)) = (self.standing.take(), self.serving) {
+            let retired = self.retire(old.id, old.settled(), limits, now);
+            orders.extend([Order::Report(serving.id, Transition::Cancelled), retired]);
+        }
+        orders.extend(self.tell(|_| true, limits, now));
         orders.extend(self.serving.take().map(|serving| self.retire(serving.id, serving.settled(), limits, now)));
         if self.is_urgent(mode, now) {
             orders.extend(self.kill(|_| true));
@@ -306,32 +348,25 @@ impl Plan {
     fn tick(&mut self, limits: Limits, now: Timestamp) -> Vec<Order> {
         let mut orders = Vec::new();
         if let Some(late) = self.starting.take_if(|starting| starting.deadline <= now) {
-            self.draining.push(Draining { id: late.id, deadline: None, settled: never() });
+            self.draining.push(Draining { id: late.id, stop: None, deadline: None, settled: never() });
             orders.extend([Order::Report(late.id, Transition::TimedOut), Order::Kill(late.id)]);
             orders.extend(self.failed(late, KILLED, limits, now));
         }
+        if self.trial.as_ref().is_some_and(|trial| trial.until <= now) {
+            orders.extend(self.end_stage(limits, now));
+        }
+        if self.standing.is_some_and(|standing| standing.until <= now) {
+            orders.extend(self.settle(limits, now));
+        }
+        orders.extend(self.tell(|draining| draining.stop.is_some_and(|at| at <= now), limits, now));
         orders.extend(self.kill(|deadline| deadline <= now));
         if self.restart.take_if(|at| *at <= now).is_some() {
             self.restarts += 1;
             self.row += 1;
-            orders.push(self.start(Cause::Restart, limits, now));
+            orders.push(self.start(Cause::Restart, Rollout::default(), limits, now));
         }
         orders
     }
-}
-
-/// May a generation that ended with `status`, after this many restarts in a row, be started again?
-fn allows(how: Restart, status: u8, row: u32) -> bool {
-    match how {
-        Restart::Always => true,
-        Restart::OnFailure(most) => status != 0 && most.is_none_or(|most| row < most.get()),
-        Restart::No => false,
-    }
-}
-
-/// The status to end with after a generation that ended with `status` before it was ready, which is no success.
-fn failure(status: u8) -> u8 {
-    status.max(1)
 }
 
 /// 128 and SIGKILL.

@@ -14,7 +14,7 @@ use crate::supervise::control::protocol::Reply;
 use crate::supervise::control::server::Clients;
 use crate::supervise::diagnosis::{Diagnosis, Findings, why_stopped};
 use crate::supervise::generations::Generations;
-use crate::supervise::plan::{Cause, Id, Plan, Transition};
+use crate::supervise::plan::{Cause, Id, Plan, Reason, Transition};
 use crate::supervise::poll::Table;
 use crate::supervise::sockets::Sockets;
 use crate::supervise::wording::{connections, show};
@@ -37,6 +37,8 @@ pub(crate) struct Reporter {
     pub(crate) last_failure: Option<LastFailure>,
     /// The generation that a reload asked for and that has neither served nor failed.
     asked: Option<Id>,
+    /// The generation that serves while its predecessor stands by.
+    settling: Option<Id>,
     /// What keeps clients from a listener and cannot be repaired: a reload fails that ends so.
     pub(crate) broken: Vec<String>,
     /// When live clients are sent numbers again.
@@ -59,7 +61,15 @@ impl LastFailure {
 
 impl Reporter {
     pub(crate) fn new(clients: Clients, manager: Manager, last_failure: Option<LastFailure>) -> Reporter {
-        Reporter { clients, manager, last_failure, asked: None, broken: Vec::new(), next_live: Some(Timestamp::ZERO) }
+        Reporter {
+            clients,
+            manager,
+            last_failure,
+            asked: None,
+            settling: None,
+            broken: Vec::new(),
+            next_live: Some(Timestamp::ZERO),
+        }
     }
 
     /// Add the deadlines to the round's table, and what the clients wait for.
@@ -119,7 +129,7 @@ impl Reporter {
     /// A generation is about to be started.
     pub(crate) fn starting(&mut self, id: Id, plan: &Plan, limits: Limits, now: Timestamp) {
         let status = format!("starting generation {id}");
-        match plan.starting.map(|starting| starting.cause) {
+        match plan.starting.as_ref().map(|starting| starting.cause) {
             Some(Cause::First) => self.manager.starting(&status, limits.ready),
             Some(Cause::Reload) => self.manager.reloading(&status, now),
             Some(Cause::Restart) | None => self.manager.status(&status),
@@ -148,17 +158,71 @@ impl Reporter {
         self.clients.send_all(&Reply::Progress { generation: id, text });
     }
 
-    /// A generation serves, `after` its start.
-    pub(crate) fn serves(&mut self, id: Id, after: Duration, plan: &Plan, now: Timestamp) {
-        self.progress(id, &format!("ready after {}", show(after)));
+    /// A generation serves, `after` its start, or after its trial.
+    pub(crate) fn serves(&mut self, id: Id, after: Option<Duration>, plan: &Plan, now: Timestamp) {
+        let text = after.map_or("serves".to_owned(), |after| format!("ready after {}", show(after)));
+        self.progress(id, &text);
+        self.manager.ready(&format!("generation {id} serves"));
+        self.manager.stop_keep_alive();
+        self.settling = plan.standing.map(|_| id);
+        self.next_live = Some(now);
+    }
+
+    /// A generation gets a share of new connections.
+    pub(crate) fn on_trial(&mut self, id: Id, percent: u8) {
+        self.progress(id, &format!("on trial with {percent} % of new connections"));
+        self.manager.ready(&format!("generation {id} is on trial with {percent} %"));
+    }
+
+    /// A generation that serves has settled.
+    pub(crate) fn settled(&mut self, id: Id, plan: &Plan) {
+        if self.settling.take().is_some() {
+            self.progress(id, "settled");
+        }
         if self.asked.take_if(|asked| *asked <= id).is_some() && self.broken.is_empty() {
             // What failed before is mended.
             self.last_failure = None;
         }
-        self.manager.ready(&format!("generation {id} serves"));
-        self.manager.stop_keep_alive();
         self.await_predecessors(id, plan);
-        self.next_live = Some(now);
+        self.next_live = Some(sys::now());
+    }
+
+    /// A generation that was on trial, or had not settled, is rolled back. `ending` is how its main process ended, if it
+    /// has, and `held` how many connections it had when that was last seen.
+    pub(crate) fn rolled_back(
+        &mut self,
+        id: Id,
+        reason: Reason,
+        ending: Option<Ending>,
+        held: Option<usize>,
+        plan: &Plan,
+    ) {
+        let when = if self.settling.take().is_some() { "before it had settled" } else { "on trial" };
+        let why = match (reason, ending) {
+            (Reason::Ended(_), Some(ending)) => format!("{ending} {when}{}", last_seen(held)),
+            (Reason::Ended(status), None) => format!("ended with status {status} {when}"),
+            (Reason::Left, _) => format!("accepts no more, {when}"),
+            (Reason::Check, _) => "failed its check".to_owned(),
+            (Reason::CheckTimedOut, _) => "was not checked in time".to_owned(),
+            (Reason::Asked, _) => "is rolled back".to_owned(),
+        };
+        let serves = plan.serving.map(|serving| format!(": generation {} serves again", serving.id));
+        self.failure(id, &format!("{why}{}", serves.unwrap_or_default()), None);
+        self.did_not_serve(id, 1, plan);
+    }
+
+    /// A generation is asked to stop though clients still wait for it.
+    pub(crate) fn still_waiting(&mut self, id: Id, waiting: usize) {
+        let clients = if waiting == 1 { "client still waits" } else { "clients still wait" };
+        self.progress(id, &format!("{waiting} {clients} to be accepted"));
+    }
+
+    /// What waited for a generation, which nobody will accept, was dropped.
+    pub(crate) fn dropped(&mut self, id: Id, count: usize) {
+        let what = if count == 1 { "1 client".to_owned() } else { format!("{count} clients") };
+        let text = format!("reset {what} that waited for it and cannot be served");
+        warn!("generation {id}: {text}");
+        self.clients.send_all(&Reply::Progress { generation: id, text });
     }
 
     /// A generation was not ready within `limit`.
@@ -183,7 +247,8 @@ impl Reporter {
     pub(crate) fn transition(&mut self, id: Id, transition: Transition, plan: &Plan) {
         match transition {
             // These have reports of their own, above.
-            Transition::Serves | Transition::TimedOut | Transition::GivenUp => (),
+            Transition::OnTrial(_) | Transition::Serves | Transition::Settled | Transition::RolledBack(_) => (),
+            Transition::TimedOut | Transition::GivenUp => (),
             // Why it failed was reported when it ended.
             Transition::Failed(_) => self.did_not_serve(id, 1, plan),
             Transition::Cancelled => {
@@ -292,6 +357,14 @@ impl Reporter {
         // At most a fiftieth of the processor's time.
         let cost = sys::processor_time().saturating_sub(before);
         self.next_live = Some(now + LIVE_INTERVAL.max(cost * 50));
+    }
+}
+
+/// How many connections are lost, as the tail of a sentence.
+fn last_seen(held: Option<usize>) -> String {
+    match held {
+        None => String::new(),
+        Some(held) => format!("{} when last looked at", connections(Some(held))),
     }
 }
 

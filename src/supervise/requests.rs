@@ -4,7 +4,7 @@ use log::{debug, info};
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 
-use crate::config::{Form, Request, Until};
+use crate::config::{Form, Request, Rollout, Until};
 use crate::supervise::Supervisor;
 use crate::supervise::control::connection::{Client, WaitingFor};
 use crate::supervise::control::protocol::{Call, Reply};
@@ -43,7 +43,7 @@ impl Supervisor {
         if sender == Sender::Kernel || self.terminal.went(sys::now()) {
             self.stop(StopMode::Drain);
         } else {
-            self.reload();
+            self.reload(Rollout::default());
         }
     }
 
@@ -69,9 +69,10 @@ impl Supervisor {
         settling.find(|generation| generation.has_member(pid)).map(|generation| generation.id)
     }
 
-    fn reload(&mut self) {
+    fn reload(&mut self, rollout: Rollout) {
         let plan = &self.plan;
-        let ended = plan.serving.is_none() && !plan.starting.is_some_and(|starting| starting.cause == Cause::First);
+        let ended =
+            plan.serving.is_none() && !plan.starting.as_ref().is_some_and(|starting| starting.cause == Cause::First);
         if ended && plan.stopping.is_none() {
             // The service manager that asked waits for a reload, even where nothing is left to be replaced.
             self.reporter.manager.reloading("starting what has ended", sys::now());
@@ -79,7 +80,7 @@ impl Supervisor {
         if let Answer::Generation(id) = plan.answer() {
             self.reporter.asked_for(id);
         }
-        self.events.push_back(Event::Reload);
+        self.events.push_back(Event::Reload(rollout));
     }
 
     fn stop(&mut self, mode: StopMode) {
@@ -112,7 +113,9 @@ impl Supervisor {
     pub(super) fn wake_client(&mut self, at: usize, flags: PollFlags) {
         match self.reporter.clients.wake(at, flags).map(|Call { request, .. }| request) {
             None => (),
-            Some(Request::Reload(until)) => self.reload_for(at, until),
+            Some(Request::Reload { until, rollout }) => self.reload_for(at, until, rollout),
+            Some(Request::Promote) => self.end_handover(at, Event::Promote),
+            Some(Request::Rollback) => self.end_handover(at, Event::Rollback),
             Some(Request::Status(form)) => self.show_status(at, form),
             Some(Request::Stop) => {
                 let has_room = self.reporter.clients.has_room_to_wait(Wait::ForEnd);
@@ -125,9 +128,40 @@ impl Supervisor {
         }
     }
 
-    fn reload_for(&mut self, at: usize, until: Until) {
+    /// End a trial, or the standing by, at the request of a client.
+    fn end_handover(&mut self, at: usize, event: Event) {
+        self.handle_events();
+        if self.plan.trial.is_none() && self.plan.standing.is_none() {
+            let text = "no generation is on trial, and none stands by";
+            return self.client(at, |client| client.end_with_error(text, 125));
+        }
+        self.events.push_back(event);
+        self.handle_events();
+        self.client(at, |client| client.end(0));
+    }
+
+    /// Why a trial cannot be made.
+    fn cannot_try(&self, rollout: &Rollout) -> Option<String> {
+        let growing = rollout.stages.windows(2).all(|stages| stages[0].percent < stages[1].percent);
+        let mut shared = self.sockets.shared().map(|listener| listener.endpoint().map(|at| at.to_string()));
+        match shared.next() {
+            _ if rollout.stages.is_empty() => None,
+            _ if !growing => Some("the shares of a trial have to grow".to_owned()),
+            Some(address) => Some(format!(
+                "a trial needs a socket for each generation, and {} is shared by all",
+                address.unwrap_or_default()
+            )),
+            None if self.plan.serving.is_none() => Some("a trial needs a generation that serves".to_owned()),
+            None => None,
+        }
+    }
+
+    fn reload_for(&mut self, at: usize, until: Until, rollout: Rollout) {
         // Earlier events come first: the answer depends on them.
         self.handle_events();
+        if let Some(why) = self.cannot_try(&rollout) {
+            return self.client(at, |client| client.end_with_error(&why, 125));
+        }
         match self.plan.answer() {
             Answer::Refused => self.client(at, |client| client.end_with_error("the supervisor is stopping", 125)),
             Answer::Generation(_) if !self.reporter.clients.has_room_to_wait(Wait::ForReload) => {
@@ -135,7 +169,7 @@ impl Supervisor {
             }
             Answer::Generation(id) => {
                 self.client(at, |client| client.waiting_for = WaitingFor::Generation { id, until });
-                self.reload();
+                self.reload(rollout);
                 self.handle_events();
             }
         }

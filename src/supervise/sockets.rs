@@ -1,45 +1,52 @@
 //! The sockets of a supervisor, and which of them each generation serves on.
 
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use log::{debug, warn};
 use nix::errno::Errno;
-use nix::poll::PollFlags;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::descriptors::SocketInode;
 use crate::saved;
+use crate::socket::group::{Group, Look, Route, SavedGroup, Trial, check_obedience};
 use crate::socket::listener::{Listener, SavedListener};
 use crate::socket::socket_file::Created;
-use crate::socket::upkeep::{Finding, Upkeep};
+use crate::socket::spec::Spec;
+use crate::socket::steering::Client;
 use crate::supervise::diagnosis::Whereabouts;
+use crate::supervise::plan::Id;
 use crate::supervise::poll::{Source, Table};
 use crate::sys::Claimed;
 use crate::target::handout::Handout;
 use crate::target::{Announce, Program};
 
-/// The listeners, at the numbers where every generation finds them.
+/// The sockets of all addresses; the first of each is at the number where every generation finds it.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    listeners: Vec<Listener>,
-    /// In the same order.
-    inodes: Vec<SocketInode>,
+    groups: Vec<Group>,
     /// What was announced to us and is no socket.
     beside: Vec<Listener>,
-    /// What keeps each of them alive, in the same order.
-    upkeep: Vec<Upkeep>,
     /// Reports that the names of their files change.
     names: Option<Inotify>,
     /// Other inherited descriptors, which every generation inherits too.
     others: Vec<OwnedFd>,
+    /// Where new connections go.
+    route: Route,
+    /// The last generation that had each slot.
+    owners: Vec<Id>,
+    /// Sockets that no generation has at this number are here or above.
+    lowest: RawFd,
 }
 
 /// Which set of sockets a generation serves on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Share {
+    /// Of each address this one, or the only one.
+    Slot(usize),
     /// The one that all generations share.
     #[default]
     #[serde(other)]
@@ -47,11 +54,20 @@ pub(crate) enum Share {
 }
 
 /// The sockets that one generation serves on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SocketSet<'a> {
-    pub(crate) listeners: &'a [Listener],
+    pub(crate) listeners: Vec<&'a Listener>,
     /// In the same order.
-    pub(crate) inodes: &'a [SocketInode],
+    pub(crate) inodes: Vec<SocketInode>,
+}
+
+/// How a generation can be asked that does not serve yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reach {
+    /// Its first socket, if that is its own.
+    pub(crate) first: Option<SocketAddr>,
+    /// The address from which its own sockets are reached, while others reach those of the one that serves.
+    pub(crate) source: Option<Ipv4Addr>,
 }
 
 /// The sockets in a state that is handed on.
@@ -60,136 +76,285 @@ pub(crate) struct SocketSet<'a> {
 pub(crate) struct SavedSockets {
     #[serde(deserialize_with = "saved::lenient")]
     listeners: Vec<SavedListener>,
+    /// What belongs to some of those listeners.
+    #[serde(deserialize_with = "saved::lenient")]
+    steered: Vec<SavedGroup>,
     #[serde(deserialize_with = "saved::lenient")]
     beside: Vec<SavedListener>,
     /// None: everything that is not taken.
     pub(crate) others: Option<Vec<RawFd>>,
 }
 
+impl Share {
+    fn slot(self) -> usize {
+        match self {
+            Share::One => 0,
+            Share::Slot(slot) => slot,
+        }
+    }
+}
+
 impl Sockets {
-    pub(crate) fn new(given: Vec<Listener>, others: Vec<OwnedFd>) -> nix::Result<Sockets> {
-        let (listeners, beside): (Vec<_>, _) = given.into_iter().partition(Listener::is_socket);
-        let inodes = listeners.iter().map(SocketInode::of).collect::<nix::Result<_>>()?;
-        Ok(Sockets::looked_after(listeners, inodes, beside, others))
+    /// Those of `given`; further ones get numbers from `lowest` on.
+    pub(crate) fn new(given: Vec<Listener>, others: Vec<OwnedFd>, lowest: RawFd) -> nix::Result<Sockets> {
+        let (mut listeners, beside): (Vec<_>, _) = given.into_iter().partition(Listener::is_socket);
+        check_obedience(&mut listeners);
+        let groups = listeners.into_iter().map(|first| Group::of(first, lowest)).collect::<nix::Result<_>>()?;
+        Ok(Sockets::looked_after(groups, beside, others, lowest))
     }
 
-    fn looked_after(
-        mut listeners: Vec<Listener>,
-        inodes: Vec<SocketInode>,
-        beside: Vec<Listener>,
-        others: Vec<OwnedFd>,
-    ) -> Sockets {
-        let upkeep = listeners.iter_mut().map(Upkeep::of).collect();
-        let names = watch_names(listeners.iter().filter_map(Listener::created));
-        Sockets { listeners, inodes, upkeep, names, beside, others }
+    fn looked_after(groups: Vec<Group>, beside: Vec<Listener>, others: Vec<OwnedFd>, lowest: RawFd) -> Sockets {
+        let names = watch_names(groups.iter().filter_map(|group| group.listener(0).created()));
+        let serving = groups.iter().find(|group| group.is_steered()).map_or(0, Group::serving);
+        let route = Route { serving, ..Route::default() };
+        Sockets { groups, beside, names, others, route, owners: vec![], lowest }
     }
 
     /// Keep the names of the files that a predecessor made, which may have had no way to.
     pub(crate) fn keep_names(&mut self) {
-        self.listeners.iter_mut().for_each(Listener::keep_name);
+        self.groups.iter_mut().for_each(Group::keep_name);
     }
 
-    /// Wake when a listener is shut down or its file loses a name.
+    /// Wake when a listener is shut down, its file loses a name, or somebody waits where nobody is.
     pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
-        for (listener, upkeep) in self.listeners.iter().zip(&self.upkeep) {
-            if upkeep.is_watched() {
-                // POLLHUP comes unasked.
-                table.events(Source::Listener, listener.as_fd(), PollFlags::empty());
-            }
+        for (listener, flags) in self.groups.iter().flat_map(Group::polled) {
+            table.events(Source::Listener, listener.as_fd(), flags);
         }
         if let Some(names) = &self.names {
             table.input(Source::Listener, names.as_fd());
         }
     }
 
-    /// See what generations did to what they share, and repair it.
-    pub(crate) fn look_after(&mut self) -> Vec<Finding> {
+    /// See what generations did to their sockets, and repair it.
+    pub(crate) fn look_after(&mut self) -> Vec<Look> {
         // What changed is seen below, whatever the events are; they are only taken out.
         while self.names.as_ref().is_some_and(|names| names.read_events().is_ok()) {}
-        let listeners = self.listeners.iter_mut().zip(&mut self.upkeep);
-        listeners.flat_map(|(listener, upkeep)| upkeep.look_after(listener)).collect()
+        self.groups.iter_mut().map(|group| group.look_after(self.lowest)).collect()
     }
 
     /// What could not be repaired of each listener, in their order.
     pub(crate) fn problems(&self) -> impl Iterator<Item = Option<&str>> {
-        self.upkeep.iter().map(Upkeep::problem)
+        self.groups.iter().map(Group::problem)
     }
 
-    /// The set that the next generation is to serve on.
-    pub(crate) fn next_share(&self) -> Share {
-        Share::One
+    /// Has each generation a socket of its own at some address?
+    pub(crate) fn is_any_steered(&self) -> bool {
+        self.groups.iter().any(Group::is_steered)
+    }
+
+    /// Has it at every address?
+    pub(crate) fn is_all_steered(&self) -> bool {
+        self.groups.iter().all(Group::is_steered)
+    }
+
+    /// The addresses at which all generations share a socket.
+    pub(crate) fn shared(&self) -> impl Iterator<Item = &Listener> {
+        self.groups.iter().filter(|group| !group.is_steered()).map(|group| group.listener(0))
+    }
+
+    /// The set where new connections go.
+    pub(crate) fn serving(&self) -> Share {
+        if self.is_any_steered() { Share::Slot(self.route.serving) } else { Share::One }
+    }
+
+    /// A set that is none of `used`, nor the one where new connections go.
+    ///
+    /// # Errors
+    /// If all are used and no further socket can be bound.
+    pub(crate) fn unused(&mut self, used: &[Share]) -> Result<Share> {
+        let Some(slots) = self.groups.iter().find(|group| group.is_steered()).map(Group::slots) else {
+            return Ok(Share::One);
+        };
+        let is_used = |slot: usize| slot == self.route.serving || used.contains(&Share::Slot(slot));
+        let unused = (0..slots).find(|slot| !is_used(*slot)).unwrap_or(slots);
+        for group in &mut self.groups {
+            // One that failed here before may have grown already.
+            if group.is_steered() && group.slots() <= unused {
+                group.grow(self.lowest).with_context(|| format!("all {slots} sockets of an address are in use"))?;
+            }
+        }
+        Ok(Share::Slot(unused))
+    }
+
+    /// This set is given to a generation. What waits there is dropped, unless that generation is what it waits for; how
+    /// much that was.
+    pub(crate) fn give(&mut self, share: Share, id: Id) -> usize {
+        let dropped = match share {
+            Share::Slot(slot) => self.groups.iter_mut().map(|group| group.give(slot)).sum(),
+            Share::One => 0,
+        };
+        self.own(share, id);
+        dropped
+    }
+
+    /// This generation has this set.
+    pub(crate) fn own(&mut self, share: Share, id: Id) {
+        let slot = share.slot();
+        self.owners.resize(self.owners.len().max(slot + 1), id);
+        self.owners[slot] = id;
+    }
+
+    /// The last generation that had a slot.
+    pub(crate) fn owner(&self, slot: usize) -> Option<Id> {
+        self.owners.get(slot).copied()
+    }
+
+    /// Listeners of others, at the address of a steered socket, whom new connections may go to.
+    pub(crate) fn strangers(&self) -> Vec<(String, SocketInode)> {
+        let ours: Vec<SocketInode> = self.groups.iter().flat_map(Group::inodes).collect();
+        let strangers = self.groups.iter().flat_map(Group::beside);
+        strangers.filter(|(_, inode)| !ours.contains(inode)).collect()
+    }
+
+    /// How many connections, or whether datagrams, wait for this set.
+    pub(crate) fn waiting(&self, share: Share) -> usize {
+        self.groups.iter().map(|group| group.waiting(share.slot())).sum()
+    }
+
+    /// The clients whose connections to a steered address are being made.
+    pub(crate) fn handshakes(&self) -> Vec<SocketAddr> {
+        self.groups.iter().flat_map(Group::handshakes).collect()
+    }
+
+    /// Nobody has any but the sets in `used`, and the one where new connections go.
+    pub(crate) fn free_all_but(&mut self, used: &[Share]) {
+        let Route { serving, .. } = self.route;
+        for group in &mut self.groups {
+            let free = (0..group.slots()).filter(|slot| *slot != serving && !used.contains(&Share::Slot(*slot)));
+            free.collect::<Vec<_>>().into_iter().for_each(|slot| group.free(slot));
+        }
+    }
+
+    /// Let all new connections go to this set.
+    ///
+    /// # Errors
+    /// If the kernel refuses that at some address, of which the others are steered nevertheless.
+    pub(crate) fn steer(&mut self, share: Share) -> Result<()> {
+        self.follow(Route { serving: share.slot(), ..Route::default() })
+    }
+
+    /// Let this set get a share of new connections.
+    ///
+    /// # Errors
+    /// As of `steer`.
+    pub(crate) fn try_out(&mut self, share: Share, percent: u8, is_sticky: bool, salt: u32) -> Result<()> {
+        let trial = Trial { slot: share.slot(), percent, is_sticky, salt };
+        self.follow(Route { trial: Some(trial), ..self.route })
+    }
+
+    /// Let this client reach this set, and no other that did before.
+    ///
+    /// # Errors
+    /// As of `steer`.
+    pub(crate) fn except(&mut self, exception: Option<(Client, Share)>) -> Result<()> {
+        let exception = exception.map(|(client, share)| (client, share.slot()));
+        if self.route.exception == exception { Ok(()) } else { self.follow(Route { exception, ..self.route }) }
+    }
+
+    /// How a generation can be asked that does not serve yet.
+    pub(crate) fn reach(&self) -> Reach {
+        let takes_v4 = self.groups.iter().any(Group::takes_local_v4);
+        let first = self.groups.first().and_then(Group::reached_at);
+        Reach { first, source: takes_v4.then(own_source).flatten() }
+    }
+
+    fn follow(&mut self, route: Route) -> Result<()> {
+        self.route = route;
+        // Each of them, whatever became of the others.
+        let outcomes: Vec<Result<()>> = self.groups.iter_mut().map(|group| group.steer(route)).collect();
+        outcomes.into_iter().collect()
     }
 
     pub(crate) fn set(&self, share: Share) -> SocketSet<'_> {
-        match share {
-            Share::One => SocketSet { listeners: &self.listeners, inodes: &self.inodes },
+        let groups = || self.groups.iter();
+        SocketSet {
+            listeners: groups().map(|group| group.listener(share.slot())).collect(),
+            inodes: groups().map(|group| group.inode(share.slot())).collect(),
         }
     }
 
     /// What a generation that serves on this set is given.
     pub(crate) fn handout(&self, share: Share, program: &Program) -> Handout<'_> {
-        let mut given: Vec<&Listener> = self.set(share).listeners.iter().chain(&self.beside).collect();
-        // As they were announced: each is at its number.
-        given.sort_by_key(|given| given.as_fd().as_raw_fd());
-        Handout::of(given, program)
+        // As they were announced: the first of each address, and what is no socket, is at its number.
+        let number = |listener: &Listener| listener.as_fd().as_raw_fd();
+        let sockets = self.groups.iter().map(|group| (number(group.listener(0)), group.listener(share.slot())));
+        let mut given: Vec<_> = sockets.chain(self.beside.iter().map(|beside| (number(beside), beside))).collect();
+        given.sort_by_key(|(number, _)| *number);
+        Handout::of(given.into_iter().map(|(_, listener)| listener), program)
     }
 
     /// Where a server finds them.
     pub(crate) fn whereabouts(&self, program: &Program) -> Whereabouts {
         let announced = program.announce != Announce::Nothing;
-        Whereabouts { first_fd: program.first_fd, count: self.listeners.len(), announced }
+        Whereabouts { first_fd: program.first_fd, count: self.groups.len(), announced }
     }
 
-    /// Every listener once, as the user asked for them.
-    pub(crate) fn listeners(&self) -> &[Listener] {
-        &self.listeners
+    /// One listener for each address, as the user asked for them.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        self.groups.iter().map(|group| group.listener(0))
     }
 
     /// Is this the number of a descriptor that every generation has?
     pub(crate) fn has_number(&self, number: RawFd) -> bool {
-        let given = self.handed_on().map(|fd| fd.as_raw_fd());
+        let given = self.listeners().chain(&self.beside).map(|listener| listener.as_fd().as_raw_fd());
         given.chain(self.others.iter().map(AsRawFd::as_raw_fd)).any(|fd| fd == number)
     }
 
     /// Servers call listen(2) again, which may shorten the backlog for all generations.
     pub(crate) fn restore_backlogs(&self) {
-        self.listeners.iter().for_each(Listener::restore_backlog);
+        self.groups.iter().for_each(Group::restore_backlogs);
     }
 
     /// What the supervisor that takes the place of this one needs open.
     pub(crate) fn handed_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         // The others were never close-on-exec.
-        self.listeners.iter().chain(&self.beside).map(AsFd::as_fd)
+        self.groups.iter().flat_map(Group::sockets).chain(&self.beside).map(AsFd::as_fd)
     }
 
     pub(crate) fn save(&self) -> SavedSockets {
+        let (listeners, steered): (Vec<_>, Vec<_>) = self.groups.iter().map(Group::save).unzip();
         SavedSockets {
-            listeners: self.listeners.iter().map(Listener::save).collect(),
+            listeners,
+            steered: steered.into_iter().flatten().collect(),
             beside: self.beside.iter().map(Listener::save).collect(),
             others: Some(self.others.iter().map(AsRawFd::as_raw_fd).collect()),
         }
     }
 
-    /// What a predecessor held. A listener that cannot be resumed is reported and left out: the rest serves on.
-    pub(crate) fn resume(saved: SavedSockets, claimed: &mut Claimed) -> Sockets {
-        let mut resume = |saved| -> Result<(Listener, SocketInode)> {
-            let listener = Listener::resume(saved, claimed)?;
-            let inode = SocketInode::of(&listener)?;
-            Ok((listener, inode))
+    /// What a predecessor held, which had the same `specs`. A listener that cannot be resumed is reported and left out: the
+    /// rest serves on.
+    pub(crate) fn resume(saved: SavedSockets, specs: &[Spec], lowest: RawFd, claimed: &mut Claimed) -> Sockets {
+        let mut steered = saved.steered;
+        let mut resume = |(at, saved): (usize, SavedListener)| -> Result<Group> {
+            let of_first = |group: &mut SavedGroup| group.first == saved.number();
+            let beside = steered.extract_if(.., of_first).next();
+            let first = Listener::resume(saved, claimed)?;
+            match beside {
+                None => Ok(Group::of(first, lowest)?),
+                Some(beside) => {
+                    let options = specs.get(at).map(|spec| spec.options.clone()).unwrap_or_default();
+                    Group::resume(first, beside, options, claimed)
+                }
+            }
         };
-        let resumed =
-            saved.listeners.into_iter().filter_map(|saved| resume(saved).map_err(|error| saved::lost(&error)).ok());
-        let (listeners, inodes) = resumed.unzip();
+        let listeners = saved.listeners.into_iter().enumerate();
+        let groups = listeners.filter_map(|saved| resume(saved).map_err(|error| saved::lost(&error)).ok()).collect();
         let mut resume = |saved| Listener::resume_beside(saved, claimed).map_err(|error| saved::lost(&error)).ok();
         let beside = saved.beside.into_iter().filter_map(&mut resume).collect();
         let others = saved.others.into_iter().flatten().filter_map(|number| claimed.take_as_it_is(number)).collect();
-        Sockets::looked_after(listeners, inodes, beside, others)
+        Sockets::looked_after(groups, beside, others, lowest)
     }
 
     /// The same with `others` inherited by every generation.
     pub(crate) fn with_others(self, others: Vec<OwnedFd>) -> Sockets {
         Sockets { others, ..self }
     }
+}
+
+/// An address of this machine that clients do not have, where it can be used.
+fn own_source() -> Option<Ipv4Addr> {
+    let address = Ipv4Addr::new(127, 0, 0, 2);
+    UdpSocket::bind((address, 0)).is_ok().then_some(address)
 }
 
 /// Watch for changes of the files' names.

@@ -2,6 +2,7 @@
 
 #[cfg(target_env = "musl")]
 mod arena;
+mod bpf;
 mod clock;
 mod directory;
 mod fd;
@@ -12,6 +13,7 @@ mod signal;
 mod socket;
 mod write;
 
+pub(crate) use bpf::choose_by;
 pub(crate) use clock::{Timestamp, now, processor_time};
 pub(crate) use directory::{change_mode, numbers_in, rename_to_free};
 #[cfg(not(test))]
@@ -31,5 +33,5 @@ pub(crate) use search::execute;
 pub(crate) use signal::{
     Disposition, change_mask, disposition, numbers_of, real_time_signals, set_disposition, set_of,
 };
-pub(crate) use socket::{Transport, accept, backlog, is_shut_down, listen, network_of, option, receive, set_option};
+pub(crate) use socket::{Transport, accept, is_shut_down, listen, network_of, option, queue, receive, set_option};
 pub(crate) use write::write_at_once;

@@ -54,9 +54,18 @@ pub(crate) fn listen(socket: impl AsFd, backlog: c_int) -> nix::Result<()> {
     Errno::result(unsafe { libc::listen(socket.as_fd().as_raw_fd(), backlog) }).map(drop)
 }
 
-/// The backlog that a TCP listener has, as TCP_INFO shows it.
-pub(crate) fn backlog(listener: impl AsFd) -> nix::Result<u32> {
-    // Of struct tcp_info: eight bytes, then numbers of 32 bits; of a listener the sixth is its backlog.
+/// The accept queue of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Queue {
+    /// The connections that wait in it.
+    pub(crate) length: u32,
+    /// How many may.
+    pub(crate) backlog: u32,
+}
+
+/// The accept queue of a TCP listener, as TCP_INFO shows it.
+pub(crate) fn queue(listener: impl AsFd) -> nix::Result<Queue> {
+    // Of struct tcp_info: eight bytes, then numbers of 32 bits; of a listener the fifth and the sixth are its queue's.
     let mut info = [0u32; 8];
     let mut length = size_of_val(&info) as libc::socklen_t;
     let (level, option) = (libc::IPPROTO_TCP, libc::TCP_INFO);
@@ -66,7 +75,8 @@ pub(crate) fn backlog(listener: impl AsFd) -> nix::Result<u32> {
         libc::getsockopt(listener.as_fd().as_raw_fd(), level, option, info, &raw mut length)
     };
     Errno::result(done)?;
-    if length as usize == size_of_val(&info) { Ok(info[7]) } else { Err(Errno::ENOPROTOOPT) }
+    let is_whole = length as usize == size_of_val(&info);
+    is_whole.then_some(Queue { length: info[6], backlog: info[7] }).ok_or(Errno::ENOPROTOOPT)
 }
 
 /// What poll(2) shows of a listener that was shut down: wholly, or for reading alone.

@@ -67,12 +67,13 @@ fn last_of_each_name(variables: impl Iterator<Item = CString>) -> Vec<CString> {
     })
 }
 
-/// `base` with `set` instead of any of its name, and without the variable of a state, unless `set` is that.
-pub(crate) fn with<'a>(base: &[&'a CStr], set: CString) -> Vec<Variable<'a>> {
-    let replaced = |variable: &CStr| is_for(variable, key(&set)) || is_for(variable, STATE.as_bytes());
+/// `base` with each of `set` instead of any of its name, and without the variable of a state, unless one is that.
+pub(crate) fn with<'a>(base: &[&'a CStr], set: Vec<CString>) -> Vec<Variable<'a>> {
+    let is_set = |variable: &CStr| set.iter().any(|set| is_for(variable, key(set)));
+    let replaced = |variable: &CStr| is_set(variable) || is_for(variable, STATE.as_bytes());
     let kept = base.iter().filter(|variable| !replaced(variable)).map(|kept| Cow::Borrowed(*kept));
     let kept: Vec<Variable<'a>> = kept.collect();
-    kept.into_iter().chain([Cow::Owned(set)]).collect()
+    kept.into_iter().chain(set.into_iter().map(Cow::Owned)).collect()
 }
 
 /// What stands before the first `=`; all of an entry that has none.

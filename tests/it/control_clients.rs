@@ -16,7 +16,7 @@ use crate::harness::{Folder, Running, Server, handoff_run_with, skip, supervise}
 #[test]
 fn a_request_that_makes_no_sense_is_refused_and_changes_nothing() {
     let supervisor = supervise(Server::Directed, &[]).serving();
-    let long = format!("{{\"request\":\"{}", "x".repeat(1000));
+    let long = format!("{{\"request\":\"{}", "x".repeat(17_000));
     let texts = ["\n", "hello\n", "{}\n", "{\"request\":\"STOP\"}\n", "{\"request\":{\"reload\":\"now\"}}\n", &long];
     let requests = texts.iter().map(|text| text.as_bytes()).chain([b"\xff\x00\x80\n".as_slice()]);
     for request in requests {

@@ -80,12 +80,13 @@ fn what_the_supervisor_inherited_reaches_every_generation_and_nothing_else_does(
     };
     let first = descriptors(1);
     // The one at 3 had to make room.
-    let moved = first[4].0;
-    assert_eq!(first.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1, 2, 3, moved, 9], "{first:?}");
-    assert!(first[3].1.starts_with("socket:"), "{first:?}");
-    assert_eq!((&*first[4].1, &*first[5].1), (kept.to_str().unwrap(), kept.to_str().unwrap()));
+    assert!(first.iter().any(|(number, _)| *number == 9) && first.len() == 6, "{first:?}");
+    assert!(first[3].0 == 3 && first[3].1.starts_with("socket:"), "{first:?}");
+    assert!(first[4..].iter().all(|(_, link)| *link == kept.to_str().unwrap()), "{first:?}");
     assert_eq!(supervisor.reload_and_wait().code(), 0);
-    assert_eq!(descriptors(2), first);
+    let second = descriptors(2);
+    assert!(second[3].0 == 3 && second[3].1.starts_with("socket:"), "{second:?}");
+    assert_eq!((&second[..3], &second[4..]), (&first[..3], &first[4..]));
     supervisor.stopped();
 }
 

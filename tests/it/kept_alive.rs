@@ -209,12 +209,12 @@ fn assert_sleeps(pid: Pid) {
 }
 
 #[test]
-fn a_listener_that_a_failing_release_shuts_down_goes_on_listening() {
+fn a_shared_listener_that_a_failing_release_shuts_down_goes_on_listening() {
     for spec in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0"] {
         if spec.starts_with('[') && ipv6_is_missing() {
             continue;
         }
-        let supervisor = supervise(Server::Python("serve()"), &[]).listen(spec).serving();
+        let supervisor = supervise(Server::Python("serve()"), &["--shared"]).listen(spec).serving();
         let address = supervisor.address();
         for how in ["RDWR", "RD", "WR"] {
             supervisor.rewrite(Server::Python(&format!("s.shutdown(socket.SHUT_{how})\nsys.exit(3)")));
@@ -233,9 +233,9 @@ fn a_listener_that_a_failing_release_shuts_down_goes_on_listening() {
 
 // WEBrick's way to stop.
 #[test]
-fn a_listener_that_the_old_generation_shuts_down_leads_to_the_new_one() {
+fn a_shared_listener_that_the_old_generation_shuts_down_leads_to_the_new_one() {
     let code = "signal.signal(signal.SIGTERM, lambda *_: (s.shutdown(socket.SHUT_RDWR), os._exit(0)))\nserve()";
-    let supervisor = supervise(Server::Python(code), &["--backlog", "77"]).serving();
+    let supervisor = supervise(Server::Python(code), &["--shared", "--backlog", "77"]).serving();
     for generation in 2..4 {
         assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
         supervisor.wait_log_times(generation - 1, "was shut down and listens again\n");

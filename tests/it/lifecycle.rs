@@ -63,12 +63,12 @@ fn the_old_generation_serves_until_the_new_one_is_ready() {
     assert!(plain(&supervisor.stopped(), &address).starts_with(expected));
 }
 
-// handoff-run(1), --reload: "Ends when the new generation serves, with status 0".
+// handoff-run(1), --reload: "Ends when the new generation serves and has settled, with status 0".
 #[test]
 fn a_reload_tells_what_happens_and_ends_with_0_when_the_new_generation_serves() {
     let supervisor = supervise(Server::Hello, &[]).serving();
     let output = supervisor.reload();
-    let expected = "generation 2: started (pid PID)\ngeneration 2: ready after TIME s\n";
+    let expected = "generation 2: started (pid PID)\ngeneration 2: ready after TIME s\ngeneration 2: settled\n";
     assert_eq!(output.failure(), (0, ""));
     assert_eq!(plain(&output.stdout, &supervisor.address()), expected);
     supervisor.wait_gone(1);

@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn6, bind, get
 use crate::harness::case::{CASE, Case, compiled, fill_by, is_installed, line, rows, shell};
 use crate::harness::process::Session;
 use crate::harness::request::Request;
-use crate::harness::socket::{is_listening, listener_on, listening_of};
+use crate::harness::socket::{is_listening, listeners_on, listening_of};
 use crate::harness::supervisor::Role;
 use crate::harness::{DEADLINE, Folder, PROGRAM, Supervisor, wait_for};
 use crate::servers::CASES;
@@ -69,7 +69,7 @@ fn try_at(case: &Case, place: Place) {
     let session = Session(process.pid);
     let request = Request::Plain.bytes(case.protocol, &folder.text("hello.php"));
     let (answer, expected) = if place == Place::V6 {
-        let inode = wait_for("handoff-run to listen", || listener_on(port));
+        let inode = wait_for("handoff-run to listen", || listeners_on(port).first().copied());
         let stream = TcpStream::connect(("::1", port)).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         (ask(stream, &request), vec![inode])

@@ -175,7 +175,7 @@ fn a_server_that_is_too_busy_to_wait_is_ready_when_it_holds_a_client() {
     let case = Case { line: "python3 busy.py", needs: &["python3"], files: "python", ..CASE };
     if is_installed(&case) {
         let server = Trial::start(&case, "");
-        server.listener();
+        server.listeners();
         let client = TcpStream::connect(server.address()).unwrap();
         server.process.wait_ready(1);
         drop(client);

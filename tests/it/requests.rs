@@ -20,7 +20,7 @@ fn twenty_reloads() -> (Supervisor, Vec<Running>) {
     let supervisor = supervise(Server::Directed, &[]).run(|run| run.env("HANDOFF_LOG", "debug")).serving();
     supervisor.folder.close_gate();
     let clients = (0..20).map(|_| supervisor.command("--reload", &[]).start()).collect();
-    supervisor.wait_log_times(20, "handoff-run: Reload\n");
+    supervisor.wait_log_times(20, "handoff-run: Reload(");
     (supervisor, clients)
 }
 

@@ -44,11 +44,13 @@ fn a_status_shows_every_generation_with_its_state_and_its_connections() {
         "generations.0.connections=5".into(),
         "generations.0.generation=1".into(),
         format!("generations.0.pid={first}"),
+        "generations.0.share=None".into(),
         "generations.0.state='draining'".into(),
         "generations.0.stopped=None".into(),
         "generations.1.connections=1".into(),
         "generations.1.generation=2".into(),
         format!("generations.1.pid={second}"),
+        "generations.1.share=None".into(),
         "generations.1.state='serving'".into(),
         "generations.1.stopped=None".into(),
         "last_failure='generation 3: ended with status 3 before it was ready'".into(),
@@ -66,10 +68,10 @@ fn a_status_shows_every_generation_with_its_state_and_its_connections() {
     assert_eq!(shown, expected);
 
     let table = supervisor.table();
-    assert_eq!(table[0], ["GENERATION", "PID", "STATE", "AGE", "CONNECTIONS"]);
+    assert_eq!(table[0], ["GENERATION", "PID", "STATE", "AGE", "SHARE", "CONNECTIONS"]);
     let line = |number: usize| [table[number][..3].to_vec(), table[number][5..].to_vec()].concat();
-    assert_eq!(line(1), ["1", &first.to_string(), "draining", "5"]);
-    assert_eq!(line(2), ["2", &second.to_string(), "serving", "1"]);
+    assert_eq!(line(1), ["1", &first.to_string(), "draining", "-", "5"]);
+    assert_eq!(line(2), ["2", &second.to_string(), "serving", "-", "1"]);
     let rest: Vec<String> = table[3..].iter().map(|words| words.join(" ")).collect();
     let listening = format!("supervisor {}, listening on tcp={} unix={}", supervisor.pid, supervisor.address(), path);
     let (failure, age) = rest[1].rsplit_once(", ").unwrap();
@@ -122,7 +124,7 @@ fn on_a_terminal_a_reload_shows_one_line_a_generation_that_changes() {
     let last = screen.rsplit("\x1b[2A").next().unwrap();
     let lines: Vec<&str> = last.lines().take(2).collect();
     assert_eq!(lines[0], "\rgeneration 1: gone\x1b[K");
-    assert!(lines[1].starts_with(&format!("\r{}", ready(2))), "{screen:?}");
+    assert!(lines[1].starts_with("\rgeneration 2: settled"), "{screen:?}");
 }
 
 #[test]
@@ -137,5 +139,6 @@ fn elsewhere_a_reload_shows_plain_lines() {
     let lines: Vec<&str> = output.stdout.lines().collect();
     assert_eq!(lines[0], format!("{}{})", started(2), supervisor.generation(2)));
     assert!(lines[1].starts_with(&ready(2)), "{lines:?}");
-    assert_eq!(lines[2..], ["generation 1: draining, 1 connection", "generation 1: gone"]);
+    let rest = ["generation 2: settled", "generation 1: draining, 1 connection", "generation 1: gone"];
+    assert_eq!(lines[2..], rest);
 }

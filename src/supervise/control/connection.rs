@@ -21,7 +21,7 @@ use crate::sys::{Claimed, Timestamp};
 /// A client that has not sent its request by then is dropped.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// A request is shorter.
-const LONGEST_REQUEST: usize = 256;
+const LONGEST_REQUEST: usize = 16 * 1024;
 /// A client that reads nothing is dropped when this much is waiting for it.
 const MOST_UNSENT: usize = 256 * 1024;
 
@@ -133,7 +133,7 @@ impl Client {
 
     /// Read what has come; a whole request is returned, once.
     pub(super) fn receive(&mut self) -> Option<Call> {
-        let mut buffer = [0; LONGEST_REQUEST];
+        let mut buffer = [0; 1024];
         match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(0) => {
                 // It may have closed that direction only, and wait for the reply.

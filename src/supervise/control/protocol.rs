@@ -43,13 +43,20 @@ pub(crate) fn parse_call(line: &[u8]) -> Option<Call> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Form, Until};
+    use std::time::Duration;
+
+    use crate::config::{Form, Rollout, Stage, Until};
 
     #[test]
     fn only_what_is_known_is_a_request() {
         let call = |request, live| Some(Call { request, live });
-        let reload = call(Request::Reload(Until::OldGone), true);
-        assert_eq!(parse_call(br#"{"request":{"reload":"old-gone"},"live":true}"#), reload);
+        let rollout = Rollout::default();
+        let reload = call(Request::Reload { until: Until::OldGone, rollout }, true);
+        assert_eq!(parse_call(br#"{"request":{"reload":{"until":"old-gone"}},"live":true}"#), reload);
+        let stages = vec![Stage { percent: 5, duration: Duration::from_millis(1500) }];
+        let rollout = Rollout { stages, sticky: true, check: Some("a \"b\"".into()) };
+        let reload = Call { request: Request::Reload { until: Until::Serving, rollout }, live: false };
+        assert_eq!(parse_call(line(&reload).trim_end().as_bytes()), Some(reload));
         assert_eq!(parse_call(br#"{"request":{"status":"table"}}"#), call(Request::Status(Form::Table), false));
         assert_eq!(parse_call(br#"{"request":"stop","from":"tomorrow"}"#), call(Request::Stop, false));
         for line in ["", " ", "stop", "{}", r#"{"request":"Stop"}"#, r#"{"request":{"reload":"json"}}"#, "\u{ff}"] {

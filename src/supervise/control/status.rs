@@ -12,7 +12,7 @@ use crate::kernel::processes::are_visible;
 use crate::socket::spec::FdName;
 use crate::supervise::generation::Generation;
 use crate::supervise::generations::Generations;
-use crate::supervise::plan::{Id, Plan};
+use crate::supervise::plan::{Id, Plan, Trial};
 use crate::supervise::report::LastFailure;
 use crate::supervise::sockets::Sockets;
 use crate::supervise::wording::show;
@@ -49,6 +49,8 @@ struct GenerationStatus {
     state: Stage,
     /// Seconds, to the millisecond.
     age: f64,
+    /// The percentage of new connections that it gets; none where generations share a socket.
+    share: Option<u8>,
     /// Open connections that its processes hold, if the kernel can be asked.
     connections: Option<usize>,
     /// What its main process is stopped by.
@@ -60,7 +62,9 @@ struct GenerationStatus {
 #[serde(rename_all = "kebab-case")]
 enum Stage {
     Starting,
+    OnTrial,
     Serving,
+    StandingBy,
     Draining,
 }
 
@@ -74,12 +78,13 @@ impl Status {
         now: Timestamp,
     ) -> Status {
         // One list for all, for it takes the kernel a while.
-        let open = are_visible().ok().and_then(|()| open_connections(sockets.listeners()).ok());
+        let open = are_visible().ok().and_then(|()| open_connections(&sockets.listeners().collect::<Vec<_>>()).ok());
         let generation = |generation: &Generation| GenerationStatus {
             generation: generation.id,
             pid: generation.pid.as_raw(),
             state: Stage::of(generation.id, plan),
             age: seconds(generation.age(now)),
+            share: sockets.is_all_steered().then(|| share(generation.id, plan)),
             connections: open.as_ref().map(|open| match generations.iter().count() {
                 // Without a look at each of its descriptors.
                 1 => open.len(),
@@ -87,7 +92,7 @@ impl Status {
             }),
             stopped: generation.stopped_by().map(Signal::as_str),
         };
-        let listeners = sockets.listeners().iter().zip(sockets.problems()).map(|(listener, problem)| ListenerStatus {
+        let listeners = sockets.listeners().zip(sockets.problems()).map(|(listener, problem)| ListenerStatus {
             name: listener.name.to_string(),
             address: listener.endpoint().map(|endpoint| endpoint.to_string()).unwrap_or_default(),
             problem: problem.map(str::to_owned),
@@ -106,12 +111,16 @@ impl Status {
 
     /// A table with a line for each generation, and the rest below it.
     pub(crate) fn table(&self) -> Vec<String> {
-        let mut lines =
-            vec![format!("{:<10} {:>8}  {:<9} {:>9}  {:>11}", "GENERATION", "PID", "STATE", "AGE", "CONNECTIONS")];
-        for GenerationStatus { generation, pid, state, age, connections, .. } in &self.generations {
+        let mut lines = vec![format!(
+            "{:<10} {:>8}  {:<11} {:>9}  {:>5}  {:>11}",
+            "GENERATION", "PID", "STATE", "AGE", "SHARE", "CONNECTIONS"
+        )];
+        for GenerationStatus { generation, pid, state, age, share, connections, .. } in &self.generations {
+            let share = share.map_or("-".to_owned(), |percent| format!("{percent}%"));
             let connections = connections.map_or("?".to_owned(), |count| count.to_string());
             let age = show_seconds(*age);
-            lines.push(format!("{generation:<10} {pid:>8}  {:<9} {age:>9}  {connections:>11}", state.to_string()));
+            let state = state.to_string();
+            lines.push(format!("{generation:<10} {pid:>8}  {state:<11} {age:>9}  {share:>5}  {connections:>11}"));
         }
         for GenerationStatus { generation, stopped, .. } in &self.generations {
             let stopped =
@@ -147,7 +156,9 @@ impl Stage {
     fn of(id: Id, plan: &Plan) -> Stage {
         match () {
             () if plan.is_starting(id) => Stage::Starting,
+            () if plan.is_on_trial(id) => Stage::OnTrial,
             () if plan.is_serving(id) => Stage::Serving,
+            () if plan.is_standing_by(id) => Stage::StandingBy,
             () => Stage::Draining,
         }
     }
@@ -157,9 +168,21 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Stage::Starting => "starting",
+            Stage::OnTrial => "on-trial",
             Stage::Serving => "serving",
+            Stage::StandingBy => "standing-by",
             Stage::Draining => "draining",
         })
+    }
+}
+
+/// The percentage of new connections that a generation gets.
+fn share(id: Id, plan: &Plan) -> u8 {
+    let tried = plan.trial.as_ref().map_or(0, Trial::percent);
+    match () {
+        () if plan.is_on_trial(id) => tried,
+        () if plan.is_serving(id) => 100 - tried,
+        () => 0,
     }
 }
 
@@ -183,6 +206,7 @@ mod tests {
             pid: 812,
             state: Stage::Serving,
             age: 1.5,
+            share: Some(95),
             connections: Some(2),
             stopped: Some("SIGTTIN"),
         };
@@ -200,15 +224,15 @@ mod tests {
 
     #[test]
     fn json_is_one_line_with_every_field() {
-        let expected = r#"{"version":1,"pid":800,"stopping":false,"restarts":1,"last_failure":"said \"no\"\n","last_failure_age":61.25,"listeners":[{"name":"web","address":"[::]:80","problem":null}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"connections":2,"stopped":"SIGTTIN"}]}"#;
+        let expected = r#"{"version":1,"pid":800,"stopping":false,"restarts":1,"last_failure":"said \"no\"\n","last_failure_age":61.25,"listeners":[{"name":"web","address":"[::]:80","problem":null}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"share":95,"connections":2,"stopped":"SIGTTIN"}]}"#;
         assert_eq!(status().json(), expected);
     }
 
     #[test]
     fn the_table_has_a_line_for_each_generation() {
         let table = status().table();
-        assert_eq!(table[0], "GENERATION      PID  STATE           AGE  CONNECTIONS");
-        assert_eq!(table[1], "3               812  serving      1.50 s            2");
+        assert_eq!(table[0], "GENERATION      PID  STATE             AGE  SHARE  CONNECTIONS");
+        assert_eq!(table[1], "3               812  serving        1.50 s    95%            2");
         assert_eq!(table[2], "generation 3 is stopped by SIGTTIN: it serves nobody");
         assert_eq!(table[3], "supervisor 800, listening on web=[::]:80");
         assert_eq!(table[5], "last failure: said \"no\"\n, 1 m 1 s ago");

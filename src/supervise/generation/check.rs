@@ -29,10 +29,11 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    /// Run the command by the shell, for the generation whose main process is `main`.
-    pub(crate) fn start(command: &str, main: Pid, dispositions: Dispositions) -> Result<Check> {
+    /// Run the command by the shell, for the generation whose main process is `main`, with further `variables`.
+    pub(crate) fn start(command: &str, main: Pid, variables: &[String], dispositions: Dispositions) -> Result<Check> {
         let words = ["sh", "-c", command].map(CString::new).into_iter().collect::<Result<Vec<_>, _>>()?;
-        let environment = environ::with(&sys::environment(), CString::new(format!("MAINPID={main}"))?);
+        let variables = variables.iter().cloned().chain([format!("MAINPID={main}")]).map(CString::new);
+        let environment = environ::with(&sys::environment(), variables.collect::<Result<_, _>>()?);
         let (output, its) = pipe2(OFlag::O_CLOEXEC)?;
         // Only ours: the two ends of a pipe have flags of their own.
         fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;

@@ -20,6 +20,9 @@ pub(crate) enum Role {
     Notify,
     /// The pipe of `--ready fd:N`.
     Ready,
+    /// The request of `--ready http:PATH`, which is never handed on.
+    #[serde(skip)]
+    Probe,
     /// One that another version of this program had.
     #[serde(other)]
     Other,

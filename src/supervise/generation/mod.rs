@@ -1,14 +1,17 @@
 //! One generation of the server: its processes, from the fork to the last of them.
 
-mod check;
+pub(crate) mod check;
 pub(crate) mod child;
 pub(crate) mod descriptors;
+mod handover;
+mod http;
 pub(crate) mod notify_socket;
 pub(crate) mod ready;
 mod save;
 
 use std::ffi::CString;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -26,10 +29,12 @@ use crate::kernel::members::Members;
 use crate::kernel::processes::{Process, are_visible};
 use crate::missing::Facility;
 use crate::supervise::plan;
-use crate::supervise::sockets::{Share, Sockets};
+use crate::supervise::sockets::{Reach, Share, Sockets};
 use crate::sys::{self, Ending, Timestamp};
+use check::Check;
 use child::{Launch, read_exec_error};
 use descriptors::{Descriptors, Role};
+use handover::Handover;
 use notify_socket::{Notification, NotifyFile};
 use ready::Watch;
 pub(crate) use save::SavedGeneration;
@@ -64,11 +69,24 @@ pub(crate) struct Generation {
     stopped: Option<Signal>,
     /// When it was, and with how many connections.
     pub(crate) asked_to_stop: Option<(Timestamp, usize)>,
+    /// The clients whose connections to it were being made when it was relieved.
+    pub(crate) handshakes: Vec<SocketAddr>,
+    handover: Option<Handover>,
+    /// How many connections it had when it was last seen to have its sockets.
+    pub(crate) last_held: Option<usize>,
+    /// The check at the end of a stage of its trial.
+    pub(crate) trial_check: Option<Check>,
 }
 
 impl Generation {
     /// Start one that serves on `share`, and watch it get ready.
-    pub(crate) fn start(mut launch: Launch, share: Share, how: &Ready, now: Timestamp) -> Result<Generation> {
+    pub(crate) fn start(
+        mut launch: Launch,
+        share: Share,
+        how: &Ready,
+        reach: Reach,
+        now: Timestamp,
+    ) -> Result<Generation> {
         let mut descriptors = Descriptors::default();
         let notify = notify_socket::open(&notify_socket::folders(&sys::environment()))?;
         let notify_file = NotifyFile::of(&notify);
@@ -92,7 +110,7 @@ impl Generation {
             share,
             descriptors,
             _notify_file: notify_file,
-            watch: Some(Watch::begin(how, started.pid, dispositions, now)),
+            watch: Some(Watch::begin(how, started.pid, dispositions, reach, now)),
             members: Members::of(started.pid),
             started: now,
             killed: false,
@@ -101,6 +119,10 @@ impl Generation {
             stranger_reported: false,
             stopped: None,
             asked_to_stop: None,
+            handshakes: vec![],
+            handover: None,
+            last_held: None,
+            trial_check: None,
         })
     }
 
@@ -119,7 +141,7 @@ impl Generation {
         self.descriptors.iter().filter(|(role, _)| match role {
             Role::Pidfd => self.ended.is_none(),
             Role::Notify | Role::Ready => true,
-            Role::ExecError | Role::Other => false,
+            Role::ExecError | Role::Probe | Role::Other => false,
         })
     }
 
@@ -186,7 +208,7 @@ impl Generation {
     /// The open connections that it holds of those that came in by its sockets, if the kernel can be asked.
     pub(crate) fn connections(&self, sockets: &Sockets) -> Option<usize> {
         are_visible().ok()?;
-        let open = open_connections(sockets.set(self.share).listeners);
+        let open = open_connections(&sockets.set(self.share).listeners);
         let open = open.inspect_err(|errno| Facility::Connections.report_missing(errno)).ok()?;
         Some(held_by(&self.members.alive(), &open))
     }

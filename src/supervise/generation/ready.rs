@@ -1,9 +1,11 @@
 //! When a generation is ready. The only place that knows how each kind of readiness is detected.
 
 use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use log::{debug, warn};
+use nix::poll::PollFlags;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -12,9 +14,11 @@ use crate::kernel::accepting::observe;
 use crate::kernel::connections::served;
 use crate::kernel::descriptors::SocketInode;
 use crate::socket::listener::Listener;
+use crate::socket::steering::Client;
 use crate::supervise::generation::check::Check;
+use crate::supervise::generation::http::{Get, Outcome};
 use crate::supervise::signals::Dispositions;
-use crate::supervise::sockets::SocketSet;
+use crate::supervise::sockets::{Reach, SocketSet};
 use crate::sys::{Ending, Timestamp};
 
 /// The first observation comes after this, each further one after half as long again, up to the last.
@@ -50,6 +54,12 @@ pub(crate) struct Watch {
     check: Option<Check>,
     /// How the last check ended.
     last_check: Option<Ending>,
+    /// How it can be asked.
+    reach: Reach,
+    /// The request that is under way.
+    get: Option<Get>,
+    /// What came of the last one.
+    last_get: Option<Outcome>,
 }
 
 /// What the next supervisor must know to go on watching.
@@ -61,12 +71,13 @@ pub(crate) struct SavedWatch {
 }
 
 /// Those of `missing` by which no connection came in that one of `members` holds, with their listeners.
-fn unserved<'a>(missing: &[SocketInode], members: &[Pid], set: SocketSet<'a>) -> Vec<(SocketInode, &'a Listener)> {
+fn unserved<'a>(missing: &[SocketInode], members: &[Pid], set: &SocketSet<'a>) -> Vec<(SocketInode, &'a Listener)> {
     if missing.is_empty() {
         return vec![];
     }
     let all: BTreeSet<SocketInode> = missing.iter().copied().collect();
-    let pairs = set.inodes.iter().copied().zip(set.listeners).filter(|(inode, _)| all.contains(inode));
+    let pairs = set.inodes.iter().copied().zip(set.listeners.iter().copied());
+    let pairs = pairs.filter(|(inode, _)| all.contains(inode));
     let pairs: Vec<(SocketInode, &Listener)> = pairs.collect();
     let listeners: Vec<&Listener> = pairs.iter().map(|(_, listener)| *listener).collect();
     let served = served(members, &listeners);
@@ -74,8 +85,8 @@ fn unserved<'a>(missing: &[SocketInode], members: &[Pid], set: SocketSet<'a>) ->
 }
 
 /// The sockets of `set` that none of `members` waits on; none where that cannot be seen.
-pub(crate) fn unattended<'a>(members: &[Pid], set: SocketSet<'a>) -> Option<Vec<&'a Listener>> {
-    let seen = observe(members, set.inodes);
+pub(crate) fn unattended<'a>(members: &[Pid], set: &SocketSet<'a>) -> Option<Vec<&'a Listener>> {
+    let seen = observe(members, &set.inodes);
     let missing: Vec<&Listener> =
         unserved(&seen.missing, members, set).into_iter().map(|(_, listener)| listener).collect();
     (seen.obstacle.is_none() || missing.is_empty()).then_some(missing)
@@ -83,7 +94,7 @@ pub(crate) fn unattended<'a>(members: &[Pid], set: SocketSet<'a>) -> Option<Vec<
 
 impl Watch {
     /// Watch the generation that was started as `pid`.
-    pub(crate) fn begin(how: &Ready, pid: Pid, dispositions: Dispositions, begun: Timestamp) -> Watch {
+    pub(crate) fn begin(how: &Ready, pid: Pid, dispositions: Dispositions, reach: Reach, begun: Timestamp) -> Watch {
         let first = match how {
             Ready::After(time) => *time,
             _ => FIRST_BACKOFF,
@@ -100,12 +111,15 @@ impl Watch {
             unobservable: 0,
             check: None,
             last_check: None,
+            reach,
+            get: None,
+            last_get: None,
         }
     }
 
     /// Go on where a predecessor stopped.
-    pub(crate) fn resume(how: &Ready, pid: Pid, dispositions: Dispositions, saved: SavedWatch) -> Watch {
-        Watch { notified: saved.notified, ..Watch::begin(how, pid, dispositions, saved.begun) }
+    pub(crate) fn resume(how: &Ready, pid: Pid, dispositions: Dispositions, reach: Reach, saved: SavedWatch) -> Watch {
+        Watch { notified: saved.notified, ..Watch::begin(how, pid, dispositions, reach, saved.begun) }
     }
 
     /// For the supervisor that takes the place of this one.
@@ -127,7 +141,7 @@ impl Watch {
     }
 
     /// Observe, if it is time: is the generation ready? `members` are its living processes.
-    pub(crate) fn observe(&mut self, members: impl FnOnce() -> Vec<Pid>, set: SocketSet, now: Timestamp) -> bool {
+    pub(crate) fn observe(&mut self, members: impl FnOnce() -> Vec<Pid>, set: &SocketSet, now: Timestamp) -> bool {
         if now < self.next {
             return false;
         }
@@ -143,6 +157,12 @@ impl Watch {
             Ready::Notify if !self.notified => {
                 self.back_off(now);
                 false
+            }
+            Ready::Http(path) => {
+                let path = path.clone();
+                self.back_off(now);
+                self.accepts = self.accepts || self.accepts(&members(), set);
+                self.accepts && self.is_answered(&path, now)
             }
             Ready::Auto | Ready::Notify | Ready::Accepting | Ready::After(_) => {
                 self.back_off(now);
@@ -162,8 +182,8 @@ impl Watch {
     }
 
     /// Is some process seen waiting on each socket? Where that cannot be seen, READY=1 must suffice.
-    fn accepts(&mut self, members: &[Pid], set: SocketSet) -> bool {
-        let seen = observe(members, set.inodes);
+    fn accepts(&mut self, members: &[Pid], set: &SocketSet) -> bool {
+        let seen = observe(members, &set.inodes);
         // A busy process may never be observed waiting; but then it holds connections.
         if unserved(&seen.missing, members, set).is_empty() {
             debug!("seen to accept: {:?}", seen.evidence);
@@ -176,7 +196,7 @@ impl Watch {
         self.unobservable += 1;
         // What was asked for besides has to suffice.
         let suffices = match self.how {
-            Ready::Check(_) | Ready::After(_) => true,
+            Ready::Check(_) | Ready::After(_) | Ready::Http(_) => true,
             Ready::Accepting => false,
             _ => self.notified,
         };
@@ -192,7 +212,8 @@ impl Watch {
     /// Run the check, or see how it ended.
     fn check_passed(&mut self, command: &str) -> bool {
         let Some(check) = &mut self.check else {
-            match Check::start(command, self.pid, self.dispositions) {
+            let source = self.reach.source.map(|source| format!("HANDOFF_SOURCE={source}"));
+            match Check::start(command, self.pid, source.as_slice(), self.dispositions) {
                 Ok(check) => self.check = Some(check),
                 Err(error) => warn!("cannot run the check: {error}"),
             }
@@ -202,6 +223,48 @@ impl Watch {
         self.check = None;
         self.last_check = Some(ending);
         ending == Ending::Exited(0)
+    }
+
+    /// Ask for the path, or see what came of it.
+    fn is_answered(&mut self, path: &str, now: Timestamp) -> bool {
+        let Some(get) = &mut self.get else {
+            match self.reach.first.map(|first| Get::begin(first, path, now)) {
+                Some(Ok(get)) => self.get = Some(get),
+                Some(Err(error)) => self.last_get = Some(Outcome::Failed(error.to_string())),
+                None => (),
+            }
+            return false;
+        };
+        let Some(outcome) = get.go_on(now) else { return false };
+        self.get = None;
+        let is_good = outcome.is_good();
+        self.last_get = Some(outcome);
+        is_good
+    }
+
+    /// The client that is to be led to this generation.
+    pub(crate) fn client(&self) -> Option<Client> {
+        match &self.how {
+            Ready::Check(_) => self.reach.source.map(|source| Client::Address(source.into())),
+            _ => self.get.as_ref().map(|get| Client::Port(get.from())),
+        }
+    }
+
+    /// It is led to it.
+    pub(crate) fn lead(&mut self, now: Timestamp) {
+        if self.get.as_mut().is_some_and(Get::lead) {
+            self.next = now;
+        }
+    }
+
+    /// What to wait for besides.
+    pub(crate) fn polled(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        self.get.as_ref().and_then(Get::polled)
+    }
+
+    /// What was waited for has come.
+    pub(crate) fn look_now(&mut self, now: Timestamp) {
+        self.next = now;
     }
 
     /// End the check that runs; the next observation starts another one.
@@ -219,6 +282,11 @@ impl Watch {
         match (&self.how, self.last_check) {
             (Ready::Check(_), Some(ending)) => Some(format!("its check last {ending}")),
             (Ready::Check(_), None) => Some("its check has not ended".to_owned()),
+            (Ready::Http(path), _) => Some(match &self.last_get {
+                Some(Outcome::Answered(status)) => format!("GET {path} was last answered with {status}"),
+                Some(Outcome::Failed(why)) => format!("GET {path} last failed: {why}"),
+                None => format!("it was not asked for {path} yet"),
+            }),
             (Ready::Descriptor(number), _) => Some(format!("it wrote nothing to descriptor {number}")),
             (Ready::Notify, _) if !self.notified => Some("it did not send READY=1".to_owned()),
             _ => None,

@@ -1,5 +1,7 @@
 //! A generation in a state that is handed on, and one that a predecessor of this supervisor started.
 
+use std::net::SocketAddr;
+
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +15,7 @@ use crate::supervise::generation::notify_socket::NotifyFile;
 use crate::supervise::generation::ready::{SavedWatch, Watch};
 use crate::supervise::plan;
 use crate::supervise::signals::Dispositions;
-use crate::supervise::sockets::Share;
+use crate::supervise::sockets::{Reach, Share};
 use crate::sys::{Claimed, Ending, Timestamp};
 
 /// A generation in a state that is handed on.
@@ -38,6 +40,9 @@ pub(crate) struct SavedGeneration {
     /// The groups and sessions that members are in, but for the main process' own.
     #[serde(default)]
     groups: Vec<i32>,
+    /// The clients whose connections to it were being made when it was relieved.
+    #[serde(default)]
+    handshakes: Vec<SocketAddr>,
 }
 
 /// A process, and not only its number.
@@ -75,6 +80,7 @@ impl Generation {
             watch: self.watch.as_ref().map(Watch::save),
             members: self.members.known().iter().map(SavedProcess::from).collect(),
             groups: self.members.led().iter().map(|number| number.as_raw()).collect(),
+            handshakes: self.handshakes.clone(),
         }
     }
 
@@ -86,6 +92,7 @@ impl Generation {
         saved: SavedGeneration,
         how: &Ready,
         dispositions: Dispositions,
+        reach: Reach,
         claimed: &mut Claimed,
     ) -> nix::Result<Generation> {
         let pid = Pid::from_raw(saved.pid);
@@ -101,7 +108,7 @@ impl Generation {
             share: saved.share,
             _notify_file: descriptors.get(Role::Notify).and_then(NotifyFile::of),
             descriptors,
-            watch: saved.watch.map(|watch| Watch::resume(how, pid, dispositions, watch)),
+            watch: saved.watch.map(|watch| Watch::resume(how, pid, dispositions, reach, watch)),
             members,
             started: saved.started,
             killed: saved.killed,
@@ -110,6 +117,10 @@ impl Generation {
             stranger_reported: false,
             stopped: None,
             asked_to_stop: None,
+            handshakes: saved.handshakes,
+            handover: None,
+            last_held: None,
+            trial_check: None,
         })
     }
 }

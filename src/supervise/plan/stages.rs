@@ -1,10 +1,11 @@
-//! How far a generation is: it starts, serves or drains.
+//! How far a generation is: it starts, is on trial, serves, stands by or drains.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Id;
+use crate::config::Rollout;
 use crate::sys::Timestamp;
 
 /// A generation has settled when it was ready for this long: what it does on becoming ready is done.
@@ -25,13 +26,66 @@ pub(crate) enum Cause {
 }
 
 /// A generation that gets ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Starting {
     pub(crate) id: Id,
     #[serde(default)]
     pub(crate) cause: Cause,
     #[serde(default = "never")]
     pub(crate) deadline: Timestamp,
+    /// How it is to take over when it is ready.
+    #[serde(default)]
+    pub(crate) rollout: Rollout,
+}
+
+/// A generation that gets a share of the new connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Trial {
+    pub(crate) id: Id,
+    /// The stages that are left, the present one first.
+    #[serde(default)]
+    pub(crate) rollout: Rollout,
+    /// Since when it is ready.
+    #[serde(default)]
+    pub(super) since: Timestamp,
+    /// When the stage ends, or, while it is checked, when the check has to have ended.
+    #[serde(default = "never")]
+    pub(crate) until: Timestamp,
+    /// The check at the end of the stage runs.
+    #[serde(default)]
+    pub(crate) is_checked: bool,
+}
+
+impl Trial {
+    /// The percentage that it gets now.
+    pub(crate) fn percent(&self) -> u8 {
+        self.rollout.stages.first().map_or(0, |stage| stage.percent)
+    }
+
+    pub(super) fn settled(&self) -> Timestamp {
+        self.since + SETTLING
+    }
+}
+
+/// The generation that served before, and serves again if its successor fails before it has settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Standing {
+    pub(crate) id: Id,
+    /// Since when it served.
+    #[serde(default)]
+    pub(crate) since: Timestamp,
+    /// Since when it gets no new connections.
+    #[serde(default)]
+    pub(super) relieved: Timestamp,
+    /// When its successor has settled.
+    #[serde(default)]
+    pub(super) until: Timestamp,
+}
+
+impl Standing {
+    pub(super) fn settled(&self) -> Timestamp {
+        self.since + SETTLING
+    }
 }
 
 /// The generation that serves.
@@ -52,7 +106,10 @@ impl Serving {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Draining {
     pub(crate) id: Id,
-    /// When it is killed; none once it was.
+    /// When it is told to stop at the latest; none once it was.
+    #[serde(default)]
+    pub(crate) stop: Option<Timestamp>,
+    /// When it is killed, if it was told to stop; none once it was killed.
     #[serde(default = "some_never")]
     pub(crate) deadline: Option<Timestamp>,
     /// When it has settled: never, if it was not ready before it was asked to stop.
@@ -65,6 +122,6 @@ pub(super) fn never() -> Timestamp {
     Timestamp::MAX
 }
 
-pub(super) fn some_never() -> Option<Timestamp> {
+fn some_never() -> Option<Timestamp> {
     Some(never())
 }

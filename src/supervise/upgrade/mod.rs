@@ -95,7 +95,7 @@ impl Mode {
             Mode::TakeOver(fd) => ("take", fd),
         };
         let variable = CString::new(format!("{}={word}:{number}", environ::STATE)).expect("there is no NUL in it");
-        environ::with(&sys::environment(), variable)
+        environ::with(&sys::environment(), vec![variable])
     }
 }
 

@@ -21,7 +21,9 @@ use crate::supervise::sockets::SavedSockets;
 use crate::sys::{self, FIRST_FD, Timestamp};
 
 /// What this version understands of `needs`.
-const UNDERSTOOD: [&str; 0] = [];
+const UNDERSTOOD: [&str; 1] = [SLOTS];
+/// Sockets are steered: one for each generation.
+pub(crate) const SLOTS: &str = "slots";
 
 /// Everything that cannot be determined anew. What each part saves is defined in its file.
 #[derive(Debug, Serialize, Deserialize)]

@@ -10,9 +10,9 @@ use super::{DEADLINE, Supervisor, wait_for};
 /// What a client sends.
 pub const STATUS: &str = "{\"request\":{\"status\":\"table\"}}\n";
 pub const STATUS_JSON: &str = "{\"request\":{\"status\":\"json\"}}\n";
-pub const RELOAD: &str = "{\"request\":{\"reload\":\"serving\"}}\n";
-pub const RELOAD_AND_WAIT: &str = "{\"request\":{\"reload\":\"old-gone\"}}\n";
-pub const RELOAD_LIVE: &str = "{\"request\":{\"reload\":\"old-gone\"},\"live\":true}\n";
+pub const RELOAD: &str = "{\"request\":{\"reload\":{\"until\":\"serving\"}}}\n";
+pub const RELOAD_AND_WAIT: &str = "{\"request\":{\"reload\":{\"until\":\"old-gone\"}}}\n";
+pub const RELOAD_LIVE: &str = "{\"request\":{\"reload\":{\"until\":\"old-gone\"}},\"live\":true}\n";
 pub const STOP: &str = "{\"request\":\"stop\"}\n";
 /// The last reply, after a success.
 pub const SUCCESS: &str = "{\"exit\":0}";

@@ -82,6 +82,10 @@ impl Setup {
         let mut run = self.run;
         if self.is_supervised {
             run = run.args(&["--supervise", "--control", &self.folder.text("control")]);
+            if !self.options.iter().any(|option| option == "--settle") {
+                // Nothing is to be seen of most generations by the time that is the default.
+                run = run.args(&["--settle", "50ms"]);
+            }
         }
         let listen = if self.listen.is_empty() { vec!["127.0.0.1:0".into()] } else { self.listen };
         run = listen.iter().fold(run, |run, spec| run.args(&["-l", spec]));

@@ -98,8 +98,12 @@ fn socket(line: &str) -> Option<Socket> {
 }
 
 /// The socket that listens on `port`.
-pub fn listener_on(port: u16) -> Option<u64> {
-    tcp_sockets().iter().find(|socket| socket.state == LISTEN && socket.port == port).map(|socket| socket.inode)
+pub fn listeners_on(port: u16) -> Vec<u64> {
+    let sockets = tcp_sockets();
+    let listening = sockets.iter().filter(|socket| socket.state == LISTEN && socket.port == port);
+    let mut inodes: Vec<u64> = listening.map(|socket| socket.inode).collect();
+    inodes.sort_unstable();
+    inodes
 }
 
 /// Those of `inodes` that listen, once each.

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use super::case::{Case, Stop, compiled, fill, fill_in, is_installed, line, run, shell};
 use super::process::{Session, stat};
 use super::request::Request;
-use super::socket::{accepted, listener_on, listening_of};
+use super::socket::{accepted, listeners_on, listening_of};
 use super::supervisor::Role;
 use super::{DEADLINE, Folder, Output, PROGRAM, Supervisor, log, wait_for};
 
@@ -37,10 +37,10 @@ pub struct Trial<'a> {
 pub fn try_out(case: &Case) {
     if is_installed(case) {
         let server = Trial::start_target(case);
-        let inode = server.listener();
+        let inodes = server.listeners();
         let first = server.ask(Request::Plain);
         server.check_answer(first);
-        assert_eq!(server.listening(), [inode], "{}", server.log());
+        assert_eq!(server.listening(), inodes, "{}", server.log());
         server.settle();
         if case.stop == Stop::Drains {
             let slow = server.under_way();
@@ -67,7 +67,7 @@ impl Trial<'_> {
 
     /// One that a wrapper becomes.
     pub fn start_by<'a>(wrapper: &str, case: &'a Case, options: &str) -> Trial<'a> {
-        let words = format!("{wrapper} {PROGRAM} --supervise --control control {options}");
+        let words = format!("{wrapper} {PROGRAM} --supervise --control control --settle 50ms {options}");
         Trial::start_with(case, &words, Role::Supervisor)
     }
 
@@ -88,7 +88,7 @@ impl Trial<'_> {
         let (line, stop) = line(case, handoff_run);
         let mut line = fill_in(&line, &folder, port);
         if let Some(backend) = &backend {
-            backend.listener();
+            backend.listeners();
             line = line.replace("@BACKEND@", &format!("127.0.0.1,{}", backend.port));
         }
         let process = shell(&format!("exec {line} >&2"), &folder);
@@ -118,9 +118,9 @@ impl Trial<'_> {
         wait_for("all to sleep", || self.processes().iter().all(sleeps).then_some(()));
     }
 
-    /// The inode of the socket on its port.
-    pub fn listener(&self) -> u64 {
-        wait_for("handoff-run to listen", || listener_on(self.port))
+    /// The inodes of the sockets on its port.
+    pub fn listeners(&self) -> Vec<u64> {
+        wait_for("handoff-run to listen", || Some(listeners_on(self.port)).filter(|sockets| !sockets.is_empty()))
     }
 
     /// The TCP sockets that any of its processes listens on.
@@ -167,16 +167,16 @@ impl Trial<'_> {
         self.process.command("--reload", options).output()
     }
 
-    /// Reload, until the old generation is gone: nothing of it is left, and the new one, whose number is given, answers on
-    /// the same socket.
+    /// Reload, until the old generation is gone: nothing of it is left, and the new one, whose number is given, answers, and
+    /// no socket has come or gone.
     pub fn roll(&self, generation: u64) {
-        let (socket, old) = (self.listener(), self.processes());
+        let (sockets, old) = (self.listeners(), self.processes());
         let output = self.reload(&["--wait"]);
         assert_eq!(output.failure(), (0, ""), "{}", self.log());
         let left: Vec<Pid> = self.processes().into_iter().filter(|pid| old.contains(pid)).collect();
         assert_eq!(left, [], "left of the old generation: {}", self.log());
         self.answer();
-        assert_eq!(self.listening(), [socket], "{}", self.log());
+        assert_eq!(self.listening(), sockets, "{}", self.log());
         assert!(output.stdout.contains(&log::ready(generation)), "{}", output.stdout);
     }
 

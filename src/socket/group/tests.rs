@@ -1,0 +1,255 @@
+//! Groups of real sockets: where connections go, whatever is done to the slots.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::socket::endpoint::resolve;
+use crate::socket::listener::{Manner, Sharing, bind_first};
+use crate::socket::socket_file::Naming;
+use crate::socket::spec::Spec;
+
+/// Numbers that other tests do not need.
+const LOWEST: RawFd = 64;
+
+fn listener(spec: &str, sharing: Sharing) -> Listener {
+    let spec = Spec::parse(OsStr::new(spec)).unwrap();
+    let manner = Manner { backlog: 1000, naming: Naming::Once, sharing };
+    bind_first(&spec, &resolve(&spec).unwrap(), manner).unwrap_or_else(|_| panic!("{spec} cannot be bound"))
+}
+
+fn group(spec: &str) -> Group {
+    let group = Group::of(listener(spec, Sharing::Steered), LOWEST).unwrap();
+    assert!(group.is_steered());
+    group
+}
+
+impl Group {
+    fn address(&self) -> SocketAddr {
+        self.reached_at().unwrap()
+    }
+
+    /// How many of so many new connections each slot gets, and the helm; all are dropped.
+    fn spread(&self, connections: usize) -> Vec<usize> {
+        for _ in 0..connections {
+            TcpStream::connect(self.address()).expect("nobody is refused");
+        }
+        self.sockets().map(accept_all).collect()
+    }
+
+    fn steer_to(&mut self, serving: usize) {
+        self.steer(Route { serving, ..Route::default() }).unwrap();
+    }
+
+    /// As a server does it.
+    fn shut(&self, slot: usize) {
+        shut_down(self.listener(slot)).unwrap();
+    }
+
+    /// All new connections go to the one that serves.
+    #[track_caller]
+    fn check(&self) {
+        let spread = self.spread(8);
+        assert_eq!(spread[self.serving()], 8, "{spread:?} of {:?}", self.steered);
+    }
+}
+
+fn accept_all(listener: &Listener) -> usize {
+    let flags = nix::fcntl::OFlag::O_NONBLOCK;
+    nix::fcntl::fcntl(listener, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();
+    std::iter::from_fn(|| sys::accept(listener).ok()).count()
+}
+
+#[test]
+fn new_connections_go_to_the_slot_that_serves_at_every_kind_of_address() {
+    for spec in ["127.0.0.1:0", ":0", "0.0.0.0:0", "[::1]:0", "[::]:0,v6only"] {
+        let mut group = group(spec);
+        for serving in [0, 1, 1, 0] {
+            group.steer_to(serving);
+            group.check();
+        }
+        group.grow(LOWEST).unwrap();
+        for serving in [2, 0, 1] {
+            group.steer_to(serving);
+            group.check();
+        }
+    }
+}
+
+#[test]
+fn the_address_is_nobody_elses_until_the_first_is_bound() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let spec = Spec::parse(OsStr::new(&taken.local_addr().unwrap().to_string())).unwrap();
+    let manner = Manner { backlog: 9, naming: Naming::Once, sharing: Sharing::Steered };
+    assert!(bind_first(&spec, &resolve(&spec).unwrap(), manner).is_err());
+    let ours = group("127.0.0.1:0");
+    let spec = Spec::parse(OsStr::new(&ours.address().to_string())).unwrap();
+    assert!(bind_first(&spec, &resolve(&spec).unwrap(), manner).is_err(), "a second supervisor is refused");
+}
+
+#[test]
+fn what_a_server_does_to_its_slot_is_repaired_and_changes_nothing_for_the_one_that_serves() {
+    let mut group = group("127.0.0.1:0");
+    group.steer_to(1);
+    group.shut(0);
+    // Nobody has reacted yet.
+    group.check();
+    let look = group.look_after(LOWEST);
+    assert_eq!((look.left, look.findings.len()), (vec![0], 0));
+    group.check();
+    group.shut(1);
+    let look = group.look_after(LOWEST);
+    assert_eq!((look.left, look.findings.len()), (vec![1], 1));
+    group.check();
+    // Both at once: which place leads where is not known any more.
+    group.shut(0);
+    group.shut(1);
+    assert_eq!(group.look_after(LOWEST).left, [0, 1]);
+    group.check();
+    group.steer_to(0);
+    group.check();
+    assert_eq!(group.problem(), None);
+}
+
+#[test]
+fn what_waits_where_nobody_is_is_reset_and_counted() {
+    let mut group = group("127.0.0.1:0");
+    group.steer_to(1);
+    assert_eq!(group.give(1), 0);
+    let mut client = TcpStream::connect(group.address()).unwrap();
+    assert_eq!(group.waiting(1), 1);
+    group.steer_to(0);
+    assert_eq!(group.look_after(LOWEST).dropped, [], "somebody has it");
+    group.free(1);
+    assert_eq!(group.look_after(LOWEST).dropped, [(1, 1)]);
+    let end = client.read(&mut [0]).unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(group.look_after(LOWEST).dropped, []);
+}
+
+#[test]
+fn one_client_may_be_led_elsewhere() {
+    let mut group = group("127.0.0.1:0");
+    let client = Client::Address("127.0.0.2".parse().unwrap());
+    group.steer(Route { exception: Some((client, 1)), ..Route::default() }).unwrap();
+    group.check();
+    let from = |ip: [u8; 4]| {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+        bind(socket.as_raw_fd(), &SockaddrIn::new(ip[0], ip[1], ip[2], ip[3], 0)).unwrap();
+        let port = group.address().port();
+        connect(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
+    };
+    from([127, 0, 0, 2]);
+    from([127, 0, 0, 3]);
+    assert_eq!(group.spread(0), [1, 1, 0]);
+}
+
+// Ten thousand connections, within three standard deviations.
+#[test]
+fn a_share_of_new_connections_goes_to_the_one_on_trial() {
+    let mut group = group("127.0.0.1:0");
+    for percent in [1, 5, 20, 50] {
+        let trial = Trial { slot: 1, percent, is_sticky: false, salt: 0 };
+        group.steer(Route { trial: Some(trial), ..Route::default() }).unwrap();
+        let got: usize = (0..100).map(|_| group.spread(100)[1]).sum();
+        let share = f64::from(percent) / 100.0;
+        let (expected, deviation) = (share * 10_000.0, (share * (1.0 - share) * 10_000.0).sqrt());
+        assert!((got as f64 - expected).abs() <= 3.0 * deviation, "{percent}: {got}");
+    }
+}
+
+#[test]
+fn datagrams_go_to_the_slot_that_serves_and_one_that_was_shut_down_is_replaced() {
+    let mut group = group("udp:127.0.0.1:0");
+    let address = match group.listener(0).endpoint().unwrap() {
+        Endpoint::Inet { address, .. } => address,
+        other => panic!("{other}"),
+    };
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let received = |group: &Group, slot: usize| {
+        client.send_to(b"x", address).unwrap();
+        let socket: UdpSocket = group.listener(slot).as_fd().try_clone_to_owned().unwrap().into();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.recv(&mut [0]).unwrap()
+    };
+    for serving in [0, 1, 0] {
+        group.steer_to(serving);
+        assert_eq!(received(&group, serving), 1);
+    }
+    for serving in [1, 0, 1] {
+        let _ = shut_down(group.listener(serving));
+        assert_eq!(group.look_after(LOWEST).left, [serving]);
+        group.steer_to(serving);
+        assert_eq!(received(&group, serving), 1);
+        group.free(1 - serving);
+        assert_eq!(received(&group, serving), 1);
+    }
+    // Nobody has the other one: what comes there is dropped.
+    group.steer_to(1);
+    group.free(0);
+    group.steer_to(0);
+    client.send_to(b"x", address).unwrap();
+    assert_eq!(group.look_after(LOWEST).dropped, [(0, 1)]);
+}
+
+#[test]
+fn a_shared_group_is_one_socket_for_all() {
+    let mut group = Group::of(listener("127.0.0.1:0", Sharing::Shared), LOWEST).unwrap();
+    assert!(!group.is_steered());
+    assert_eq!(group.inode(0), group.inode(5));
+    assert_eq!((group.give(3), group.waiting(3), group.beside().len()), (0, 0, 0));
+    group.free(1);
+    group.steer(Route { serving: 4, ..Route::default() }).unwrap();
+}
+
+#[test]
+fn a_listener_of_somebody_else_at_the_same_address_is_seen() {
+    let group = group("127.0.0.1:0");
+    let ours: Vec<SocketInode> = group.inodes().collect();
+    let strangers = |group: &Group| group.beside().into_iter().filter(|(_, inode)| !ours.contains(inode)).count();
+    assert_eq!((group.beside().len(), strangers(&group)), (3, 0));
+    let _other = group.listener(0).another(LOWEST).unwrap();
+    assert_eq!(strangers(&group), 1);
+}
+
+/// What may happen to a group.
+#[derive(Clone, Debug)]
+enum Step {
+    Steer(usize),
+    Shut(Vec<usize>),
+    Add,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => (0..6_usize).prop_map(Step::Steer),
+        3 => prop::collection::vec(0..6_usize, 1..4).prop_map(Step::Shut),
+        1 => Just(Step::Add),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn new_connections_go_where_they_are_to_whatever_happens(steps in prop::collection::vec(step(), 1..20)) {
+        let mut group = group("127.0.0.1:0");
+        for step in steps {
+            let slots = group.slots();
+            match step {
+                Step::Steer(slot) => group.steer_to(slot % slots),
+                Step::Shut(all) => all.into_iter().for_each(|slot| {
+                    let _ = shut_down(group.listener(slot % slots));
+                }),
+                Step::Add if slots < 6 => group.grow(LOWEST).unwrap(),
+                Step::Add => (),
+            }
+            group.look_after(LOWEST);
+            group.check();
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! One socket of a group: what is known of it, and what becomes of it while nobody has it.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::PollFlags;
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+
+use crate::kernel::descriptors::SocketInode;
+use crate::socket::listener::Listener;
+use crate::socket::upkeep::{Finding, Upkeep};
+use crate::sys;
+
+/// At most so many connections, or datagrams, are dropped at once: the rest is for the next round of the loop.
+const MOST_AT_ONCE: usize = 1000;
+
+/// A socket of a group.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(super) listener: Listener,
+    pub(super) inode: SocketInode,
+    pub(super) upkeep: Upkeep,
+    /// Nobody has it.
+    is_idle: bool,
+    /// Whether it is O_NONBLOCK for the one that gets it.
+    is_nonblocking: bool,
+}
+
+impl Slot {
+    pub(super) fn of(mut listener: Listener) -> nix::Result<Slot> {
+        let inode = SocketInode::of(&listener)?;
+        let is_nonblocking = listener.options_beside().is_some_and(|options| options.has("nonblock"));
+        Ok(Slot { inode, upkeep: Upkeep::of(&mut listener), is_idle: false, is_nonblocking, listener })
+    }
+
+    pub(super) fn is_datagram(&self) -> bool {
+        self.upkeep.is_datagram()
+    }
+
+    /// Look after a socket that generations share.
+    pub(super) fn look_after(&mut self) -> Vec<Finding> {
+        self.upkeep.look_after(&mut self.listener)
+    }
+
+    /// Has a server shut it down?
+    pub(super) fn has_left(&self) -> bool {
+        sys::is_shut_down(&self.listener) || !self.is_datagram() && !self.listener.listens()
+    }
+
+    /// What to poll it for, if at all.
+    pub(super) fn polled_for(&self) -> Option<PollFlags> {
+        match self.is_idle {
+            true => Some(PollFlags::POLLIN),
+            false => self.upkeep.is_watched().then_some(PollFlags::empty()),
+        }
+    }
+
+    /// How many connections wait to be accepted, or 1 where datagrams wait.
+    pub(super) fn waiting(&self) -> usize {
+        match self.is_datagram() {
+            true => recv(self.listener.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
+                .is_ok()
+                .into(),
+            false => sys::queue(&self.listener).map_or(0, |queue| queue.length as usize),
+        }
+    }
+
+    /// Nobody has it from now on: what comes is dropped.
+    pub(super) fn leave_idle(&mut self) -> nix::Result<()> {
+        if !self.is_idle {
+            self.is_idle = true;
+            let flags = flags(&self.listener)? | OFlag::O_NONBLOCK;
+            fcntl(&self.listener, FcntlArg::F_SETFL(flags))?;
+        }
+        Ok(())
+    }
+
+    /// Somebody has it from now on. What waits is dropped; how many that were.
+    pub(super) fn give(&mut self) -> usize {
+        let dropped = self.sweep();
+        if std::mem::take(&mut self.is_idle)
+            && let Ok(mut flags) = flags(&self.listener)
+        {
+            flags.set(OFlag::O_NONBLOCK, self.is_nonblocking);
+            // It cannot fail for a socket of ours.
+            let _ = fcntl(&self.listener, FcntlArg::F_SETFL(flags));
+        }
+        dropped
+    }
+
+    /// Where nobody has it, drop what waits, a connection by a reset; how many that were.
+    pub(super) fn sweep(&mut self) -> usize {
+        if !self.is_idle {
+            return 0;
+        }
+        let drop_one = || match self.is_datagram() {
+            true => recv(self.listener.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).is_ok(),
+            false => sys::accept(&self.listener).is_ok_and(reset),
+        };
+        (0..MOST_AT_ONCE).take_while(|_| drop_one()).count()
+    }
+
+    /// Another socket in the place of this one, which is returned.
+    pub(super) fn replace(&mut self, another: Listener) -> nix::Result<Listener> {
+        let mut another = Slot::of(another)?;
+        if self.is_idle {
+            another.leave_idle()?;
+        }
+        Ok(std::mem::replace(self, another).listener)
+    }
+}
+
+/// Close a connection so that its client knows at once.
+fn reset(connection: impl AsFd) -> bool {
+    let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+    let _ = setsockopt(&connection, sockopt::Linger, &at_once);
+    true
+}
+
+fn flags(listener: &Listener) -> nix::Result<OFlag> {
+    fcntl(listener, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)
+}

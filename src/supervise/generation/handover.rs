@@ -1,0 +1,143 @@
+//! What is watched of a generation while another takes over from it, or it from another: whether something still waits for
+//! it, and whether it still has its sockets.
+
+use std::time::Duration;
+
+use crate::config::Drain;
+use crate::kernel::connections::{held_by, open_connections};
+use crate::kernel::descriptors::{SocketInode, are_open_to_us, sockets};
+use crate::supervise::generation::Generation;
+use crate::supervise::sockets::Sockets;
+use crate::sys::Timestamp;
+
+/// The first look comes at once, each further one after half as long again, up to the last.
+const FIRST_BACKOFF: Duration = Duration::from_millis(2);
+const LAST_BACKOFF: Duration = Duration::from_millis(500);
+/// How often it is seen whether one that has not settled still has its sockets.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Looks take at most this part of the processor's time, unless that would make them rarer than this.
+const COST_RATIO: u32 = 50;
+const LONGEST_SPARING: Duration = Duration::from_secs(2);
+
+/// What is being watched.
+#[derive(Debug)]
+pub(super) struct Handover {
+    what: What,
+    /// When to look again.
+    next: Timestamp,
+    backoff: Duration,
+}
+
+#[derive(Debug)]
+enum What {
+    /// It serves, or is on trial: whether it still has these sockets.
+    Sockets(Vec<SocketInode>),
+    /// It was relieved: whether something still waits for it, or is connected to it.
+    Release(Drain, Connections),
+}
+
+/// The connections of a generation that ends when it has none.
+#[derive(Debug)]
+enum Connections {
+    /// Those that its processes hold.
+    Held,
+    /// Whose processes hold which cannot be seen: those that there were when it was relieved.
+    Present(Vec<SocketInode>),
+}
+
+impl Generation {
+    /// It can serve, and has its sockets: watch whether it keeps them.
+    pub(crate) fn note_sockets(&mut self, all: &Sockets) {
+        let held = self.held(&all.set(self.share).inodes);
+        self.handover = Some(Handover { what: What::Sockets(held), next: Timestamp::ZERO, backoff: LOOK_INTERVAL });
+    }
+
+    /// Those of `inodes` that its processes have open.
+    fn held(&self, inodes: &[SocketInode]) -> Vec<SocketInode> {
+        let open: Vec<SocketInode> = self.members.alive().into_iter().flat_map(sockets).collect();
+        inodes.iter().copied().filter(|inode| open.contains(inode)).collect()
+    }
+
+    /// It has settled.
+    pub(crate) fn settle(&mut self) {
+        self.handover = None;
+    }
+
+    /// It was relieved: watch until nothing waits for it, or with `idle` until it has no connection.
+    pub(crate) fn begin_release(&mut self, how: Drain, now: Timestamp) {
+        let what = What::Release(how, Connections::Held);
+        self.handover = Some(Handover { what, next: now, backoff: FIRST_BACKOFF });
+    }
+
+    /// It is told to stop: how many clients still wait for it, if it was watched.
+    pub(crate) fn end_release(&mut self, all: &Sockets) -> usize {
+        match self.handover.take().map(|handover| handover.what) {
+            Some(What::Release(..)) => all.waiting(self.share) + self.still_made(all),
+            _ => 0,
+        }
+    }
+
+    /// When to look at it again.
+    pub(crate) fn next_look(&self) -> Option<Timestamp> {
+        self.handover.as_ref().map(|handover| handover.next)
+    }
+
+    /// That look took so much of the processor.
+    pub(crate) fn spare_looks(&mut self, cost: Duration, now: Timestamp) {
+        if let Some(handover) = &mut self.handover {
+            handover.next = handover.next.max(now + (cost * COST_RATIO).min(LONGEST_SPARING));
+        }
+    }
+
+    /// It has not settled: has it given up a socket that it had?
+    pub(crate) fn has_left(&mut self, all: &Sockets, now: Timestamp) -> bool {
+        if !matches!(&self.handover, Some(Handover { what: What::Sockets(_), .. })) {
+            return false;
+        }
+        let held = self.held(&all.set(self.share).inodes);
+        let is_seen = are_open_to_us(&self.members.alive());
+        self.last_held = self.connections(all);
+        let Some(Handover { what: What::Sockets(had), next, .. }) = &mut self.handover else { return false };
+        *next = now + LOOK_INTERVAL;
+        is_seen && had.iter().any(|inode| !held.contains(inode))
+    }
+
+    /// It was relieved: may it be told to stop?
+    pub(crate) fn is_released(&mut self, all: &Sockets, now: Timestamp) -> bool {
+        let Some(handover) = &mut self.handover else { return false };
+        let What::Release(how, _) = handover.what else { return false };
+        handover.backoff = (handover.backoff * 3 / 2).min(LAST_BACKOFF);
+        handover.next = now + handover.backoff;
+        // The queue is looked at once more: a connection that has been made since is in it.
+        let is_waited_for = all.waiting(self.share) > 0 || self.still_made(all) > 0 || all.waiting(self.share) > 0;
+        !is_waited_for && (how == Drain::Signal || self.is_idle(all))
+    }
+
+    /// How many of the connections that were being made when it was relieved still are.
+    fn still_made(&mut self, all: &Sockets) -> usize {
+        if !self.handshakes.is_empty() {
+            let now = all.handshakes();
+            self.handshakes.retain(|client| now.contains(client));
+        }
+        self.handshakes.len()
+    }
+
+    /// Has it no connection any more?
+    fn is_idle(&mut self, all: &Sockets) -> bool {
+        let Ok(open) = open_connections(&all.set(self.share).listeners) else { return false };
+        let members = self.members.alive();
+        let Some(Handover { what: What::Release(_, connections), .. }) = &mut self.handover else { return false };
+        match connections {
+            Connections::Present(present) => {
+                present.retain(|inode| open.binary_search(inode).is_ok());
+                present.is_empty()
+            }
+            Connections::Held if are_open_to_us(&members) => held_by(&members, &open) == 0,
+            Connections::Held => {
+                let is_empty = open.is_empty();
+                *connections = Connections::Present(open);
+                is_empty
+            }
+        }
+    }
+}

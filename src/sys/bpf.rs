@@ -1,0 +1,27 @@
+//! Programs that the kernel runs for a socket.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use libc::{c_int, c_ushort, sock_filter, sock_fprog};
+use nix::errno::Errno;
+
+/// asm-generic/socket.h, which libc has not for musl.
+const SO_ATTACH_REUSEPORT_CBPF: c_int = 51;
+
+/// Let `program` choose among the sockets of the SO_REUSEPORT group that `socket` is in, or begins (socket(7),
+/// SO_ATTACH_REUSEPORT_CBPF).
+///
+/// # Errors
+/// EINVAL if it is no program, and what a sandbox answers that does not have this.
+pub(crate) fn choose_by(socket: impl AsFd, program: &[sock_filter]) -> nix::Result<()> {
+    let length = c_ushort::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
+    // The kernel does not write to it.
+    let program = sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
+    let (level, option) = (libc::SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF);
+    let size = size_of::<sock_fprog>() as libc::socklen_t;
+    // SAFETY: the kernel copies `size` bytes of the struct, and `length` instructions of what it points to, both of which
+    // live through the call.
+    let done =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, (&raw const program).cast(), size) };
+    Errno::result(done).map(drop)
+}
