@@ -1,0 +1,175 @@
+//! What a deploy a second costs and loses, for each server and for each way to share its address between generations.
+//!
+//! Every server runs under `handoff-run --supervise` and a mixed load (`mix.rs`): undisturbed for a third of the time,
+//! then with a `--reload` each second. `cargo bench --bench deploys -- hello node` measures these two; SECONDS is how long
+//! one run takes, 20 unless told. A refused connection, or a reload that does not end with 0, makes this program fail.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a table is what this program is for")]
+
+#[path = "deploys/answer.rs"]
+mod answer;
+#[path = "deploys/build.rs"]
+mod build;
+#[path = "deploys/client.rs"]
+mod client;
+#[path = "deploys/deployment.rs"]
+mod deployment;
+#[path = "deploys/mix.rs"]
+mod mix;
+#[path = "deploys/row.rs"]
+mod row;
+#[path = "deploys/servers.rs"]
+mod servers;
+#[path = "deploys/session.rs"]
+mod session;
+#[path = "deploys/site.rs"]
+mod site;
+#[path = "deploys/tally.rs"]
+mod tally;
+
+use std::env;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use deployment::Deployment;
+use row::{HEAD, Row};
+use servers::{SERVERS, Server};
+use site::Site;
+use tally::Tally;
+
+/// One way to deploy.
+struct Mode {
+    name: &'static str,
+    /// What handoff-run is given for it. The drain timeout is longer than any connection of the load is meant to live.
+    options: &'static [&'static str],
+}
+
+const MODES: &[Mode] = &[
+    Mode { name: "shared", options: &["--shared", "--ready-timeout", "20s", "--drain-timeout", "10s"] },
+    Mode {
+        name: "steered",
+        options: &["--drain", "idle", "--settle", "200ms", "--ready-timeout", "20s", "--drain-timeout", "10s"],
+    },
+];
+
+/// For a handoff-run that has no such modes: DEPLOYS_MODES=today.
+const TODAY: &[Mode] = &[Mode { name: "today", options: &["--ready-timeout", "20s", "--drain-timeout", "10s"] }];
+
+/// Time from one reload to the next, if they do not take longer.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    match experiment() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            report(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measure all servers that were asked for and are installed; whether all went as promised.
+fn experiment() -> Result<bool> {
+    // `cargo test --benches` runs this too, without that argument, and is only to see that it works.
+    let is_bench = env::args().any(|argument| argument == "--bench");
+    let seconds = seconds(if is_bench { "20" } else { "2" })?;
+    let modes = if env::var_os("DEPLOYS_MODES").is_some_and(|modes| modes == "today") { TODAY } else { MODES };
+    let servers = if is_bench { selected()? } else { vec![named("hello")?] };
+    let mut is_good = true;
+    println!("{HEAD}");
+    for server in servers {
+        match measure(server, modes, Duration::from_secs_f64(seconds)) {
+            Ok(as_promised) => is_good &= as_promised,
+            Err(error) => {
+                report(&format!("{}: {error:#}", server.name));
+                is_good = false;
+            }
+        }
+    }
+    Ok(is_good)
+}
+
+fn seconds(usual: &str) -> Result<f64> {
+    let seconds = env::var("SECONDS").unwrap_or_else(|_| usual.into());
+    let seconds = seconds.parse().with_context(|| format!("SECONDS is no number: {seconds}"))?;
+    // In less there would be no reload.
+    ensure!((2.0..=3600.0).contains(&seconds), "SECONDS must be from 2 to 3600");
+    Ok(seconds)
+}
+
+/// The servers that the arguments name, or all.
+fn selected() -> Result<Vec<&'static Server>> {
+    let names: Vec<String> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if names.is_empty() {
+        return Ok(SERVERS.iter().collect());
+    }
+    names.iter().map(|name| named(name)).collect()
+}
+
+fn named(name: &str) -> Result<&'static Server> {
+    let Some(server) = SERVERS.iter().find(|server| server.name == name) else {
+        let names: Vec<&str> = SERVERS.iter().map(|server| server.name).collect();
+        bail!("no server is called {name}, these are: {}", names.join(", "));
+    };
+    Ok(server)
+}
+
+/// Print a row for each mode; whether all went as promised.
+fn measure(server: &'static Server, modes: &[Mode], time: Duration) -> Result<bool> {
+    if let Some(missing) = build::missing(server) {
+        report(&format!("{}: skipped, {missing}", server.name));
+        return Ok(true);
+    }
+    let site = Site::new(server)?;
+    let mut is_good = true;
+    for mode in modes {
+        match run(&site, mode, time) {
+            Ok(row) => {
+                println!("{row}");
+                row.remarks().iter().for_each(|remark| report(remark));
+                is_good &= row.is_as_promised();
+            }
+            Err(error) => {
+                report(&format!("{}, {}: {error:#}", server.name, mode.name));
+                is_good = false;
+            }
+        }
+    }
+    Ok(is_good)
+}
+
+/// One row: the load without reloads, then with them.
+fn run<'a>(site: &'a Site, mode: &'a Mode, time: Duration) -> Result<Row<'a>> {
+    let deployment = Deployment::start(site, mode.options)?;
+    let undisturbed = mix::run(&site.target(), time / 3);
+    let (deployed, reloads) = deploy(&deployment, site, time - time / 3)?;
+    deployment.stop()?;
+    Ok(Row { server: site.server.name, mode: mode.name, undisturbed, deployed, reloads })
+}
+
+/// Load the server for so long, and reload it once a second meanwhile; the load's tally, and how each reload ended.
+fn deploy(deployment: &Deployment, site: &Site, time: Duration) -> Result<(Tally, Vec<Result<()>>)> {
+    let target = site.target();
+    thread::scope(|scope| {
+        let start = Instant::now();
+        let loader = scope.spawn(|| mix::run(&target, time));
+        let mut reloads = Vec::new();
+        let mut next = INTERVAL;
+        while next < time && start.elapsed() < time {
+            thread::sleep(next.saturating_sub(start.elapsed()));
+            reloads.push(deployment.reload());
+            next = start.elapsed().max(next + INTERVAL);
+        }
+        let tally = loader.join().ok().context("the load generator panicked")?;
+        Ok((tally, reloads))
+    })
+}
+
+/// Print a line beside the table.
+fn report(what: &str) {
+    eprintln!("deploys: {what}");
+}

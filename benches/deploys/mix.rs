@@ -1,0 +1,53 @@
+//! The mixed load: clients of every kind at once, in one poll loop, bounded in time and only ever towards loopback.
+
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollTimeout, poll};
+
+use super::client::{Client, Kind, Target};
+use super::tally::Tally;
+
+/// How many clients there are of each kind.
+const CLIENTS: [(Kind, u8); 4] = [(Kind::OneRequest, 8), (Kind::Slow, 4), (Kind::HalfOpen, 4), (Kind::KeepAlive, 8)];
+/// How often a loop in which nothing happens looks at the clock.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Load the server for so long, then wait for what is under way.
+pub fn run(target: &Target, time: Duration) -> Tally {
+    assert!(target.address.ip().is_loopback(), "{} is not loopback", target.address);
+    let kinds = CLIENTS.iter().flat_map(|(kind, count)| (0..*count).map(|_| *kind));
+    let mut clients: Vec<_> = (0..).zip(kinds).map(|(source, kind)| Client::new(target, kind, source)).collect();
+    let mut tally = Tally::over(time);
+    let start = Instant::now();
+    loop {
+        let goes_on = start.elapsed() < time;
+        if !goes_on && clients.iter().all(Client::is_resting) {
+            return tally;
+        }
+        let stirred = wait(&clients, goes_on);
+        for (client, is_stirred) in clients.iter_mut().zip(stirred) {
+            let now = Instant::now();
+            // What has come of the last request first: it may be time for the next one.
+            let ended = client.go_on(is_stirred, now);
+            let begun = if goes_on { client.begin(now) } else { None };
+            ended.into_iter().chain(begun).for_each(|event| tally.count(client.kind, &event));
+        }
+    }
+}
+
+/// Wait until something happens to a connection, or it is time for a client to go on; to which of them it happened.
+fn wait(clients: &[Client], goes_on: bool) -> Vec<bool> {
+    let wakes = clients.iter().filter(|client| goes_on || !client.is_resting()).map(Client::wakes).min();
+    let rest = wakes.map_or(TICK, |wakes| wakes.saturating_duration_since(Instant::now())).min(TICK);
+    // poll(2) counts whole milliseconds: one more, or the last would be spent spinning.
+    let rest = if rest.is_zero() { rest } else { rest + Duration::from_millis(1) };
+    let (numbers, mut fds): (Vec<usize>, Vec<PollFd>) =
+        clients.iter().enumerate().filter_map(|(number, client)| Some((number, client.to_poll()?))).unzip();
+    poll(&mut fds, PollTimeout::try_from(rest).expect("a tick has few milliseconds"))
+        .expect("poll is only given open sockets, and no signal is handled here");
+    let mut stirred = vec![false; clients.len()];
+    for (number, fd) in numbers.into_iter().zip(fds) {
+        stirred[number] = fd.any() != Some(false);
+    }
+    stirred
+}
