@@ -19,6 +19,14 @@ pub(crate) fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializ
     Ok(entries.into_iter().filter_map(read).collect())
 }
 
+/// What this JSON text says. All of it is read the same way, for the code of each other way would come on top.
+///
+/// # Errors
+/// If it is no JSON, or another type's.
+pub(crate) fn parse<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_value(serde_json::from_slice(text)?)
+}
+
 /// Something could not be taken over.
 static LOST: AtomicBool = AtomicBool::new(false);
 

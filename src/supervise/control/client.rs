@@ -15,6 +15,7 @@ use nix::unistd::geteuid;
 use crate::config::Request;
 use crate::failure::{OneLine, plain};
 use crate::output::print;
+use crate::saved;
 use crate::supervise::control::protocol::{Call, Reply, line};
 use crate::supervise::control::replies::Replies;
 use crate::supervise::plan::Id;
@@ -59,7 +60,7 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// Show the replies until the last one.
 fn follow(replies: &mut Replies, screen: &mut Screen) -> Result<u8> {
     while let Some(line) = replies.next()? {
-        match serde_json::from_slice(&line) {
+        match saved::parse(&line) {
             Ok(Reply::Progress { generation, text } | Reply::Live { generation, text }) => {
                 screen.show_generation(generation, &text);
             }

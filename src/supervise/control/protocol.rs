@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::Request;
+use crate::saved;
 use crate::supervise::plan::Id;
 
 /// What a client sends, once.
@@ -37,7 +38,7 @@ pub(crate) fn line(message: &impl Serialize) -> String {
 
 /// The request in a line, if it is one.
 pub(crate) fn parse_call(line: &[u8]) -> Option<Call> {
-    serde_json::from_slice(line).ok()
+    saved::parse(line).ok()
 }
 
 #[cfg(test)]

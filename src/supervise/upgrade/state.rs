@@ -81,7 +81,7 @@ impl State {
         let mut text = String::new();
         file.rewind()?;
         file.read_to_string(&mut text).context("cannot read the predecessor's state")?;
-        let state: State = serde_json::from_str(&text).context("cannot parse the predecessor's state")?;
+        let state: State = saved::parse(text.as_bytes()).context("cannot parse the predecessor's state")?;
         if let Some(need) = state.needs.iter().find(|need| !UNDERSTOOD.contains(&need.as_str())) {
             bail!("the predecessor's state needs {need}, which this version does not understand");
         }
