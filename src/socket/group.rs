@@ -217,7 +217,12 @@ impl Group {
     pub(crate) fn steer(&mut self, route: Route) -> Result<()> {
         let Some(steered) = &mut self.steered else { return Ok(()) };
         steered.route = route;
-        self.attach()
+        self.attach()?;
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            let trial = route.trial.map(|trial| trial.slot);
+            if number == route.serving || Some(number) == trial { slot.engage() } else { slot.relieve() }
+        }
+        Ok(())
     }
 
     /// Let the kernel choose as the route says.

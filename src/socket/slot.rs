@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use libc::c_int;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
@@ -24,13 +25,15 @@ pub(crate) struct Slot {
     is_idle: bool,
     /// Whether it is O_NONBLOCK for the one that gets it.
     is_nonblocking: bool,
+    /// TCP_DEFER_ACCEPT, while that is turned off.
+    deferred: Option<c_int>,
 }
 
 impl Slot {
     pub(super) fn of(mut listener: Listener) -> nix::Result<Slot> {
         let inode = SocketInode::of(&listener)?;
         let is_nonblocking = listener.options_beside().is_some_and(|options| options.has("nonblock"));
-        Ok(Slot { inode, upkeep: Upkeep::of(&mut listener), is_idle: false, is_nonblocking, listener })
+        Ok(Slot { inode, upkeep: Upkeep::of(&mut listener), is_idle: false, is_nonblocking, deferred: None, listener })
     }
 
     pub(super) fn is_datagram(&self) -> bool {
@@ -75,6 +78,31 @@ impl Slot {
         Ok(())
     }
 
+    /// New connections go elsewhere from now on. One that waits for its first data is given to the server by the client's
+    /// next acknowledgement, a second later as a rule: else it would not be seen in the queue for as long as that lasts.
+    pub(super) fn relieve(&mut self) {
+        if let (false, Ok(seconds @ 1..)) = (self.is_datagram(), self.defer_accept()) {
+            self.deferred = Some(seconds);
+            self.set_defer_accept(0);
+        }
+    }
+
+    /// New connections come here from now on, or may.
+    pub(super) fn engage(&mut self) {
+        if let Some(seconds) = self.deferred.take() {
+            self.set_defer_accept(seconds);
+        }
+    }
+
+    fn defer_accept(&self) -> nix::Result<c_int> {
+        sys::option(&self.listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT)
+    }
+
+    fn set_defer_accept(&self, seconds: c_int) {
+        // It cannot fail for a TCP socket.
+        let _ = sys::set_option(&self.listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, seconds);
+    }
+
     /// Somebody has it from now on. What waits is dropped; how many that were.
     pub(super) fn give(&mut self) -> usize {
         let dropped = self.sweep();
@@ -84,6 +112,9 @@ impl Slot {
             flags.set(OFlag::O_NONBLOCK, self.is_nonblocking);
             // It cannot fail for a socket of ours.
             let _ = fcntl(&self.listener, FcntlArg::F_SETFL(flags));
+            let deferred = self.listener.options_beside().and_then(|options| options.number("defer-accept"));
+            self.deferred = deferred.map(|seconds| seconds as c_int);
+            self.engage();
         }
         dropped
     }
