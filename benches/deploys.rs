@@ -48,15 +48,15 @@ struct Mode {
 }
 
 const MODES: &[Mode] = &[
-    Mode { name: "shared", options: &["--shared", "--ready-timeout", "20s", "--drain-timeout", "10s"] },
+    Mode {
+        name: "shared",
+        options: &["--shared", "--settle", "200ms", "--ready-timeout", "20s", "--drain-timeout", "10s"],
+    },
     Mode {
         name: "steered",
         options: &["--drain", "idle", "--settle", "200ms", "--ready-timeout", "20s", "--drain-timeout", "10s"],
     },
 ];
-
-/// For a handoff-run that has no such modes: DEPLOYS_MODES=today.
-const TODAY: &[Mode] = &[Mode { name: "today", options: &["--ready-timeout", "20s", "--drain-timeout", "10s"] }];
 
 /// Time from one reload to the next, if they do not take longer.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -77,7 +77,7 @@ fn experiment() -> Result<bool> {
     // `cargo test --benches` runs this too, without that argument, and is only to see that it works.
     let is_bench = env::args().any(|argument| argument == "--bench");
     let seconds = seconds(if is_bench { "20" } else { "2" })?;
-    let modes = if env::var_os("DEPLOYS_MODES").is_some_and(|modes| modes == "today") { TODAY } else { MODES };
+    let modes = MODES;
     let servers = if is_bench { selected()? } else { vec![named("hello")?] };
     let mut is_good = true;
     println!("{HEAD}");
