@@ -34,6 +34,9 @@ pub(crate) fn dump_inet(
     dump(&inet_request(kind, family, states, port), |message| sockets.extend(read_inet(message)))?;
     // Since Linux 6.8, those that are bound and not connected are listed whatever their port.
     sockets.retain(|socket: &InetSocket| port.is_none_or(|port| socket.local.port() == port));
+    // One may be listed again and again while others come and go.
+    sockets.sort_unstable_by_key(|socket| socket.inode);
+    sockets.dedup_by_key(|socket| socket.inode);
     Ok(sockets)
 }
 
