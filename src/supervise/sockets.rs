@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use log::{debug, warn};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -170,7 +170,7 @@ impl Sockets {
         for group in &mut self.groups {
             // One that failed here before may have grown already.
             if group.is_steered() && group.slots() <= unused {
-                group.grow(self.lowest).with_context(|| format!("all {slots} sockets of an address are in use"))?;
+                group.grow(self.lowest)?;
             }
         }
         Ok(Share::Slot(unused))
@@ -214,6 +214,13 @@ impl Sockets {
     /// The clients whose connections to a steered address are being made.
     pub(crate) fn handshakes(&self) -> Vec<SocketAddr> {
         self.groups.iter().flat_map(Group::handshakes).collect()
+    }
+
+    /// The generation that has this set will not accept from it any more.
+    pub(crate) fn abandon(&mut self, share: Share) {
+        if share != self.serving() {
+            self.groups.iter_mut().for_each(|group| group.free(share.slot()));
+        }
     }
 
     /// Nobody has any but the sets in `used`, and the one where new connections go.

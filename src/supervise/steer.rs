@@ -1,6 +1,6 @@
 //! Where new connections go, and the watch over those that are relieved and those that have not settled.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use log::{debug, error, info, warn};
 
 use crate::config::{Drain, Ready, Supervise};
@@ -63,7 +63,9 @@ impl Supervisor {
             None => self.sockets.serving(),
             Some(_) => {
                 let used: Vec<Share> = self.generations.iter().map(|generation| generation.share).collect();
-                self.sockets.unused(&used)?
+                let holders: Vec<String> = self.generations.iter().map(|generation| generation.id.to_string()).collect();
+                let context = || format!("all sockets are in use, by the generations {}", holders.join(", "));
+                self.sockets.unused(&used).with_context(context)?
             }
         };
         let before = self.owner_of(share);
@@ -206,9 +208,12 @@ impl Supervisor {
         if !self.generations.iter().any(|generation| is_due(generation.next_look())) {
             return;
         }
-        let before = sys::processor_time();
+        let (before, mut abandoned) = (sys::processor_time(), vec![]);
         self.generations.survey();
         for generation in self.generations.iter_mut().filter(|generation| is_due(generation.next_look())) {
+            if generation.is_given_up(&self.sockets, now) {
+                abandoned.push(generation.share);
+            }
             if generation.is_released(&self.sockets, now) {
                 self.events.push_back(Event::Released(generation.id));
             }
@@ -218,6 +223,10 @@ impl Supervisor {
         }
         let cost = sys::processor_time().saturating_sub(before);
         self.generations.iter_mut().for_each(|generation| generation.spare_looks(cost, now));
+        if !abandoned.is_empty() {
+            abandoned.into_iter().for_each(|share| self.sockets.abandon(share));
+            self.look_after_sockets();
+        }
     }
 
     /// Report what a look at a group has brought.

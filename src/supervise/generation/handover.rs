@@ -32,6 +32,8 @@ pub(super) struct Handover {
 enum What {
     /// It serves, or is on trial: whether it still has these sockets.
     Sockets(Vec<SocketInode>),
+    /// It was told to stop while clients waited for it: whether it still has its sockets.
+    Waiting,
     /// It was relieved: whether something still waits for it, or is connected to it.
     Release(Drain, Connections),
 }
@@ -71,10 +73,26 @@ impl Generation {
 
     /// It is told to stop: how many clients still wait for it, if it was watched.
     pub(crate) fn end_release(&mut self, all: &Sockets) -> usize {
-        match self.handover.take().map(|handover| handover.what) {
+        let waiting = match self.handover.take().map(|handover| handover.what) {
             Some(What::Release(..)) => all.waiting(self.share) + self.still_made(all),
             _ => 0,
+        };
+        if waiting > 0 {
+            self.handover = Some(Handover { what: What::Waiting, next: Timestamp::ZERO, backoff: LOOK_INTERVAL });
         }
+        waiting
+    }
+
+    /// It was told to stop while clients waited for it: has it given up the sockets that they wait on?
+    pub(crate) fn is_given_up(&mut self, all: &Sockets, now: Timestamp) -> bool {
+        let Some(Handover { what: What::Waiting, next, .. }) = &mut self.handover else { return false };
+        *next = now + LOOK_INTERVAL;
+        if all.waiting(self.share) + self.still_made(all) == 0 {
+            self.handover = None;
+            return false;
+        }
+        let inodes = all.set(self.share).inodes;
+        are_open_to_us(&self.members.alive()) && self.held(&inodes).is_empty()
     }
 
     /// When to look at it again.
