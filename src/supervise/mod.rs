@@ -295,6 +295,7 @@ impl Supervisor {
         ensure!(self.finished.is_none(), "everything stops");
         // No other process would know of them.
         self.generations.stop_checks();
+        self.list_handshakes();
         self.generations.survey();
         self.upgrade.become_successor(file, &self.state(), self.signals.dispositions(), &self.handed_on())
     }

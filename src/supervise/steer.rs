@@ -63,7 +63,8 @@ impl Supervisor {
             None => self.sockets.serving(),
             Some(_) => {
                 let used: Vec<Share> = self.generations.iter().map(|generation| generation.share).collect();
-                let holders: Vec<String> = self.generations.iter().map(|generation| generation.id.to_string()).collect();
+                let holders: Vec<String> =
+                    self.generations.iter().map(|generation| generation.id.to_string()).collect();
                 let context = || format!("all sockets are in use, by the generations {}", holders.join(", "));
                 self.sockets.unused(&used).with_context(context)?
             }
@@ -92,10 +93,8 @@ impl Supervisor {
             self.events.push_back(Event::Left(id));
         }
         if share != before {
-            // They were begun before, and will be the old one's.
-            let begun = self.sockets.handshakes();
             let old = self.generations.iter_mut().filter(|generation| generation.share == before);
-            old.for_each(|generation| generation.handshakes.clone_from(&begun));
+            old.for_each(|generation| generation.is_just_relieved = true);
         }
         self.free_sockets();
         // A trial that it ends has no check any more.
@@ -166,6 +165,19 @@ impl Supervisor {
         }
     }
 
+    /// List the connections that were being made when a generation was relieved: they will still be its own. That takes
+    /// the kernel some milliseconds, for which no client has to wait.
+    pub(super) fn list_handshakes(&mut self) {
+        let mut relieved = self.generations.iter_mut().filter(|generation| generation.is_just_relieved).peekable();
+        if relieved.peek().is_some() {
+            let begun = self.sockets.handshakes();
+            for generation in relieved {
+                generation.is_just_relieved = false;
+                generation.handshakes.clone_from(&begun);
+            }
+        }
+    }
+
     /// What nobody has any more is emptied.
     pub(super) fn free_sockets(&mut self) {
         let alive = self.generations.iter().filter(|generation| !generation.is_over());
@@ -196,7 +208,6 @@ impl Supervisor {
         match self.generations.get_mut(id) {
             Some(generation) if matches!(generation.share, Share::Slot(_)) => {
                 generation.begin_release(limits.drain_how, sys::now());
-                self.observe_handover(sys::now());
             }
             _ => self.events.push_back(Event::Released(id)),
         }
@@ -204,6 +215,7 @@ impl Supervisor {
 
     /// See whether those that are relieved may stop, and whether the one that has not settled still accepts.
     pub(super) fn observe_handover(&mut self, now: Timestamp) {
+        self.list_handshakes();
         let is_due = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
         if !self.generations.iter().any(|generation| is_due(generation.next_look())) {
             return;

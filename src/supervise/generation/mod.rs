@@ -71,6 +71,8 @@ pub(crate) struct Generation {
     pub(crate) asked_to_stop: Option<(Timestamp, usize)>,
     /// The clients whose connections to it were being made when it was relieved.
     pub(crate) handshakes: Vec<SocketAddr>,
+    /// Those are to be listed now.
+    pub(crate) is_just_relieved: bool,
     handover: Option<Handover>,
     /// How many connections it had when it was last seen to have its sockets.
     pub(crate) last_held: Option<usize>,
@@ -120,6 +122,7 @@ impl Generation {
             stopped: None,
             asked_to_stop: None,
             handshakes: vec![],
+            is_just_relieved: false,
             handover: None,
             last_held: None,
             trial_check: None,

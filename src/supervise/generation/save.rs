@@ -118,6 +118,7 @@ impl Generation {
             stopped: None,
             asked_to_stop: None,
             handshakes: saved.handshakes,
+            is_just_relieved: false,
             handover: None,
             last_held: None,
             trial_check: None,
