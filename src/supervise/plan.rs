@@ -157,13 +157,13 @@ impl Plan {
     }
 
     /// Is it getting ready, or was it ready only a moment ago?
-    pub(crate) fn is_settling(&self, id: Id, now: Timestamp) -> bool {
-        let draining = self.draining.iter().find(|draining| draining.id == id).map(|draining| draining.settled);
-        let trial = self.trial.as_ref().filter(|trial| trial.id == id).map(Trial::settled);
-        let serving = self.serving.filter(|serving| serving.id == id).map(|serving| serving.settled());
-        let standing = self.standing.filter(|standing| standing.id == id).map(|standing| standing.settled());
-        let settled = draining.or(trial).or(serving).or(standing);
-        self.is_starting(id) || settled.is_some_and(|settled| now < settled)
+    pub(crate) fn is_new(&self, id: Id, now: Timestamp) -> bool {
+        let draining = self.draining.iter().find(|draining| draining.id == id).map(|draining| draining.new_until);
+        let trial = self.trial.as_ref().filter(|trial| trial.id == id).map(Trial::new_until);
+        let serving = self.serving.filter(|serving| serving.id == id).map(|serving| serving.new_until());
+        let standing = self.standing.filter(|standing| standing.id == id).map(|standing| standing.new_until());
+        let until = draining.or(trial).or(serving).or(standing);
+        self.is_starting(id) || until.is_some_and(|until| now < until)
     }
 
     /// Which generation a reload request refers to. To be called before the request is handled.
@@ -240,8 +240,8 @@ impl Plan {
     }
 
     /// Ask a generation to stop, and set its deadline.
-    fn retire(&mut self, id: Id, settled: Timestamp, limits: Limits, now: Timestamp) -> Order {
-        self.draining.push(Draining { id, stop: None, deadline: Some(now + limits.drain), settled });
+    fn retire(&mut self, id: Id, new_until: Timestamp, limits: Limits, now: Timestamp) -> Order {
+        self.draining.push(Draining { id, stop: None, deadline: Some(now + limits.drain), new_until });
         Order::Retire(id)
     }
 
@@ -282,7 +282,7 @@ impl Plan {
         }
         if let Some(standing) = self.standing.take_if(|standing| standing.id == id) {
             // There is nothing to roll back to.
-            let retired = self.retire(id, standing.settled(), limits, now);
+            let retired = self.retire(id, standing.new_until(), limits, now);
             return [retired].into_iter().chain(self.settle(limits, now)).collect();
         }
         if let Some(serving) = self.serving.take_if(|serving| serving.id == id) {
@@ -307,16 +307,16 @@ impl Plan {
             orders.push(Order::Report(self.next, Transition::Cancelled));
         }
         let starting = self.starting.take().map(|starting| (starting.id, never()));
-        let trial = self.trial.take().map(|trial| (trial.id, trial.settled()));
-        for (id, settled) in starting.into_iter().chain(trial) {
-            orders.extend([Order::Report(id, Transition::Cancelled), self.retire(id, settled, limits, now)]);
+        let trial = self.trial.take().map(|trial| (trial.id, trial.new_until()));
+        for (id, new_until) in starting.into_iter().chain(trial) {
+            orders.extend([Order::Report(id, Transition::Cancelled), self.retire(id, new_until, limits, now)]);
         }
         if let (Some(old), Some(serving)) = (self.standing.take(), self.serving) {
-            let retired = self.retire(old.id, old.settled(), limits, now);
+            let retired = self.retire(old.id, old.new_until(), limits, now);
             orders.extend([Order::Report(serving.id, Transition::Cancelled), retired]);
         }
         orders.extend(self.tell(|_| true, limits, now));
-        orders.extend(self.serving.take().map(|serving| self.retire(serving.id, serving.settled(), limits, now)));
+        orders.extend(self.serving.take().map(|serving| self.retire(serving.id, serving.new_until(), limits, now)));
         if self.is_urgent(mode, now) {
             orders.extend(self.kill(|_| true));
         }
@@ -348,7 +348,7 @@ impl Plan {
     fn tick(&mut self, limits: Limits, now: Timestamp) -> Vec<Order> {
         let mut orders = Vec::new();
         if let Some(late) = self.starting.take_if(|starting| starting.deadline <= now) {
-            self.draining.push(Draining { id: late.id, stop: None, deadline: None, settled: never() });
+            self.draining.push(Draining { id: late.id, stop: None, deadline: None, new_until: never() });
             orders.extend([Order::Report(late.id, Transition::TimedOut), Order::Kill(late.id)]);
             orders.extend(self.failed(late, KILLED, limits, now));
         }

@@ -50,7 +50,7 @@ impl Supervisor {
     /// TERM from a process of a generation that gets ready, or was seen ready just before it sent it, means that it took
     /// over from its parent, as some servers do.
     fn terminate(&mut self, received: Received) {
-        match self.settling_sender(received.sender) {
+        match self.new_sender(received.sender) {
             Some(id) => {
                 debug!("generation {id} asks its parent to end: it is ready");
                 self.events.push_back(Event::Ready(id));
@@ -59,14 +59,14 @@ impl Supervisor {
         }
     }
 
-    /// The generation that has not settled yet and that this sender belongs to.
-    fn settling_sender(&mut self, sender: Sender) -> Option<Id> {
+    /// The new generation that this sender belongs to.
+    fn new_sender(&mut self, sender: Sender) -> Option<Id> {
         let Sender::Process(pid) = sender else { return None };
         self.generations.survey();
         let now = sys::now();
-        let is_settling = |generation: &&Generation| self.plan.is_settling(generation.id, now);
-        let mut settling = self.generations.iter().filter(is_settling);
-        settling.find(|generation| generation.has_member(pid)).map(|generation| generation.id)
+        let is_new = |generation: &&Generation| self.plan.is_new(generation.id, now);
+        let mut new = self.generations.iter().filter(is_new);
+        new.find(|generation| generation.has_member(pid)).map(|generation| generation.id)
     }
 
     fn reload(&mut self, rollout: Rollout) {

@@ -32,20 +32,20 @@ impl Plan {
         let settled = self.serving.map(|serving| Order::Report(serving.id, Transition::Settled));
         let mut orders: Vec<Order> = settled.into_iter().collect();
         if let Some(old) = self.standing.take() {
-            orders.push(self.release(old.id, old.settled(), old.relieved, limits, now));
+            orders.push(self.release(old.id, old.new_until(), old.relieved, limits, now));
         }
         orders.extend(self.start_queued(limits, now));
         orders
     }
 
     /// Tell a generation, which was relieved by another, to stop when nothing waits for it.
-    fn release(&mut self, id: Id, settled: Timestamp, relieved: Timestamp, limits: Limits, now: Timestamp) -> Order {
+    fn release(&mut self, id: Id, new_until: Timestamp, relieved: Timestamp, limits: Limits, now: Timestamp) -> Order {
         let longest = relieved + limits.drain;
         let stop = match limits.drain_how {
             Drain::Signal => longest.min(now + LONGEST_RELEASE),
             Drain::Idle => longest,
         };
-        self.draining.push(Draining { id, stop: Some(stop.max(now)), deadline: None, settled });
+        self.draining.push(Draining { id, stop: Some(stop.max(now)), deadline: None, new_until });
         Order::Release(id)
     }
 
@@ -65,19 +65,19 @@ impl Plan {
 
     /// The new generation, on trial or not settled, makes room for the old one again.
     pub(super) fn roll_back(&mut self, reason: Reason, limits: Limits, now: Timestamp) -> Vec<Order> {
-        let (id, settled, old) = match (self.trial.take(), self.serving, self.standing.take()) {
-            (Some(trial), Some(serving), _) => (trial.id, trial.settled(), serving),
+        let (id, new_until, old) = match (self.trial.take(), self.serving, self.standing.take()) {
+            (Some(trial), Some(serving), _) => (trial.id, trial.new_until(), serving),
             (None, Some(serving), Some(old)) => {
-                (serving.id, serving.settled(), Serving { id: old.id, since: old.since })
+                (serving.id, serving.new_until(), Serving { id: old.id, since: old.since })
             }
             _ => return vec![],
         };
         self.serving = Some(old);
         let mut orders = vec![Order::Steer(old.id), Order::Report(id, Transition::RolledBack(reason))];
         orders.push(match reason {
-            Reason::Ended(_) => self.retire(id, settled, limits, now),
+            Reason::Ended(_) => self.retire(id, new_until, limits, now),
             // It holds clients.
-            _ => self.release(id, settled, now, limits, now),
+            _ => self.release(id, new_until, now, limits, now),
         });
         orders.extend(self.start_queued(limits, now));
         orders

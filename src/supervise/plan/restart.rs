@@ -44,7 +44,7 @@ impl Plan {
             None => orders.extend(self.starting.as_ref().map(|starting| Order::Steer(starting.id))),
         }
         orders.extend(self.restart_or_stop(serving.id, status, limits.restart, now));
-        orders.push(self.retire(serving.id, serving.settled(), limits, now));
+        orders.push(self.retire(serving.id, serving.new_until(), limits, now));
         orders
     }
 

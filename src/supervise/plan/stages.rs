@@ -8,8 +8,8 @@ use super::Id;
 use crate::config::Rollout;
 use crate::sys::Timestamp;
 
-/// A generation has settled when it was ready for this long: what it does on becoming ready is done.
-const SETTLING: Duration = Duration::from_secs(1);
+/// A generation is new until it was ready for this long: what it does on becoming ready is done then.
+const NEW: Duration = Duration::from_secs(1);
 
 /// Why a generation was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,8 +62,8 @@ impl Trial {
         self.rollout.stages.first().map_or(0, |stage| stage.percent)
     }
 
-    pub(super) fn settled(&self) -> Timestamp {
-        self.since + SETTLING
+    pub(super) fn new_until(&self) -> Timestamp {
+        self.since + NEW
     }
 }
 
@@ -83,8 +83,8 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
-    pub(super) fn settled(&self) -> Timestamp {
-        self.since + SETTLING
+    pub(super) fn new_until(&self) -> Timestamp {
+        self.since + NEW
     }
 }
 
@@ -97,8 +97,8 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    pub(super) fn settled(&self) -> Timestamp {
-        self.since + SETTLING
+    pub(super) fn new_until(&self) -> Timestamp {
+        self.since + NEW
     }
 }
 
@@ -112,9 +112,9 @@ pub(crate) struct Draining {
     /// When it is killed, if it was told to stop; none once it was killed.
     #[serde(default = "some_never")]
     pub(crate) deadline: Option<Timestamp>,
-    /// When it has settled: never, if it was not ready before it was asked to stop.
-    #[serde(default)]
-    pub(crate) settled: Timestamp,
+    /// When it is no longer new: never, if it was not ready before it was asked to stop.
+    #[serde(default, rename = "settled")]
+    pub(crate) new_until: Timestamp,
 }
 
 /// The deadline of a state that has none.

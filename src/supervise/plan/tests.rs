@@ -105,13 +105,13 @@ fn killed(id: Id) -> [Order; 2] {
 #[test]
 fn a_generation_was_ready_only_a_moment_ago_for_one_second_whatever_becomes_of_it() {
     let mut story = Story::begin();
-    assert!(story.0.is_settling(1, seconds(1000)), "it is not ready");
+    assert!(story.0.is_new(1, seconds(1000)), "it is not ready");
     story.at(0, Event::Ready(1));
     story.at(0, Event::Ended(1, 0));
-    assert!(!story.0.is_settling(9, seconds(0)));
+    assert!(!story.0.is_new(9, seconds(0)));
     let for_a_second = |story: &Story, from: u64, id: Id| {
         let (before, after) = (seconds(from + 1) - Duration::from_nanos(1), seconds(from + 1));
-        assert!(story.0.is_settling(id, before) && !story.0.is_settling(id, after), "{:?}", story.0);
+        assert!(story.0.is_new(id, before) && !story.0.is_new(id, after), "{:?}", story.0);
     };
     for_a_second(&Story::serving(), 0, 1);
     for_a_second(&story, 0, 1);
@@ -135,7 +135,7 @@ fn a_generation_was_ready_only_a_moment_ago_for_one_second_whatever_becomes_of_i
     story.at(100, Event::Promote);
     story.at(100, reload());
     story.at(100, STOP);
-    assert!(story.0.is_settling(4, seconds(2000)), "it never was ready");
+    assert!(story.0.is_new(4, seconds(2000)), "it never was ready");
 }
 
 #[test]
