@@ -254,8 +254,13 @@ impl Group {
             return look;
         };
         look.left = (0..self.slots.len()).filter(|slot| self.slots[*slot].has_left()).collect();
+        if let Some(helm) = steered.helm.take_if(|helm| helm.has_left()) {
+            // Only we can have done that. Another is put in its place below.
+            steered.places.leave(Member::Helm);
+            drop(helm);
+        }
         let serving = steered.route.serving;
-        if !look.left.is_empty() {
+        if !look.left.is_empty() || !steered.places.is_helm_last() {
             let restored = self.restore(&look.left.clone(), lowest);
             look.findings = self.slots[serving].upkeep.note(restored, look.left.contains(&serving));
         } else if self.problem().is_some() {

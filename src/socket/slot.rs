@@ -3,9 +3,10 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use libc::c_int;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
-use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown, sockopt};
 
 use crate::kernel::descriptors::SocketInode;
 use crate::socket::listener::Listener;
@@ -124,11 +125,27 @@ impl Slot {
         if !self.is_idle {
             return 0;
         }
-        let drop_one = || match self.is_datagram() {
-            true => recv(self.listener.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).is_ok(),
-            false => sys::accept(&self.listener).is_ok_and(reset),
-        };
-        (0..MOST_AT_ONCE).take_while(|_| drop_one()).count()
+        let mut dropped = 0;
+        while dropped < MOST_AT_ONCE {
+            let outcome = match self.is_datagram() {
+                true => recv(self.listener.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).map(drop),
+                false => sys::accept(&self.listener).map(reset),
+            };
+            match outcome {
+                Ok(()) => dropped += 1,
+                // Its client has gone already.
+                Err(Errno::EINTR | Errno::ECONNABORTED) => (),
+                Err(Errno::EAGAIN) => break,
+                // As when there is no descriptor left: poll(2) would return again and again. A shutdown(2) needs none and
+                // resets all that wait; the next look lets it listen again.
+                Err(_) => {
+                    dropped += self.waiting();
+                    let _ = shutdown(self.listener.as_fd().as_raw_fd(), Shutdown::Both);
+                    break;
+                }
+            }
+        }
+        dropped
     }
 
     /// Another socket in the place of this one, which is returned.
@@ -142,10 +159,9 @@ impl Slot {
 }
 
 /// Close a connection so that its client knows at once.
-fn reset(connection: impl AsFd) -> bool {
+fn reset(connection: impl AsFd) {
     let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
     let _ = setsockopt(&connection, sockopt::Linger, &at_once);
-    true
 }
 
 fn flags(listener: &Listener) -> nix::Result<OFlag> {
