@@ -3,29 +3,24 @@
 //! The promise of the steered ones: new connections go where the route says, whatever a server does to its own socket, and
 //! what waits on a socket that nobody has is reset at once.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+mod repair;
+mod save;
+mod seen;
+
+use std::os::fd::RawFd;
 
 use anyhow::{Context, Error, Result};
 use log::debug;
 use nix::poll::PollFlags;
-use nix::sys::socket::{Shutdown, shutdown};
-use serde::{Deserialize, Serialize};
 
 use crate::kernel::descriptors::SocketInode;
-use crate::kernel::socket_info::{InetSocket, IpVersion, States};
-use crate::kernel::sockets::{handshakes, inet_sockets};
 use crate::missing::Facility;
-use crate::saved;
-use crate::socket::endpoint::Endpoint;
-use crate::socket::listener::{Listener, SavedListener};
+use crate::socket::listener::Listener;
 use crate::socket::obeyed::is_obeyed;
-use crate::socket::options::Options;
 use crate::socket::places::{Member, Places};
 use crate::socket::slot::Slot;
 use crate::socket::steering::{Choice, Client, Course, Share};
-use crate::socket::upkeep::Finding;
-use crate::sys::{self, Claimed, Transport};
+use crate::sys;
 
 /// As many slots are made at the start: one serves, one is next.
 const SLOTS: usize = 2;
@@ -69,29 +64,8 @@ pub(crate) struct Trial {
     pub(crate) salt: u32,
 }
 
-/// What a look at a group has brought.
-#[derive(Debug, Default)]
-pub(crate) struct Look {
-    pub(crate) findings: Vec<Finding>,
-    /// The slots that servers have shut down.
-    pub(crate) left: Vec<usize>,
-    /// How many connections, or datagrams, were dropped because nobody had their socket, by the slot.
-    pub(crate) dropped: Vec<(usize, usize)>,
-}
-
-/// A steered group in a state that is handed on, beside its first slot.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct SavedGroup {
-    /// The descriptor of its first slot.
-    pub(crate) first: RawFd,
-    #[serde(deserialize_with = "saved::lenient")]
-    slots: Vec<SavedListener>,
-    helm: Option<SavedListener>,
-    discarded: Vec<(usize, SavedListener)>,
-    places: Places,
-    serving: usize,
-}
+pub(crate) use repair::Look;
+pub(crate) use save::SavedGroup;
 
 /// Leave each alone where the kernel does not obey.
 pub(crate) fn check_obedience(listeners: &mut [Listener]) {
@@ -246,175 +220,6 @@ impl Group {
         sys::choose_by(&through.listener, &course.program()).context("the kernel does not take the program")
     }
 
-    /// See what servers did to it, and repair it. Further sockets get numbers from `lowest` on.
-    pub(crate) fn look_after(&mut self, lowest: RawFd) -> Look {
-        let mut look = Look::default();
-        let Some(steered) = &mut self.steered else {
-            look.findings = self.slots[0].look_after();
-            return look;
-        };
-        look.left = (0..self.slots.len()).filter(|slot| self.slots[*slot].has_left()).collect();
-        if let Some(helm) = steered.helm.take_if(|helm| helm.has_left()) {
-            // Only we can have done that. Another is put in its place below.
-            steered.places.leave(Member::Helm);
-            drop(helm);
-        }
-        let serving = steered.route.serving;
-        if !look.left.is_empty() || !steered.places.is_helm_last() {
-            let restored = self.restore(&look.left.clone(), lowest);
-            look.findings = self.slots[serving].upkeep.note(restored, look.left.contains(&serving));
-        } else if self.problem().is_some() {
-            let restored = self.attach();
-            look.findings = self.slots[serving].upkeep.note(restored, false);
-        }
-        let Some(steered) = &mut self.steered else { return look };
-        for (number, slot) in self.slots.iter_mut().enumerate() {
-            slot.listener.restore_backlog();
-            look.dropped.push((number, slot.sweep()));
-        }
-        look.dropped.extend(steered.helm.as_mut().map(|helm| (serving, helm.sweep())));
-        look.dropped.retain(|(_, count)| *count > 0);
-        look
-    }
-
-    /// Bring the slots that have left back into the group, and the group into order.
-    fn restore(&mut self, left: &[usize], lowest: RawFd) -> Result<()> {
-        let Some(steered) = &mut self.steered else { return Ok(()) };
-        let mut left = left.to_vec();
-        if self.slots[0].is_datagram() {
-            for slot in &left {
-                let another = self.slots[0].listener.another(lowest)?;
-                let discarded = self.slots[*slot].replace(another)?;
-                steered.places.discard(*slot);
-                steered.discarded.push((*slot, discarded));
-                steered.places.join(Member::Slot(*slot));
-            }
-        } else {
-            let members: Vec<Member> = left.iter().copied().map(Member::Slot).collect();
-            steered.places = match steered.places.without(&members) {
-                Some(places) => places,
-                None => {
-                    // Which place leads where is not known any more: all but the serving one leave.
-                    let others: Vec<usize> =
-                        (0..self.slots.len()).filter(|slot| *slot != steered.route.serving).collect();
-                    for slot in others.iter().filter(|slot| !left.contains(slot)) {
-                        shut_down(&self.slots[*slot].listener)?;
-                    }
-                    if let Some(helm) = steered.helm.take() {
-                        drop(helm);
-                    }
-                    let mut places = Places::default();
-                    if !left.contains(&steered.route.serving) {
-                        places.join(Member::Slot(steered.route.serving));
-                        left = others;
-                    } else {
-                        left = (0..self.slots.len()).collect();
-                    }
-                    places
-                }
-            };
-            for slot in left {
-                self.slots[slot].listener.listen_again().context("it was shut down and cannot listen again")?;
-                steered.places.join(Member::Slot(slot));
-            }
-        }
-        self.put_helm_last(lowest)?;
-        self.attach()
-    }
-
-    /// Put the helm behind all others.
-    fn put_helm_last(&mut self, lowest: RawFd) -> Result<()> {
-        let Some(steered) = &mut self.steered else { return Ok(()) };
-        if steered.places.is_helm_last() {
-            return Ok(());
-        }
-        steered.places.leave(Member::Helm);
-        match &mut steered.helm {
-            Some(helm) if !helm.is_datagram() => {
-                shut_down(&helm.listener)?;
-                helm.listener.listen_again()?;
-            }
-            helm => {
-                // The old one is closed first, or it would be in the way.
-                *helm = None;
-                let mut another = Slot::of(self.slots[0].listener.another(lowest)?)?;
-                another.leave_idle()?;
-                *helm = Some(another);
-            }
-        }
-        steered.places.join(Member::Helm);
-        Ok(())
-    }
-
-    /// The inodes of all its sockets.
-    pub(crate) fn inodes(&self) -> impl Iterator<Item = SocketInode> {
-        let helm = self.steered.as_ref().and_then(|steered| steered.helm.as_ref());
-        let discarded = self.steered.iter().flat_map(|steered| &steered.discarded);
-        let discarded = discarded.filter_map(|(_, listener)| SocketInode::of(listener).ok());
-        self.slots.iter().chain(helm).map(|slot| slot.inode).chain(discarded)
-    }
-
-    /// Every socket that may get what comes to this address, if it is steered: a process of this user may bind one.
-    pub(crate) fn beside(&self) -> Vec<(String, SocketInode)> {
-        let Some(endpoint) = self.inet() else { return vec![] };
-        let Endpoint::Inet { kind, address, v6only } = endpoint else { return vec![] };
-        let states = if kind == Transport::Tcp { States::LISTENING } else { States::UNCONNECTED };
-        let versions: &[IpVersion] = match address {
-            SocketAddr::V4(_) => &[IpVersion::V4],
-            SocketAddr::V6(_) if v6only || !address.ip().is_unspecified() => &[IpVersion::V6],
-            SocketAddr::V6(_) => &[IpVersion::V6, IpVersion::V4],
-        };
-        let list = |version: &IpVersion| inet_sockets(kind, *version, states, Some(address.port())).unwrap_or_default();
-        let is_in_the_way = |socket: &InetSocket| {
-            let (bound, ours) = (socket.local.ip().to_canonical(), address.ip().to_canonical());
-            ours.is_unspecified() || bound.is_unspecified() || bound == ours
-        };
-        let found = versions.iter().flat_map(list).filter(is_in_the_way);
-        found.map(|socket| (socket.local.to_string(), socket.inode)).collect()
-    }
-
-    /// Its endpoint, if it is steered.
-    fn inet(&self) -> Option<Endpoint> {
-        self.steered.as_ref().and_then(|_| self.slots[0].listener.endpoint().ok())
-    }
-
-    /// Where connections that this process makes reach it, if it is a steered listener.
-    pub(crate) fn reached_at(&self) -> Option<SocketAddr> {
-        let Endpoint::Inet { kind: Transport::Tcp, mut address, v6only } = self.inet()? else { return None };
-        match address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-            // It takes IPv4 too, which is there wherever a loopback interface is.
-            IpAddr::V6(ip) if ip.is_unspecified() && !v6only => address = (Ipv4Addr::LOCALHOST, address.port()).into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-            _ => (),
-        }
-        Some(address)
-    }
-
-    /// Can an IPv4 client on this machine reach it, if it is steered?
-    pub(crate) fn takes_local_v4(&self) -> bool {
-        let is_on_device = self.slots[0].listener.options_beside().is_some_and(|options| options.has("device"));
-        !is_on_device
-            && matches!(self.inet(), Some(Endpoint::Inet { address, v6only, .. })
-            if address.is_ipv4() || address.ip().is_unspecified() && !v6only)
-    }
-
-    /// How many connections wait for a slot, or 1 where datagrams do; 0 of a shared group, where they wait for nobody.
-    pub(crate) fn waiting(&self, slot: usize) -> usize {
-        if self.is_steered() { self.slots[slot].waiting() } else { 0 }
-    }
-
-    /// The clients whose connections are being made, if it is steered.
-    pub(crate) fn handshakes(&self) -> Vec<SocketAddr> {
-        match self.inet() {
-            Some(Endpoint::Inet { kind: Transport::Tcp, address, .. }) => {
-                let version = if address.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
-                handshakes(version, address.port()).unwrap_or_default()
-            }
-            _ => vec![],
-        }
-    }
-
     /// Servers call listen(2) again, which may shorten the backlog.
     pub(crate) fn restore_backlogs(&self) {
         self.slots.iter().for_each(|slot| slot.listener.restore_backlog());
@@ -424,43 +229,6 @@ impl Group {
     pub(crate) fn keep_name(&mut self) {
         self.slots[0].listener.keep_name();
     }
-
-    /// For the supervisor that takes the place of this one.
-    pub(crate) fn save(&self) -> (SavedListener, Option<SavedGroup>) {
-        let first = self.slots[0].listener.save();
-        let beside = self.steered.as_ref().map(|steered| SavedGroup {
-            first: self.slots[0].listener.as_fd().as_raw_fd(),
-            slots: self.slots[1..].iter().map(|slot| slot.listener.save()).collect(),
-            helm: steered.helm.as_ref().map(|helm| helm.listener.save()),
-            discarded: steered.discarded.iter().map(|(slot, listener)| (*slot, listener.save())).collect(),
-            places: steered.places.clone(),
-            serving: steered.route.serving,
-        });
-        (first, beside)
-    }
-
-    /// A steered group of a predecessor, whose further sockets are bound with `options`.
-    pub(crate) fn resume(first: Listener, saved: SavedGroup, options: Options, claimed: &mut Claimed) -> Result<Group> {
-        let mut resume =
-            |saved| -> Result<Listener> { Ok(Listener::resume(saved, claimed)?.not_alone(options.clone())) };
-        let mut slots = vec![Slot::of(first.not_alone(options.clone()))?];
-        for slot in saved.slots {
-            slots.push(Slot::of(resume(slot)?)?);
-        }
-        let helm = saved.helm.map(|helm| Ok::<_, Error>(Slot::of(resume(helm)?)?)).transpose()?;
-        let discarded = saved.discarded.into_iter().map(|(slot, listener)| Ok((slot, resume(listener)?)));
-        let discarded = discarded.collect::<Result<_>>()?;
-        let route = Route { serving: saved.serving, ..Route::default() };
-        let mut steered = Steered { places: saved.places, helm, discarded, route };
-        if let Some(helm) = &mut steered.helm {
-            helm.leave_idle()?;
-        }
-        Ok(Group { slots, steered: Some(steered) })
-    }
-}
-
-fn shut_down(listener: &Listener) -> nix::Result<()> {
-    shutdown(listener.as_fd().as_raw_fd(), Shutdown::Both)
 }
 
 #[cfg(test)]

@@ -1,27 +1,26 @@
 //! The sockets of a supervisor, and which of them each generation serves on.
 
+mod names;
+mod save;
+
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::Result;
-use log::{debug, warn};
-use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::Inotify;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::descriptors::SocketInode;
-use crate::saved;
-use crate::socket::group::{Group, Look, Route, SavedGroup, Trial, check_obedience};
-use crate::socket::listener::{Listener, SavedListener};
-use crate::socket::socket_file::Created;
-use crate::socket::spec::Spec;
+use crate::socket::group::{Group, Look, Route, Trial, check_obedience};
+use crate::socket::listener::Listener;
 use crate::socket::steering::Client;
 use crate::supervise::diagnosis::Whereabouts;
 use crate::supervise::plan::Id;
 use crate::supervise::poll::{Source, Table};
-use crate::sys::Claimed;
 use crate::target::handout::Handout;
 use crate::target::{Announce, Program};
+use names::watch_names;
+pub(crate) use save::SavedSockets;
 
 /// The sockets of all addresses; the first of each is at the number where every generation finds it.
 #[derive(Debug)]
@@ -68,21 +67,6 @@ pub(crate) struct Reach {
     pub(crate) first: Option<SocketAddr>,
     /// The address from which its own sockets are reached, while others reach those of the one that serves.
     pub(crate) source: Option<Ipv4Addr>,
-}
-
-/// The sockets in a state that is handed on.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct SavedSockets {
-    #[serde(deserialize_with = "saved::lenient")]
-    listeners: Vec<SavedListener>,
-    /// What belongs to some of those listeners.
-    #[serde(deserialize_with = "saved::lenient")]
-    steered: Vec<SavedGroup>,
-    #[serde(deserialize_with = "saved::lenient")]
-    beside: Vec<SavedListener>,
-    /// None: everything that is not taken.
-    pub(crate) others: Option<Vec<RawFd>>,
 }
 
 impl Share {
@@ -318,40 +302,6 @@ impl Sockets {
         self.groups.iter().flat_map(Group::sockets).chain(&self.beside).map(AsFd::as_fd)
     }
 
-    pub(crate) fn save(&self) -> SavedSockets {
-        let (listeners, steered): (Vec<_>, Vec<_>) = self.groups.iter().map(Group::save).unzip();
-        SavedSockets {
-            listeners,
-            steered: steered.into_iter().flatten().collect(),
-            beside: self.beside.iter().map(Listener::save).collect(),
-            others: Some(self.others.iter().map(AsRawFd::as_raw_fd).collect()),
-        }
-    }
-
-    /// What a predecessor held, which had the same `specs`. A listener that cannot be resumed is reported and left out: the
-    /// rest serves on.
-    pub(crate) fn resume(saved: SavedSockets, specs: &[Spec], lowest: RawFd, claimed: &mut Claimed) -> Sockets {
-        let mut steered = saved.steered;
-        let mut resume = |(at, saved): (usize, SavedListener)| -> Result<Group> {
-            let of_first = |group: &mut SavedGroup| group.first == saved.number();
-            let beside = steered.extract_if(.., of_first).next();
-            let first = Listener::resume(saved, claimed)?;
-            match beside {
-                None => Ok(Group::of(first, lowest)?),
-                Some(beside) => {
-                    let options = specs.get(at).map(|spec| spec.options.clone()).unwrap_or_default();
-                    Group::resume(first, beside, options, claimed)
-                }
-            }
-        };
-        let listeners = saved.listeners.into_iter().enumerate();
-        let groups = listeners.filter_map(|saved| resume(saved).map_err(|error| saved::lost(&error)).ok()).collect();
-        let mut resume = |saved| Listener::resume_beside(saved, claimed).map_err(|error| saved::lost(&error)).ok();
-        let beside = saved.beside.into_iter().filter_map(&mut resume).collect();
-        let others = saved.others.into_iter().flatten().filter_map(|number| claimed.take_as_it_is(number)).collect();
-        Sockets::looked_after(groups, beside, others, lowest)
-    }
-
     /// The same with `others` inherited by every generation.
     pub(crate) fn with_others(self, others: Vec<OwnedFd>) -> Sockets {
         Sockets { others, ..self }
@@ -362,26 +312,4 @@ impl Sockets {
 fn own_source() -> Option<Ipv4Addr> {
     let address = Ipv4Addr::new(127, 0, 0, 2);
     UdpSocket::bind((address, 0)).is_ok().then_some(address)
-}
-
-/// Watch for changes of the files' names.
-fn watch_names<'a>(files: impl Iterator<Item = &'a Created>) -> Option<Inotify> {
-    let mut files = files.peekable();
-    files.peek()?;
-    let unwatched =
-        |error| warn!("the paths of Unix sockets are looked after only when generations come and go: {error}");
-    let names = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(unwatched).ok()?;
-    files.for_each(|file| watch_name(&names, file).unwrap_or_else(unwatched));
-    Some(names)
-}
-
-/// Watch the file itself, for its folder may be busy. One that was given to another user may not be watched; then the
-/// folder has to do.
-fn watch_name(names: &Inotify, file: &Created) -> nix::Result<()> {
-    let of_file = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DONT_FOLLOW;
-    let watched = names.add_watch(file.watched(), of_file).or_else(|errno| {
-        let of_folder = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_MOVED_TO;
-        if errno == Errno::EACCES { names.add_watch(file.folder(), of_folder) } else { Err(errno) }
-    });
-    watched.map(|_| debug!("{} is watched", file.watched().display()))
 }

@@ -3,12 +3,14 @@
 use std::ffi::OsStr;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::repair::shut_down;
 use super::*;
-use crate::socket::endpoint::resolve;
+use crate::socket::endpoint::{Endpoint, resolve};
 use crate::socket::listener::{Manner, Sharing, bind_first};
 use crate::socket::socket_file::Naming;
 use crate::socket::spec::Spec;

@@ -1,0 +1,128 @@
+//! What servers did to a steered group is seen and repaired: new connections go on to where the route leads.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use anyhow::{Context, Result};
+use nix::sys::socket::{Shutdown, shutdown};
+
+use crate::socket::group::Group;
+use crate::socket::listener::Listener;
+use crate::socket::places::{Member, Places};
+use crate::socket::slot::Slot;
+use crate::socket::upkeep::Finding;
+
+/// What a look at a group has brought.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    pub(crate) findings: Vec<Finding>,
+    /// The slots that servers have shut down.
+    pub(crate) left: Vec<usize>,
+    /// How many connections, or datagrams, were dropped because nobody had their socket, by the slot.
+    pub(crate) dropped: Vec<(usize, usize)>,
+}
+
+impl Group {
+    /// See what servers did to it, and repair it. Further sockets get numbers from `lowest` on.
+    pub(crate) fn look_after(&mut self, lowest: RawFd) -> Look {
+        let mut look = Look::default();
+        let Some(steered) = &mut self.steered else {
+            look.findings = self.slots[0].look_after();
+            return look;
+        };
+        look.left = (0..self.slots.len()).filter(|slot| self.slots[*slot].has_left()).collect();
+        if let Some(helm) = steered.helm.take_if(|helm| helm.has_left()) {
+            // Only we can have done that. Another is put in its place below.
+            steered.places.leave(Member::Helm);
+            drop(helm);
+        }
+        let serving = steered.route.serving;
+        if !look.left.is_empty() || !steered.places.is_helm_last() {
+            let restored = self.restore(&look.left.clone(), lowest);
+            look.findings = self.slots[serving].upkeep.note(restored, look.left.contains(&serving));
+        } else if self.problem().is_some() {
+            let restored = self.attach();
+            look.findings = self.slots[serving].upkeep.note(restored, false);
+        }
+        let Some(steered) = &mut self.steered else { return look };
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            slot.listener.restore_backlog();
+            look.dropped.push((number, slot.sweep()));
+        }
+        look.dropped.extend(steered.helm.as_mut().map(|helm| (serving, helm.sweep())));
+        look.dropped.retain(|(_, count)| *count > 0);
+        look
+    }
+
+    /// Bring the slots that have left back into the group, and the group into order.
+    fn restore(&mut self, left: &[usize], lowest: RawFd) -> Result<()> {
+        let Some(steered) = &mut self.steered else { return Ok(()) };
+        let mut left = left.to_vec();
+        if self.slots[0].is_datagram() {
+            for slot in &left {
+                let another = self.slots[0].listener.another(lowest)?;
+                let discarded = self.slots[*slot].replace(another)?;
+                steered.places.discard(*slot);
+                steered.discarded.push((*slot, discarded));
+                steered.places.join(Member::Slot(*slot));
+            }
+        } else {
+            let members: Vec<Member> = left.iter().copied().map(Member::Slot).collect();
+            steered.places = match steered.places.without(&members) {
+                Some(places) => places,
+                None => {
+                    // Which place leads where is not known any more: all but the serving one leave.
+                    let others: Vec<usize> =
+                        (0..self.slots.len()).filter(|slot| *slot != steered.route.serving).collect();
+                    for slot in others.iter().filter(|slot| !left.contains(slot)) {
+                        shut_down(&self.slots[*slot].listener)?;
+                    }
+                    if let Some(helm) = steered.helm.take() {
+                        drop(helm);
+                    }
+                    let mut places = Places::default();
+                    if !left.contains(&steered.route.serving) {
+                        places.join(Member::Slot(steered.route.serving));
+                        left = others;
+                    } else {
+                        left = (0..self.slots.len()).collect();
+                    }
+                    places
+                }
+            };
+            for slot in left {
+                self.slots[slot].listener.listen_again().context("it was shut down and cannot listen again")?;
+                steered.places.join(Member::Slot(slot));
+            }
+        }
+        self.put_helm_last(lowest)?;
+        self.attach()
+    }
+
+    /// Put the helm behind all others.
+    pub(super) fn put_helm_last(&mut self, lowest: RawFd) -> Result<()> {
+        let Some(steered) = &mut self.steered else { return Ok(()) };
+        if steered.places.is_helm_last() {
+            return Ok(());
+        }
+        steered.places.leave(Member::Helm);
+        match &mut steered.helm {
+            Some(helm) if !helm.is_datagram() => {
+                shut_down(&helm.listener)?;
+                helm.listener.listen_again()?;
+            }
+            helm => {
+                // The old one is closed first, or it would be in the way.
+                *helm = None;
+                let mut another = Slot::of(self.slots[0].listener.another(lowest)?)?;
+                another.leave_idle()?;
+                *helm = Some(another);
+            }
+        }
+        steered.places.join(Member::Helm);
+        Ok(())
+    }
+}
+
+pub(super) fn shut_down(listener: &Listener) -> nix::Result<()> {
+    shutdown(listener.as_fd().as_raw_fd(), Shutdown::Both)
+}

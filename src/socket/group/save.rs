@@ -1,0 +1,63 @@
+//! A group in a state that is handed on, and one that a predecessor of this program held.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use anyhow::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::saved;
+use crate::socket::group::{Group, Route, Steered};
+use crate::socket::listener::{Listener, SavedListener};
+use crate::socket::options::Options;
+use crate::socket::places::Places;
+use crate::socket::slot::Slot;
+use crate::sys::Claimed;
+
+/// A steered group in a state that is handed on, beside its first slot.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SavedGroup {
+    /// The descriptor of its first slot.
+    pub(crate) first: RawFd,
+    #[serde(deserialize_with = "saved::lenient")]
+    slots: Vec<SavedListener>,
+    helm: Option<SavedListener>,
+    discarded: Vec<(usize, SavedListener)>,
+    places: Places,
+    serving: usize,
+}
+
+impl Group {
+    /// For the supervisor that takes the place of this one.
+    pub(crate) fn save(&self) -> (SavedListener, Option<SavedGroup>) {
+        let first = self.slots[0].listener.save();
+        let beside = self.steered.as_ref().map(|steered| SavedGroup {
+            first: self.slots[0].listener.as_fd().as_raw_fd(),
+            slots: self.slots[1..].iter().map(|slot| slot.listener.save()).collect(),
+            helm: steered.helm.as_ref().map(|helm| helm.listener.save()),
+            discarded: steered.discarded.iter().map(|(slot, listener)| (*slot, listener.save())).collect(),
+            places: steered.places.clone(),
+            serving: steered.route.serving,
+        });
+        (first, beside)
+    }
+
+    /// A steered group of a predecessor, whose further sockets are bound with `options`.
+    pub(crate) fn resume(first: Listener, saved: SavedGroup, options: Options, claimed: &mut Claimed) -> Result<Group> {
+        let mut resume =
+            |saved| -> Result<Listener> { Ok(Listener::resume(saved, claimed)?.not_alone(options.clone())) };
+        let mut slots = vec![Slot::of(first.not_alone(options.clone()))?];
+        for slot in saved.slots {
+            slots.push(Slot::of(resume(slot)?)?);
+        }
+        let helm = saved.helm.map(|helm| Ok::<_, Error>(Slot::of(resume(helm)?)?)).transpose()?;
+        let discarded = saved.discarded.into_iter().map(|(slot, listener)| Ok((slot, resume(listener)?)));
+        let discarded = discarded.collect::<Result<_>>()?;
+        let route = Route { serving: saved.serving, ..Route::default() };
+        let mut steered = Steered { places: saved.places, helm, discarded, route };
+        if let Some(helm) = &mut steered.helm {
+            helm.leave_idle()?;
+        }
+        Ok(Group { slots, steered: Some(steered) })
+    }
+}

@@ -1,0 +1,81 @@
+//! What is seen at the address of a group: who waits, who else listens, and how it is reached from here.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::kernel::descriptors::SocketInode;
+use crate::kernel::socket_info::{InetSocket, IpVersion, States};
+use crate::kernel::sockets::{handshakes, inet_sockets};
+use crate::socket::endpoint::Endpoint;
+use crate::socket::group::Group;
+use crate::sys::Transport;
+
+impl Group {
+    /// The inodes of all its sockets.
+    pub(crate) fn inodes(&self) -> impl Iterator<Item = SocketInode> {
+        let helm = self.steered.as_ref().and_then(|steered| steered.helm.as_ref());
+        let discarded = self.steered.iter().flat_map(|steered| &steered.discarded);
+        let discarded = discarded.filter_map(|(_, listener)| SocketInode::of(listener).ok());
+        self.slots.iter().chain(helm).map(|slot| slot.inode).chain(discarded)
+    }
+
+    /// Every socket that may get what comes to this address, if it is steered: a process of this user may bind one.
+    pub(crate) fn beside(&self) -> Vec<(String, SocketInode)> {
+        let Some(endpoint) = self.inet() else { return vec![] };
+        let Endpoint::Inet { kind, address, v6only } = endpoint else { return vec![] };
+        let states = if kind == Transport::Tcp { States::LISTENING } else { States::UNCONNECTED };
+        let versions: &[IpVersion] = match address {
+            SocketAddr::V4(_) => &[IpVersion::V4],
+            SocketAddr::V6(_) if v6only || !address.ip().is_unspecified() => &[IpVersion::V6],
+            SocketAddr::V6(_) => &[IpVersion::V6, IpVersion::V4],
+        };
+        let list = |version: &IpVersion| inet_sockets(kind, *version, states, Some(address.port())).unwrap_or_default();
+        let is_in_the_way = |socket: &InetSocket| {
+            let (bound, ours) = (socket.local.ip().to_canonical(), address.ip().to_canonical());
+            ours.is_unspecified() || bound.is_unspecified() || bound == ours
+        };
+        let found = versions.iter().flat_map(list).filter(is_in_the_way);
+        found.map(|socket| (socket.local.to_string(), socket.inode)).collect()
+    }
+
+    /// Its endpoint, if it is steered.
+    fn inet(&self) -> Option<Endpoint> {
+        self.steered.as_ref().and_then(|_| self.slots[0].listener.endpoint().ok())
+    }
+
+    /// Where connections that this process makes reach it, if it is a steered listener.
+    pub(crate) fn reached_at(&self) -> Option<SocketAddr> {
+        let Endpoint::Inet { kind: Transport::Tcp, mut address, v6only } = self.inet()? else { return None };
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            // It takes IPv4 too, which is there wherever a loopback interface is.
+            IpAddr::V6(ip) if ip.is_unspecified() && !v6only => address = (Ipv4Addr::LOCALHOST, address.port()).into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => (),
+        }
+        Some(address)
+    }
+
+    /// Can an IPv4 client on this machine reach it, if it is steered?
+    pub(crate) fn takes_local_v4(&self) -> bool {
+        let is_on_device = self.slots[0].listener.options_beside().is_some_and(|options| options.has("device"));
+        !is_on_device
+            && matches!(self.inet(), Some(Endpoint::Inet { address, v6only, .. })
+            if address.is_ipv4() || address.ip().is_unspecified() && !v6only)
+    }
+
+    /// How many connections wait for a slot, or 1 where datagrams do; 0 of a shared group, where they wait for nobody.
+    pub(crate) fn waiting(&self, slot: usize) -> usize {
+        if self.is_steered() { self.slots[slot].waiting() } else { 0 }
+    }
+
+    /// The clients whose connections are being made, if it is steered.
+    pub(crate) fn handshakes(&self) -> Vec<SocketAddr> {
+        match self.inet() {
+            Some(Endpoint::Inet { kind: Transport::Tcp, address, .. }) => {
+                let version = if address.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+                handshakes(version, address.port()).unwrap_or_default()
+            }
+            _ => vec![],
+        }
+    }
+}
