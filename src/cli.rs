@@ -228,13 +228,13 @@ pub(crate) struct Cli {
     /// It gets that share of new connections for that long, and then serves. Repeatable, in growing shares, which follow one
     /// another. With sticky a client stays on one side, by its address: with IPv6 by the first 64 bits. The old one serves
     /// meanwhile, and again if the new one ends, accepts no more, fails its check or is rolled back.
-    #[arg(long, value_name = "SHARE:DURATION", requires = "reload", value_parser = canary, help_heading = REQUESTS)]
+    #[arg(long, value_name = "SHARE:DURATION", requires = "reload", conflicts_with_all = ["status", "stop", "promote", "rollback", "program"], value_parser = canary, help_heading = REQUESTS)]
     canary: Vec<Canary>,
 
     /// With --canary, a command that has to succeed at the end of each stage
     ///
     /// It is run by sh, beside the supervisor, with HANDOFF_GENERATION and HANDOFF_SHARE.
-    #[arg(long, value_name = "COMMAND", requires = "canary", help_heading = REQUESTS)]
+    #[arg(long, value_name = "COMMAND", requires = "canary", conflicts_with_all = ["status", "stop", "promote", "rollback", "program"], help_heading = REQUESTS)]
     check: Option<String>,
 
     /// With --reload, end when the old generation is gone

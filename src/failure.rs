@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::{self, Write, stderr};
 
 use anyhow::Error;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use nix::errno::Errno;
 
 /// The exit statuses of our own; every other one is the target's.
@@ -98,7 +98,9 @@ fn where_to_look(error: &clap::Error) -> &'static str {
     match (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue)) {
         ("--as <SERVER>", _) => "see handoff-run --help-servers",
         // As in --reload --wait PATH.
-        ("--reload <PATH>" | "--status <PATH>" | "--stop <PATH>", "") => {
+        ("--reload <PATH>" | "--promote <PATH>" | "--rollback <PATH>" | "--status <PATH>" | "--stop <PATH>", "")
+            if error.kind() == ErrorKind::InvalidValue =>
+        {
             "the path of the supervisor's control socket follows at once, as in --reload PATH --wait"
         }
         _ => "see handoff-run --help",

@@ -89,7 +89,10 @@ pub(crate) fn take_over(config: Supervise, state: State, claimed: Claimed) -> Re
     supervisor.sockets.keep_names();
     // What is wrong with one is not in the state.
     supervisor.look_after_sockets();
+    supervisor.reporter.resume(&supervisor.plan);
     supervisor.carry_out(orders);
+    // Who is watched follows from the plan, and is not in the state either.
+    supervisor.watch_sockets();
     Ok(supervisor.run())
 }
 

@@ -72,6 +72,11 @@ impl Reporter {
         }
     }
 
+    /// Go on where a predecessor was with this plan.
+    pub(crate) fn resume(&mut self, plan: &Plan) {
+        self.settling = plan.standing.and(plan.serving).map(|serving| serving.id);
+    }
+
     /// Add the deadlines to the round's table, and what the clients wait for.
     pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
         self.clients.poll(table);

@@ -188,7 +188,7 @@ fn cannot_run(program: &CString, errno: Errno) -> Failure {
 
 /// What helps when PROGRAM looks like something that belongs before `--`.
 pub(crate) fn remedy_for(program: &str) -> Option<String> {
-    if ["reload", "status", "stop"].contains(&program) {
+    if ["reload", "promote", "rollback", "status", "stop"].contains(&program) {
         return Some(format!("{program} was taken for PROGRAM: a request is written --{program} PATH"));
     }
     let number = !program.is_empty() && program.bytes().all(|byte| byte.is_ascii_digit());

@@ -8,11 +8,11 @@ use std::path::Path;
 
 use crate::harness::{Folder, handoff_run, handoff_run_with};
 
-const SEE_HELP: &str = "see handoff-run --help";
+pub const SEE_HELP: &str = "see handoff-run --help";
 
 /// The arguments are refused with 125 and these two lines.
 #[track_caller]
-fn assert_refused(arguments: &[&str], line: &str, remedy: &str) {
+pub fn assert_refused(arguments: &[&str], line: &str, remedy: &str) {
     let output = handoff_run_with(arguments).output();
     let message = format!("handoff-run: {line}\nhandoff-run: {remedy}\n");
     assert_eq!(output.failure(), (125, message.as_str()), "{arguments:?}");
@@ -142,6 +142,8 @@ fn the_path_of_a_request_follows_at_once() {
         &["--reload", "--control", "/c"],
         &["--status", "--json", "/c"],
         &["--stop"],
+        &["--promote"],
+        &["--rollback", "--canary", "5%:1s"],
     ] {
         let line = format!("a value is required for '{} <PATH>' but none was supplied", words[0]);
         assert_refused(words, &line, remedy);
@@ -150,7 +152,7 @@ fn the_path_of_a_request_follows_at_once() {
 
 #[test]
 fn a_request_that_lacks_its_dashes_is_told_so() {
-    for word in ["reload", "status", "stop"] {
+    for word in ["reload", "promote", "rollback", "status", "stop"] {
         let remedy = format!("{word} was taken for PROGRAM: a request is written --{word} PATH");
         assert_refused(&[word, "/c"], "no listening socket was inherited, and no --listen was given", &remedy);
         let line = format!("cannot run {word}: ENOENT: No such file or directory");

@@ -2,9 +2,16 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 mod adopt;
+mod alone;
+mod alone_check;
 mod announced;
 mod bad_input;
+mod bad_rollout;
 mod bytes;
+mod canary;
+mod canary_failed;
+mod canary_sticky;
+mod canary_upgrade;
 mod cannot_listen;
 mod control;
 mod control_clients;

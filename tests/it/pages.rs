@@ -82,6 +82,14 @@ fn every_command_runs(commands: Vec<String>) {
             Some(path) if command.contains("--supervise") => {
                 on_stage(&format!("serve '{command}' {path}\nhandoff-run --stop {path}\nwait $supervisor\n"))
             }
+            // It would take its time; a promotion ends it once it is on trial.
+            Some(path) if command.contains("--canary") => on_stage(&format!(
+                "serve 'handoff-run -q -l :8000 --supervise --control {path} -- ./server' {path}
+                {command} & trial=$!
+                until handoff-run --status {path} | grep -q on-trial; do sleep 0.02; done
+                handoff-run --promote {path}
+                wait $trial\n"
+            )),
             Some(path) => on_stage(&format!(
                 "serve 'handoff-run -q -l :8000 --supervise --control {path} -- ./server' {path}\n{command}\n"
             )),

@@ -7,7 +7,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
-use std::thread;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockname, socket};
@@ -15,8 +14,9 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::harness::log::cannot_listen;
+use crate::harness::namespace::in_namespace;
 use crate::harness::socket::listening;
-use crate::harness::{Folder, Output, PROGRAM, Run, handoff_run_with, skip, wait_for};
+use crate::harness::{Folder, Output, PROGRAM, Run, handoff_run_with, wait_for};
 
 const IN_USE: &str = "EADDRINUSE: Address already in use";
 const HIDDEN: &str = "it is held by a process that /proc does not show to this user";
@@ -127,21 +127,6 @@ fn a_folder_that_is_missing_is_an_error() {
     let error = cannot_listen(&path, "ENOENT: No such file or directory");
     let expected = format!("{error}handoff-run: there is no folder {}\n", folder.text("missing"));
     assert_eq!(start(&path).failure(), (125, expected.as_str()));
-}
-
-/// Do it in a thread with a namespace of its own; none where that takes more privilege.
-fn in_namespace<T: Send + 'static>(kind: libc::c_int, act: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let inside = move || {
-        // SAFETY: unshare takes an integer and changes this thread alone.
-        match Errno::result(unsafe { libc::unshare(kind) }) {
-            Ok(_) => Some(act()),
-            Err(errno) => {
-                skip(&format!("no namespace of its own for this test: {errno}"));
-                None
-            }
-        }
-    };
-    thread::spawn(inside).join().unwrap()
 }
 
 // handoff-run(1): "it may live in another network namespace".

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use anyhow::Result;
 use log::info;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, pipe2, read, setpgid};
 
 use crate::supervise::signals::Dispositions;
@@ -51,6 +52,10 @@ impl Check {
 
     /// Log what it wrote, and see how it ended, if it has.
     pub(crate) fn ending(&mut self) -> Option<Ending> {
+        if sys::see_end_of(self.pid()).is_some() {
+            // What it started and left behind ends with it; it is not reaped yet, so the group's number is its own.
+            let _ = killpg(self.pid(), Signal::SIGKILL);
+        }
         let ending = self.helper.ending();
         self.log_output();
         ending

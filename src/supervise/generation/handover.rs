@@ -30,8 +30,8 @@ pub(super) struct Handover {
 
 #[derive(Debug)]
 enum What {
-    /// It serves, or is on trial: whether it still has these sockets.
-    Sockets(Vec<SocketInode>),
+    /// It serves, or is on trial: whether it still has these sockets, and whether one was missing at the last look.
+    Sockets { had: Vec<SocketInode>, was_missing: bool },
     /// It was told to stop while clients waited for it: whether it still has its sockets.
     Waiting,
     /// It was relieved: whether something still waits for it, or is connected to it.
@@ -50,8 +50,9 @@ enum Connections {
 impl Generation {
     /// It can serve, and has its sockets: watch whether it keeps them.
     pub(crate) fn note_sockets(&mut self, all: &Sockets) {
-        let held = self.held(&all.set(self.share).inodes);
-        self.handover = Some(Handover { what: What::Sockets(held), next: Timestamp::ZERO, backoff: LOOK_INTERVAL });
+        let had = self.held(&all.set(self.share).inodes);
+        let what = What::Sockets { had, was_missing: false };
+        self.handover = Some(Handover { what, next: Timestamp::ZERO, backoff: LOOK_INTERVAL });
     }
 
     /// Those of `inodes` that its processes have open.
@@ -109,15 +110,22 @@ impl Generation {
 
     /// It has not settled: has it given up a socket that it had?
     pub(crate) fn has_left(&mut self, all: &Sockets, now: Timestamp) -> bool {
-        if !matches!(&self.handover, Some(Handover { what: What::Sockets(_), .. })) {
+        if !matches!(&self.handover, Some(Handover { what: What::Sockets { .. }, .. })) {
             return false;
         }
         let held = self.held(&all.set(self.share).inodes);
         let is_seen = are_open_to_us(&self.members.alive());
-        self.last_held = self.connections(all);
-        let Some(Handover { what: What::Sockets(had), next, .. }) = &mut self.handover else { return false };
+        let connections = self.connections(all);
+        let Some(Handover { what: What::Sockets { had, was_missing }, next, .. }) = &mut self.handover else {
+            return false;
+        };
         *next = now + LOOK_INTERVAL;
-        is_seen && had.iter().any(|inode| !held.contains(inode))
+        let is_missing = is_seen && had.iter().any(|inode| !held.contains(inode));
+        if !is_missing {
+            self.last_held = connections;
+        }
+        // A process that ends closes everything first; its end is seen before the next look.
+        std::mem::replace(was_missing, is_missing) && is_missing
     }
 
     /// It was relieved: may it be told to stop?

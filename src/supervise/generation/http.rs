@@ -16,6 +16,8 @@ use crate::sys::Timestamp;
 
 /// An answer that has not ended by then is given up.
 const LONGEST: Duration = Duration::from_secs(10);
+/// At most this often an answer is read before the others are handled: one that never ends then waits.
+const READS_AT_ONCE: usize = 16;
 /// The header of an answer is shorter.
 const LONGEST_HEADER: usize = 16 * 1024;
 
@@ -30,6 +32,8 @@ pub(super) struct Get {
     unsent: Vec<u8>,
     /// What has been received of the header, or of the last chunk of the body.
     received: Vec<u8>,
+    /// There may be more than was read at once.
+    has_more: bool,
     /// What the header says.
     header: Option<Header>,
     deadline: Timestamp,
@@ -96,6 +100,7 @@ impl Get {
             stage: Stage::Bound,
             unsent,
             received: vec![],
+            has_more: false,
             header: None,
             deadline: now + LONGEST,
         })
@@ -115,10 +120,10 @@ impl Get {
         is_news
     }
 
-    /// What to wait for.
+    /// What to wait for; nothing where more is there already, which is read at the next look.
     pub(super) fn polled(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let flags = if self.unsent.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
-        (self.stage == Stage::Connected).then(|| (self.socket.as_fd(), flags))
+        (self.stage == Stage::Connected && !self.has_more).then(|| (self.socket.as_fd(), flags))
     }
 
     /// Go on as far as that is possible without waiting.
@@ -151,8 +156,9 @@ impl Get {
                 Err(errno) => return Err(errno),
             }
         }
-        let mut buffer = [0; 1024];
-        loop {
+        let mut buffer = [0; 16 * 1024];
+        self.has_more = false;
+        for _ in 0..READS_AT_ONCE {
             match recv(number, &mut buffer, MsgFlags::empty()) {
                 Ok(0) => return Ok(Some(self.end())),
                 Ok(length) => self.received.extend(&buffer[..length]),
@@ -163,6 +169,8 @@ impl Get {
                 return Ok(Some(outcome));
             }
         }
+        self.has_more = true;
+        Ok(None)
     }
 
     /// The connection was closed.

@@ -224,6 +224,8 @@ impl Generation {
     /// Send the stop signal to the main process while it runs, then to every remaining process.
     pub(crate) fn retire(&mut self, signal: Signal) {
         self.watch = None;
+        // At a stop it may still run.
+        self.trial_check = None;
         if self.killed {
             self.kill();
         } else if self.ended.is_none() {

@@ -285,6 +285,7 @@ impl Watch {
             (Ready::Http(path), _) => Some(match &self.last_get {
                 Some(Outcome::Answered(status)) => format!("GET {path} was last answered with {status}"),
                 Some(Outcome::Failed(why)) => format!("GET {path} last failed: {why}"),
+                None if self.get.is_some() => format!("GET {path} has not been answered"),
                 None => format!("it was not asked for {path} yet"),
             }),
             (Ready::Descriptor(number), _) => Some(format!("it wrote nothing to descriptor {number}")),

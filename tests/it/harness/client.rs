@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, bind, connect, shutdown, socket};
 use nix::unistd::Pid;
 
 use super::{DEADLINE, Supervisor};
@@ -41,6 +41,17 @@ impl Client {
             stream.into()
         };
         Ok(Client(stream.into()))
+    }
+
+    /// Connect to an address from this one, by a port of its own.
+    pub fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<Client> {
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))?;
+        connect(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(DEADLINE))?;
+        Ok(Client(OwnedFd::from(stream).into()))
     }
 
     /// Over a connection that is there already.
@@ -79,7 +90,15 @@ impl Client {
 
 /// Be one client from connecting to the server's close.
 pub fn ask(address: &str) -> io::Result<Answer> {
-    let mut client = Client::connect(address)?;
+    ask_by(Client::connect(address)?)
+}
+
+/// The same from this address.
+pub fn ask_from(source: IpAddr, address: SocketAddr) -> io::Result<Answer> {
+    ask_by(Client::connect_from(source, address)?)
+}
+
+fn ask_by(mut client: Client) -> io::Result<Answer> {
     client.send()?;
     // Some servers keep a connection as long as the client may have more to say. This one may have been answered.
     let _ = shutdown(client.0.as_raw_fd(), Shutdown::Write);

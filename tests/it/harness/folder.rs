@@ -53,6 +53,12 @@ impl Folder {
     pub fn read(&self, name: &str) -> String {
         wait_for(name, || fs::read_to_string(self.path(name)).ok())
     }
+
+    /// The same once it has this in it.
+    #[track_caller]
+    pub fn read_with(&self, name: &str, part: &str) -> String {
+        wait_for(part, || fs::read_to_string(self.path(name)).ok().filter(|text| text.contains(part)))
+    }
 }
 
 impl AsRef<Path> for Folder {

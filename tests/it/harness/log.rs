@@ -19,6 +19,11 @@ pub fn ready(generation: u64) -> String {
     format!("generation {generation}{}", READY.0)
 }
 
+/// A line that a generation gets a share of new connections.
+pub fn on_trial(generation: u64, percent: u8) -> String {
+    format!("generation {generation}: on trial with {percent} % of new connections\n")
+}
+
 /// How a line begins that a generation drains.
 pub fn draining(generation: u64) -> String {
     format!("generation {generation}: draining")

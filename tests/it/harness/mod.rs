@@ -1,5 +1,6 @@
 //! What the tests run, and how they look at what it did. Every wait is for a fact and under one deadline.
 
+pub mod canary;
 pub mod case;
 pub mod client;
 pub mod control;
@@ -10,6 +11,7 @@ pub mod folder;
 pub mod json;
 pub mod log;
 pub mod manager;
+pub mod namespace;
 pub mod probe;
 pub mod process;
 pub mod python;
