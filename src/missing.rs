@@ -31,6 +31,11 @@ impl Facility {
         }
     }
 
+    /// Was it reported that it is missing?
+    pub(crate) fn is_missing(self) -> bool {
+        REPORTED.load(Ordering::Relaxed) & (1 << self as u32) != 0
+    }
+
     /// What follows.
     fn loss(self) -> &'static str {
         match self {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str;
 
 use crate::kernel::descriptors::SocketInode;
-use crate::kernel::socket_info::{InetSocket, IpVersion, States, UnixSocket};
+use crate::kernel::socket_info::{InetSocket, IpVersion, Peer, States, UnixSocket};
 use crate::sys::Transport;
 
 /// __SO_ACCEPTCON of linux/net.h
@@ -31,13 +31,14 @@ pub(crate) fn inet_sockets(
     Ok(sockets.filter(|socket| port.is_none_or(|port| socket.local.port() == port)).collect())
 }
 
-/// As `sockets::handshakes`.
-pub(crate) fn handshakes(family: IpVersion, port: u16) -> io::Result<Vec<SocketAddr>> {
+/// As `sockets::peers`.
+pub(crate) fn peers(family: IpVersion, port: u16, states: States) -> io::Result<Vec<Peer>> {
     let list = read_inet(Transport::Tcp, family)?;
     let ends = list.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let state = u32::from_str_radix(fields.get(3)?, 16).ok()?;
-        Some((parse_end(fields.get(1)?)?, parse_end(fields.get(2)?).filter(|_| States::HANDSHAKE.contain(state))?))
+        let address = parse_end(fields.get(2)?).filter(|_| states.contain(state))?;
+        Some((parse_end(fields.get(1)?)?, Peer { address, is_accepted: *fields.get(9)? != "0" }))
     });
     Ok(ends.filter(|(local, _)| local.port() == port).map(|(_, peer)| peer).collect())
 }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use crate::kernel::descriptors::SocketInode;
-use crate::kernel::socket_info::{BoundFile, InetSocket, IpVersion, States, UnixSocket};
+use crate::kernel::socket_info::{BoundFile, InetSocket, IpVersion, Peer, States, UnixSocket};
 use crate::sys::Transport;
 
 // linux/sock_diag.h, linux/unix_diag.h
@@ -40,11 +40,10 @@ pub(crate) fn dump_inet(
     Ok(sockets)
 }
 
-/// The peers of the connections to a port that are being made.
-pub(crate) fn dump_handshakes(family: IpVersion, port: u16) -> nix::Result<Vec<SocketAddr>> {
+/// As `sockets::peers`.
+pub(crate) fn dump_peers(family: IpVersion, port: u16, states: States) -> nix::Result<Vec<Peer>> {
     let mut peers = Vec::new();
-    let request = inet_request(Transport::Tcp, family, States::HANDSHAKE, Some(port));
-    dump(&request, |message| peers.extend(read_end(message, End::Peer)))?;
+    dump(&inet_request(Transport::Tcp, family, states, Some(port)), |message| peers.extend(read_peer(message)))?;
     Ok(peers)
 }
 
@@ -128,6 +127,10 @@ fn header(length: usize) -> Vec<u8> {
 /// struct inet_diag_msg.
 fn read_inet(message: &[u8]) -> Option<InetSocket> {
     Some(InetSocket { inode: held(word(message, 68)?)?, local: read_end(message, End::Local)? })
+}
+
+fn read_peer(message: &[u8]) -> Option<Peer> {
+    Some(Peer { address: read_end(message, End::Peer)?, is_accepted: held(word(message, 68)?).is_some() })
 }
 
 /// Which end of a connection.

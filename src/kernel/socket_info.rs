@@ -18,6 +18,8 @@ impl States {
     /// Every other state that a process can hold: no TIME_WAIT (6), nor the half-open ones that the kernel keeps (3,
     /// 12).
     pub(crate) const CONNECTED: States = States(0xfff & !(1 << 10 | 1 << 6 | 1 << 3));
+    /// Those, and those that are about to be.
+    pub(crate) const BEGUN: States = States(States::CONNECTED.0 | States::HANDSHAKE.0);
 
     /// TCP_SYN_RECV, and the kernel's own TCP_NEW_SYN_RECV.
     pub(crate) const HANDSHAKE: States = States(1 << 3 | 1 << 12);
@@ -39,6 +41,19 @@ pub(crate) enum IpVersion {
 pub(crate) struct InetSocket {
     pub(crate) inode: SocketInode,
     pub(crate) local: SocketAddr,
+}
+
+/// The other end of a TCP connection to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    /// Some process holds our end.
+    pub(crate) is_accepted: bool,
+}
+
+/// Those of all of them.
+pub(crate) fn addresses(peers: Vec<Peer>) -> Vec<SocketAddr> {
+    peers.into_iter().map(|peer| peer.address).collect()
 }
 
 /// A Unix socket.

@@ -1,12 +1,11 @@
 //! The sockets of this network namespace: by netlink, or where that is not to be had, by `/proc/self/net`.
 
 use std::io;
-use std::net::SocketAddr;
 
 use log::debug;
 use nix::errno::Errno;
 
-use crate::kernel::socket_info::{InetSocket, IpVersion, States, UnixSocket};
+use crate::kernel::socket_info::{InetSocket, IpVersion, Peer, States, UnixSocket};
 use crate::kernel::{proc_net, sock_diag};
 use crate::sys::Transport;
 
@@ -21,10 +20,10 @@ pub(crate) fn inet_sockets(
     listed.or_else(|errno| instead(errno, proc_net::inet_sockets(kind, family, states, port)))
 }
 
-/// The clients of TCP connections to this local port that are being made, as the kernel names them.
-pub(crate) fn handshakes(family: IpVersion, port: u16) -> nix::Result<Vec<SocketAddr>> {
-    let listed = sock_diag::dump_handshakes(family, port);
-    listed.or_else(|errno| instead(errno, proc_net::handshakes(family, port)))
+/// The clients of TCP connections in these states to this local port, as the kernel names them.
+pub(crate) fn peers(family: IpVersion, port: u16, states: States) -> nix::Result<Vec<Peer>> {
+    let listed = sock_diag::dump_peers(family, port, states);
+    listed.or_else(|errno| instead(errno, proc_net::peers(family, port, states)))
 }
 
 /// The Unix sockets in these states that some process holds.

@@ -44,6 +44,8 @@ struct Steered {
     /// generation is gone.
     discarded: Vec<(usize, Listener)>,
     route: Route,
+    /// Somebody else was in the group when its order changed.
+    is_unsure: bool,
 }
 
 /// Where new connections go, by slots.
@@ -93,7 +95,9 @@ impl Group {
     fn begin_steering(&mut self, lowest: RawFd) -> Result<()> {
         let mut places = Places::default();
         places.join(Member::Slot(0));
-        self.steered = Some(Steered { places, helm: None, discarded: vec![], route: Route::default() });
+        let route = Route::default();
+        self.steered = Some(Steered { places, helm: None, discarded: vec![], route, is_unsure: false });
+        self.slots[0].mark();
         while self.slots.len() < SLOTS {
             self.add_slot(lowest)?;
         }
@@ -155,6 +159,8 @@ impl Group {
     /// # Errors
     /// If no socket can be bound beside the others.
     pub(crate) fn grow(&mut self, lowest: RawFd) -> Result<()> {
+        let is_crowded = self.has_strangers();
+        self.steered.iter_mut().for_each(|steered| steered.is_unsure |= is_crowded);
         self.add_slot(lowest)?;
         self.put_helm_last(lowest)?;
         self.attach()
@@ -164,6 +170,7 @@ impl Group {
         let Some(steered) = &mut self.steered else { return Ok(()) };
         let mut slot = Slot::of(self.slots[0].listener.another(lowest)?)?;
         slot.leave_idle()?;
+        slot.mark();
         steered.places.join(Member::Slot(self.slots.len()));
         self.slots.push(slot);
         Ok(())

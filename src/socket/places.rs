@@ -32,6 +32,14 @@ impl Places {
         }
     }
 
+    /// The order after this one has left and joined again.
+    pub(crate) fn with_last(&self, member: Member) -> Places {
+        let mut places = self.clone();
+        places.leave(member);
+        places.join(member);
+        places
+    }
+
     /// It is of no use any more, but stays where it is.
     pub(crate) fn discard(&mut self, slot: usize) {
         if let Some(at) = self.0.iter().position(|other| *other == Member::Slot(slot)) {

@@ -13,6 +13,9 @@ use crate::socket::listener::Listener;
 use crate::socket::upkeep::{Finding, Upkeep};
 use crate::sys;
 
+/// What TCP_WINDOW_CLAMP of a socket in its place is: the most, which is what is without it, too. A shutdown(2) resets it.
+const IN_PLACE: c_int = 0xffff << 14;
+
 /// At most so many connections, or datagrams, are dropped at once: the rest is for the next round of the loop.
 const MOST_AT_ONCE: usize = 1000;
 
@@ -28,13 +31,37 @@ pub(crate) struct Slot {
     is_nonblocking: bool,
     /// TCP_DEFER_ACCEPT, while that is turned off.
     deferred: Option<c_int>,
+    /// The kernel keeps its mark.
+    is_marked: bool,
 }
 
 impl Slot {
     pub(super) fn of(mut listener: Listener) -> nix::Result<Slot> {
         let inode = SocketInode::of(&listener)?;
         let is_nonblocking = listener.options_beside().is_some_and(|options| options.has("nonblock"));
-        Ok(Slot { inode, upkeep: Upkeep::of(&mut listener), is_idle: false, is_nonblocking, deferred: None, listener })
+        Ok(Slot {
+            inode,
+            upkeep: Upkeep::of(&mut listener),
+            is_idle: false,
+            is_nonblocking,
+            deferred: None,
+            is_marked: is_marked(&listener),
+            listener,
+        })
+    }
+
+    /// It is in its place.
+    pub(super) fn mark(&mut self) {
+        if !self.is_datagram() {
+            // Where it cannot be set, a server that shuts it down and listens again goes unseen.
+            let _ = sys::set_option(&self.listener, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, IN_PLACE);
+            self.is_marked = is_marked(&self.listener);
+        }
+    }
+
+    /// Has a server shut it down and listened again? It is behind all others of its group then.
+    pub(super) fn has_moved(&self) -> bool {
+        self.is_marked && !self.has_left() && !is_marked(&self.listener)
     }
 
     pub(super) fn is_datagram(&self) -> bool {
@@ -162,6 +189,10 @@ impl Slot {
 fn reset(connection: impl AsFd) {
     let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
     let _ = setsockopt(&connection, sockopt::Linger, &at_once);
+}
+
+fn is_marked(listener: &Listener) -> bool {
+    sys::option(listener, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP) == Ok(IN_PLACE)
 }
 
 fn flags(listener: &Listener) -> nix::Result<OFlag> {

@@ -136,6 +136,12 @@ impl Supervisor {
 
     /// A generation that was on trial, or had not settled, makes room for the one that serves again.
     fn roll_back(&mut self, id: Id, reason: Reason) {
+        if let Some(generation) = self.generations.get(id).filter(|_| reason == Reason::Left)
+            && let Some(held) = generation.still_held(&self.sockets)
+        {
+            // A socket that it has closed is nobody's, though it lives.
+            self.sockets.free_closed(generation.share, &held);
+        }
         // What waited for it is reset.
         self.look_after_sockets();
         self.watch_sockets();

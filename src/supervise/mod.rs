@@ -87,11 +87,10 @@ pub(crate) fn take_over(config: Supervise, state: State, claimed: Claimed) -> Re
     }
     let (mut supervisor, orders) = Supervisor::resume(config, state, claimed)?;
     supervisor.sockets.keep_names();
-    // What is wrong with one is not in the state.
+    // What is wrong with one is not in the state, nor what is watched of generations.
     supervisor.look_after_sockets();
-    supervisor.reporter.resume(&supervisor.plan);
     supervisor.carry_out(orders);
-    // Who is watched follows from the plan, and is not in the state either.
+    supervisor.generations.survey();
     supervisor.watch_sockets();
     Ok(supervisor.run())
 }
@@ -164,7 +163,10 @@ impl Supervisor {
         // A deadline may have passed in between, and a generation may be lost.
         let lost = plan.generations().filter(|id| !left.contains(id));
         let events = lost.flat_map(|id| [Event::Ended(id, KILLED), Event::Gone(id)]).chain([Event::Tick]).collect();
+        let last_failure = LastFailure::resume(state.last_failure, state.last_failure_at);
+        let reporter = Reporter::new(clients, Manager::of(&sys::environment()), last_failure);
         let supervisor = Supervisor {
+            reporter: reporter.resume(state.asked, &plan),
             pid_file: config.exec.pid_file.as_deref().filter(|_| state.pid_file).map(PidFile::written),
             config,
             directory: state.directory.map(|SavedPath(path)| path),
@@ -174,11 +176,6 @@ impl Supervisor {
             events,
             sockets,
             generations,
-            reporter: Reporter::new(
-                clients,
-                Manager::of(&sys::environment()),
-                LastFailure::resume(state.last_failure, state.last_failure_at),
-            ),
             upgrade: Upgrade::new(if state.program.0.as_os_str().is_empty() {
                 upgrade::own_program()
             } else {
@@ -205,6 +202,7 @@ impl Supervisor {
             generations: self.generations.save(),
             last_failure: self.reporter.last_failure.as_ref().map(|failure| failure.text.clone()),
             last_failure_at: self.reporter.last_failure.as_ref().map(|failure| failure.at),
+            asked: self.reporter.asked,
             pid_file: self.pid_file.is_some(),
         }
     }

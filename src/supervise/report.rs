@@ -35,8 +35,8 @@ pub(crate) struct Reporter {
     pub(crate) clients: Clients,
     pub(crate) manager: Manager,
     pub(crate) last_failure: Option<LastFailure>,
-    /// The generation that a reload asked for and that has neither served nor failed.
-    asked: Option<Id>,
+    /// The generation that a reload asked for and that has neither settled nor failed.
+    pub(crate) asked: Option<Id>,
     /// The generation that serves while its predecessor stands by.
     settling: Option<Id>,
     /// What keeps clients from a listener and cannot be repaired: a reload fails that ends so.
@@ -72,9 +72,10 @@ impl Reporter {
         }
     }
 
-    /// Go on where a predecessor was with this plan.
-    pub(crate) fn resume(&mut self, plan: &Plan) {
-        self.settling = plan.standing.and(plan.serving).map(|serving| serving.id);
+    /// Go on in the place of a predecessor, which was asked for this one.
+    pub(crate) fn resume(self, asked: Option<Id>, plan: &Plan) -> Reporter {
+        let settling = plan.standing.and(plan.serving).map(|serving| serving.id);
+        Reporter { asked, settling, ..self }
     }
 
     /// Add the deadlines to the round's table, and what the clients wait for.

@@ -11,6 +11,7 @@ use nix::sys::inotify::Inotify;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::descriptors::SocketInode;
+use crate::kernel::socket_info::{Peer, States};
 use crate::socket::group::{Group, Look, Route, Trial, check_obedience};
 use crate::socket::listener::Listener;
 use crate::socket::steering::Client;
@@ -195,9 +196,15 @@ impl Sockets {
         self.groups.iter().map(|group| group.waiting(share.slot())).sum()
     }
 
-    /// The clients whose connections to a steered address are being made.
-    pub(crate) fn handshakes(&self) -> Vec<SocketAddr> {
-        self.groups.iter().flat_map(Group::handshakes).collect()
+    /// The clients whose connections to a steered address are in these states.
+    pub(crate) fn peers(&self, states: States) -> Vec<Peer> {
+        self.groups.iter().flat_map(|group| group.peers(states)).collect()
+    }
+
+    /// Of this set nobody has the sockets that are not `held`.
+    pub(crate) fn free_closed(&mut self, share: Share, held: &[SocketInode]) {
+        let slot = share.slot();
+        self.groups.iter_mut().filter(|group| !held.contains(&group.inode(slot))).for_each(|group| group.free(slot));
     }
 
     /// The generation that has this set will not accept from it any more.

@@ -4,6 +4,8 @@ use anyhow::{Context, Result, anyhow};
 use log::{debug, error, info, warn};
 
 use crate::config::{Drain, Ready, Supervise};
+use crate::kernel::socket_info::{States, addresses};
+use crate::missing::Facility;
 use crate::socket::group::Look;
 use crate::socket::listener::{Listener, Sharing};
 use crate::socket::upkeep::Finding;
@@ -44,7 +46,8 @@ pub(super) fn check(config: &Supervise, sockets: &Sockets) -> Result<()> {
         }
         _ => (),
     }
-    if config.exec.manner.sharing == Sharing::Steered {
+    // Why none is steered was logged where that was found.
+    if config.exec.manner.sharing == Sharing::Steered && !Facility::Steering.is_missing() {
         let alone: Vec<String> = sockets.shared().filter(|listener| listener.is_inet()).map(address).collect();
         if !alone.is_empty() {
             info!(
@@ -86,6 +89,8 @@ impl Supervisor {
 
     /// All new connections go to this generation.
     pub(super) fn steer(&mut self, id: Id) {
+        // What it did to its socket while it started may have changed the order of all.
+        self.look_after_sockets();
         let Some(share) = self.generations.get(id).map(|generation| generation.share) else { return };
         let before = self.sockets.serving();
         if let Err(error) = self.sockets.steer(share) {
@@ -93,8 +98,14 @@ impl Supervisor {
             self.events.push_back(Event::Left(id));
         }
         if share != before {
+            let is_idle_awaited = self.config.limits.drain_how == Drain::Idle;
             let old = self.generations.iter_mut().filter(|generation| generation.share == before);
-            old.for_each(|generation| generation.is_just_relieved = true);
+            for generation in old {
+                generation.is_just_relieved = true;
+                if is_idle_awaited {
+                    generation.note_present(&self.sockets);
+                }
+            }
         }
         self.free_sockets();
         // A trial that it ends has no check any more.
@@ -170,7 +181,7 @@ impl Supervisor {
     pub(super) fn list_handshakes(&mut self) {
         let mut relieved = self.generations.iter_mut().filter(|generation| generation.is_just_relieved).peekable();
         if relieved.peek().is_some() {
-            let begun = self.sockets.handshakes();
+            let begun = addresses(self.sockets.peers(States::HANDSHAKE));
             for generation in relieved {
                 generation.is_just_relieved = false;
                 generation.handshakes.clone_from(&begun);
@@ -221,6 +232,8 @@ impl Supervisor {
             return;
         }
         let (before, mut abandoned) = (sys::processor_time(), vec![]);
+        // Of a datagram socket that was shut down nothing wakes us.
+        self.look_after_sockets();
         self.generations.survey();
         for generation in self.generations.iter_mut().filter(|generation| is_due(generation.next_look())) {
             if generation.is_given_up(&self.sockets, now) {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
-use crate::harness::process::stat;
+use crate::harness::process::{stat, status_field};
 use crate::harness::{Server, supervise, wait_for};
 
 /// What a process has used of the processor, in clock ticks, of which there are a hundred a second.
@@ -56,5 +56,38 @@ fn a_status_with_2000_connections_costs_little() {
     }
     let cost = ticks(supervisor.pid) - before;
     assert!(cost < 30, "{cost} ticks");
+    drop(held);
+}
+
+/// It makes no system call for as long: none but one that waits for something.
+fn sleeps_soundly(pid: Pid) {
+    let woken = || status_field(pid, "voluntary_ctxt_switches");
+    let mut since = (woken(), Instant::now());
+    wait_for("two seconds of sleep", || {
+        if woken() != since.0 {
+            since = (woken(), Instant::now());
+        }
+        (since.1.elapsed() > Duration::from_secs(2)).then_some(())
+    });
+}
+
+#[test]
+fn an_idle_supervisor_sleeps_also_after_reloads() {
+    let setup = supervise(Server::Directed, &["--settle", "1s"]).listen("127.0.0.1:0").listen("[::]:0");
+    let supervisor = setup.serving();
+    sleeps_soundly(supervisor.pid);
+    let (held, _) = supervisor.hold();
+    supervisor.folder.let_be_stubborn(1);
+    assert_eq!(supervisor.reload().failure(), (0, ""));
+    supervisor.wait_draining(1);
+    // While one drains too.
+    sleeps_soundly(supervisor.pid);
+    supervisor.upgrade();
+    sleeps_soundly(supervisor.pid);
+    supervisor.folder.let_fail(3);
+    assert_eq!(supervisor.reload().code(), 1);
+    supervisor.wait_gone(3);
+    assert_eq!(supervisor.reload().failure(), (0, ""));
+    sleeps_soundly(supervisor.pid);
     drop(held);
 }

@@ -8,12 +8,16 @@ use nix::unistd::Pid;
 
 use crate::harness::client::Client;
 use crate::harness::python;
+use crate::harness::socket::listeners_on;
 use crate::harness::supervisor::Role;
 use crate::harness::{Folder, PROGRAM, Run, Supervisor, wait_for};
+use crate::steering::{port, serves_alone};
 
 const WRITTEN: &str = include_str!("states/written.json");
 const UNKNOWN: &str = include_str!("states/unknown.json");
 const ROLLOUT: &str = include_str!("states/rollout.json");
+/// Of one that steers, whose first generation stands by.
+const STEERED: &str = include_str!("states/steered.json");
 const MISSING: &str = include_str!("states/missing.json");
 
 /// Becomes a supervisor that takes over from a predecessor which was at the very same numbers: generation 1, which
@@ -264,4 +268,47 @@ fn a_generation_whose_pid_is_no_childs_is_left_out() {
     let supervisor = take_over(&WRITTEN.replace("@NEW@", "0"), SERVER, &[]);
     supervisor.wait_log("0 is not the number of a child");
     supervisor.wait_ready(3);
+}
+
+/// Two sockets for generations and the helm, of which the kernel chooses the second.
+const GROUP: &str = r#"
+import struct
+def member(port):
+    s = socket.socket()
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT): s.setsockopt(socket.SOL_SOCKET, option, 1)
+    s.bind(('127.0.0.1', port))
+    s.listen()
+    return s
+web = member(0)
+second, helm = (member(web.getsockname()[1]) for _ in range(2))
+chosen = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 1), 8)
+helm.setsockopt(socket.SOL_SOCKET, 51, struct.pack('HP', 1, ctypes.addressof(chosen))) # SO_ATTACH_REUSEPORT_CBPF
+at(21, second)
+at(22, helm)
+"#;
+
+#[test]
+fn a_state_with_a_socket_for_each_generation_is_taken_over() {
+    let predecessor = PREDECESSOR
+        .replace("web = socket.create_server(('127.0.0.1', 0))\n", GROUP)
+        .replace("os.dup2(web.fileno(), 3)", "os.dup2(second.fileno(), 3)");
+    let mut supervisor = take_over_from(&predecessor, STEERED, SERVER, &["--settle", "50ms"]);
+    wait_for("the control socket to answer", || {
+        (supervisor.command("--status", &[]).output().code() == 0).then_some(())
+    });
+    assert_eq!(supervisor.states(), [(1, "standing-by".into()), (2, "serving".into())], "{}", supervisor.log());
+    serves_alone(&supervisor, 2);
+    assert!(!supervisor.folder.path("replies").exists());
+    // The old one ends, so there is nothing more to wait for.
+    supervisor.folder.write("drained", "");
+    let replies = supervisor.folder.read("replies");
+    assert!(replies.ends_with("{\"exit\":0}\n"), "{replies}");
+    supervisor.wait_gone(1);
+    for generation in 3..=6 {
+        assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+        serves_alone(&supervisor, generation);
+    }
+    assert_eq!(listeners_on(port(&supervisor)).len(), 3);
+    assert_eq!(supervisor.stop().failure(), (0, ""));
+    assert_eq!(supervisor.end().0, 0);
 }

@@ -29,15 +29,19 @@ impl Group {
             look.findings = self.slots[0].look_after();
             return look;
         };
-        look.left = (0..self.slots.len()).filter(|slot| self.slots[*slot].has_left()).collect();
+        let slots = |which: fn(&Slot) -> bool| (0..self.slots.len()).filter(|slot| which(&self.slots[*slot])).collect();
+        look.left = slots(Slot::has_left);
+        let moved: Vec<usize> = slots(Slot::has_moved);
         if let Some(helm) = steered.helm.take_if(|helm| helm.has_left()) {
             // Only we can have done that. Another is put in its place below.
             steered.places.leave(Member::Helm);
             drop(helm);
         }
-        let serving = steered.route.serving;
-        if !look.left.is_empty() || !steered.places.is_helm_last() {
-            let restored = self.restore(&look.left.clone(), lowest);
+        let (serving, is_helm_last, is_unsure) =
+            (steered.route.serving, steered.places.is_helm_last(), steered.is_unsure);
+        let is_in_order = look.left.is_empty() && moved.is_empty() && is_helm_last;
+        if !is_in_order || is_unsure && !self.has_strangers() {
+            let restored = self.restore(&look.left.clone(), &moved, lowest);
             look.findings = self.slots[serving].upkeep.note(restored, look.left.contains(&serving));
         } else if self.problem().is_some() {
             let restored = self.attach();
@@ -53,49 +57,74 @@ impl Group {
         look
     }
 
-    /// Bring the slots that have left back into the group, and the group into order.
-    fn restore(&mut self, left: &[usize], lowest: RawFd) -> Result<()> {
+    /// Bring the slots that have left back into the group, and the group into order. Those that have moved listen again
+    /// already, and are last.
+    fn restore(&mut self, left: &[usize], moved: &[usize], lowest: RawFd) -> Result<()> {
+        let is_crowded = self.has_strangers();
         let Some(steered) = &mut self.steered else { return Ok(()) };
-        let mut left = left.to_vec();
+        let was_unsure = std::mem::replace(&mut steered.is_unsure, is_crowded);
         if self.slots[0].is_datagram() {
-            for slot in &left {
-                let another = self.slots[0].listener.another(lowest)?;
-                let discarded = self.slots[*slot].replace(another)?;
-                steered.places.discard(*slot);
-                steered.discarded.push((*slot, discarded));
-                steered.places.join(Member::Slot(*slot));
-            }
+            self.replace_datagram_slots(left, lowest)?;
         } else {
             let members: Vec<Member> = left.iter().copied().map(Member::Slot).collect();
-            steered.places = match steered.places.without(&members) {
-                Some(places) => places,
-                None => {
-                    // Which place leads where is not known any more: all but the serving one leave.
-                    let others: Vec<usize> =
-                        (0..self.slots.len()).filter(|slot| *slot != steered.route.serving).collect();
-                    for slot in others.iter().filter(|slot| !left.contains(slot)) {
-                        shut_down(&self.slots[*slot].listener)?;
-                    }
-                    if let Some(helm) = steered.helm.take() {
-                        drop(helm);
-                    }
-                    let mut places = Places::default();
-                    if !left.contains(&steered.route.serving) {
-                        places.join(Member::Slot(steered.route.serving));
-                        left = others;
-                    } else {
-                        left = (0..self.slots.len()).collect();
-                    }
-                    places
-                }
+            let known = match moved {
+                _ if was_unsure && !is_crowded => None,
+                [] => steered.places.without(&members),
+                [one] if members.is_empty() => Some(steered.places.with_last(Member::Slot(*one))),
+                _ => None,
             };
-            for slot in left {
-                self.slots[slot].listener.listen_again().context("it was shut down and cannot listen again")?;
-                steered.places.join(Member::Slot(slot));
+            match known {
+                Some(places) => {
+                    steered.places = places;
+                    self.listen_again(left)?;
+                }
+                None => self.line_up(left)?,
             }
+            self.slots.iter_mut().for_each(Slot::mark);
         }
         self.put_helm_last(lowest)?;
         self.attach()
+    }
+
+    /// Other sockets take the place of those that were shut down, which keep their places until they are closed by all.
+    fn replace_datagram_slots(&mut self, left: &[usize], lowest: RawFd) -> Result<()> {
+        let Some(steered) = &mut self.steered else { return Ok(()) };
+        for slot in left {
+            let another = self.slots[0].listener.another(lowest)?;
+            let discarded = self.slots[*slot].replace(another)?;
+            steered.places.discard(*slot);
+            steered.discarded.push((*slot, discarded));
+            steered.places.join(Member::Slot(*slot));
+        }
+        Ok(())
+    }
+
+    /// Which place leads where is not known any more: all but the one that serves leave, and join in their order.
+    fn line_up(&mut self, left: &[usize]) -> Result<()> {
+        let Some(steered) = &mut self.steered else { return Ok(()) };
+        let serving = steered.route.serving;
+        let others: Vec<usize> = (0..self.slots.len()).filter(|slot| *slot != serving).collect();
+        for slot in others.iter().filter(|slot| !left.contains(slot)) {
+            shut_down(&self.slots[*slot].listener)?;
+        }
+        // Another is put last.
+        steered.helm = None;
+        steered.places = Places::default();
+        if left.contains(&serving) {
+            self.listen_again(&[serving])?;
+        } else {
+            steered.places.join(Member::Slot(serving));
+        }
+        self.listen_again(&others)
+    }
+
+    fn listen_again(&mut self, slots: &[usize]) -> Result<()> {
+        let Some(steered) = &mut self.steered else { return Ok(()) };
+        for slot in slots {
+            self.slots[*slot].listener.listen_again().context("it was shut down and cannot listen again")?;
+            steered.places.join(Member::Slot(*slot));
+        }
+        Ok(())
     }
 
     /// Put the helm behind all others.

@@ -25,6 +25,7 @@ pub(crate) struct SavedGroup {
     discarded: Vec<(usize, SavedListener)>,
     places: Places,
     serving: usize,
+    is_unsure: bool,
 }
 
 impl Group {
@@ -38,6 +39,7 @@ impl Group {
             discarded: steered.discarded.iter().map(|(slot, listener)| (*slot, listener.save())).collect(),
             places: steered.places.clone(),
             serving: steered.route.serving,
+            is_unsure: steered.is_unsure,
         });
         (first, beside)
     }
@@ -54,7 +56,7 @@ impl Group {
         let discarded = saved.discarded.into_iter().map(|(slot, listener)| Ok((slot, resume(listener)?)));
         let discarded = discarded.collect::<Result<_>>()?;
         let route = Route { serving: saved.serving, ..Route::default() };
-        let mut steered = Steered { places: saved.places, helm, discarded, route };
+        let mut steered = Steered { places: saved.places, helm, discarded, route, is_unsure: saved.is_unsure };
         if let Some(helm) = &mut steered.helm {
             helm.leave_idle()?;
         }

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::kernel::descriptors::SocketInode;
-use crate::kernel::socket_info::{InetSocket, IpVersion, States};
-use crate::kernel::sockets::{handshakes, inet_sockets};
+use crate::kernel::socket_info::{InetSocket, IpVersion, Peer, States};
+use crate::kernel::sockets::{inet_sockets, peers};
 use crate::socket::endpoint::Endpoint;
 use crate::socket::group::Group;
 use crate::sys::Transport;
@@ -35,6 +35,12 @@ impl Group {
         };
         let found = versions.iter().flat_map(list).filter(is_in_the_way);
         found.map(|socket| (socket.local.to_string(), socket.inode)).collect()
+    }
+
+    /// Does somebody else listen in it? They get places that are not known here when its order changes.
+    pub(super) fn has_strangers(&self) -> bool {
+        let ours: Vec<SocketInode> = self.inodes().collect();
+        !self.slots[0].is_datagram() && self.beside().iter().any(|(_, inode)| !ours.contains(inode))
     }
 
     /// Its endpoint, if it is steered.
@@ -68,12 +74,12 @@ impl Group {
         if self.is_steered() { self.slots[slot].waiting() } else { 0 }
     }
 
-    /// The clients whose connections are being made, if it is steered.
-    pub(crate) fn handshakes(&self) -> Vec<SocketAddr> {
+    /// The clients whose connections are in these states, if it is steered.
+    pub(crate) fn peers(&self, states: States) -> Vec<Peer> {
         match self.inet() {
             Some(Endpoint::Inet { kind: Transport::Tcp, address, .. }) => {
                 let version = if address.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
-                handshakes(version, address.port()).unwrap_or_default()
+                peers(version, address.port(), states).unwrap_or_default()
             }
             _ => vec![],
         }

@@ -224,14 +224,20 @@ fn a_listener_of_somebody_else_at_the_same_address_is_seen() {
 enum Step {
     Steer(usize),
     Shut(Vec<usize>),
+    /// Shut down, and listened on again by the server itself.
+    Moved(Vec<usize>),
     Add,
+    /// Somebody else listens there, or does no more.
+    Stranger,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => (0..6_usize).prop_map(Step::Steer),
         3 => prop::collection::vec(0..6_usize, 1..4).prop_map(Step::Shut),
+        2 => prop::collection::vec(0..6_usize, 1..4).prop_map(Step::Moved),
         1 => Just(Step::Add),
+        1 => Just(Step::Stranger),
     ]
 }
 
@@ -240,6 +246,7 @@ proptest! {
     #[test]
     fn new_connections_go_where_they_are_to_whatever_happens(steps in prop::collection::vec(step(), 1..20)) {
         let mut group = group("127.0.0.1:0");
+        let mut stranger = None;
         for step in steps {
             let slots = group.slots();
             match step {
@@ -247,11 +254,20 @@ proptest! {
                 Step::Shut(all) => all.into_iter().for_each(|slot| {
                     let _ = shut_down(group.listener(slot % slots));
                 }),
+                Step::Moved(all) => all.into_iter().for_each(|slot| {
+                    let _ = shut_down(group.listener(slot % slots));
+                    sys::listen(group.listener(slot % slots), 5).unwrap();
+                }),
+                Step::Stranger if stranger.is_none() => stranger = group.listener(0).another(LOWEST).ok(),
+                Step::Stranger => stranger = None,
                 Step::Add if slots < 6 => group.grow(LOWEST).unwrap(),
                 Step::Add => (),
             }
             group.look_after(LOWEST);
-            group.check();
+            // No new one serves while somebody else is there.
+            if stranger.is_none() {
+                group.check();
+            }
         }
     }
 }

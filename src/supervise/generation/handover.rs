@@ -1,11 +1,14 @@
 //! What is watched of a generation while another takes over from it, or it from another: whether something still waits for
 //! it, and whether it still has its sockets.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::config::Drain;
 use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::descriptors::{SocketInode, are_open_to_us, sockets};
+use crate::kernel::socket_info::{States, addresses};
 use crate::supervise::generation::Generation;
 use crate::supervise::sockets::Sockets;
 use crate::sys::Timestamp;
@@ -35,16 +38,7 @@ enum What {
     /// It was told to stop while clients waited for it: whether it still has its sockets.
     Waiting,
     /// It was relieved: whether something still waits for it, or is connected to it.
-    Release(Drain, Connections),
-}
-
-/// The connections of a generation that ends when it has none.
-#[derive(Debug)]
-enum Connections {
-    /// Those that its processes hold.
-    Held,
-    /// Whose processes hold which cannot be seen: those that there were when it was relieved.
-    Present(Vec<SocketInode>),
+    Release(Drain),
 }
 
 impl Generation {
@@ -61,6 +55,16 @@ impl Generation {
         inodes.iter().copied().filter(|inode| open.contains(inode)).collect()
     }
 
+    /// Those of its sockets that its processes have, where that can be seen.
+    pub(crate) fn still_held(&self, all: &Sockets) -> Option<Vec<SocketInode>> {
+        are_open_to_us(&self.members.alive()).then(|| self.held(&all.set(self.share).inodes))
+    }
+
+    /// It was relieved just now: these clients are its own, but for the few that came since.
+    pub(crate) fn note_present(&mut self, all: &Sockets) {
+        self.present = addresses(all.peers(States::BEGUN));
+    }
+
     /// It has settled.
     pub(crate) fn settle(&mut self) {
         self.handover = None;
@@ -68,14 +72,13 @@ impl Generation {
 
     /// It was relieved: watch until nothing waits for it, or with `idle` until it has no connection.
     pub(crate) fn begin_release(&mut self, how: Drain, now: Timestamp) {
-        let what = What::Release(how, Connections::Held);
-        self.handover = Some(Handover { what, next: now, backoff: FIRST_BACKOFF });
+        self.handover = Some(Handover { what: What::Release(how), next: now, backoff: FIRST_BACKOFF });
     }
 
     /// It is told to stop: how many clients still wait for it, if it was watched.
     pub(crate) fn end_release(&mut self, all: &Sockets) -> usize {
         let waiting = match self.handover.take().map(|handover| handover.what) {
-            Some(What::Release(..)) => all.waiting(self.share) + self.still_made(all),
+            Some(What::Release(_)) => all.waiting(self.share) + self.still_made(all),
             _ => 0,
         };
         if waiting > 0 {
@@ -131,7 +134,7 @@ impl Generation {
     /// It was relieved: may it be told to stop?
     pub(crate) fn is_released(&mut self, all: &Sockets, now: Timestamp) -> bool {
         let Some(handover) = &mut self.handover else { return false };
-        let What::Release(how, _) = handover.what else { return false };
+        let What::Release(how) = handover.what else { return false };
         handover.backoff = (handover.backoff * 3 / 2).min(LAST_BACKOFF);
         handover.next = now + handover.backoff;
         // The queue is looked at once more: a connection that has been made since is in it.
@@ -142,28 +145,23 @@ impl Generation {
     /// How many of the connections that were being made when it was relieved still are.
     fn still_made(&mut self, all: &Sockets) -> usize {
         if !self.handshakes.is_empty() {
-            let now = all.handshakes();
+            let now = addresses(all.peers(States::HANDSHAKE));
             self.handshakes.retain(|client| now.contains(client));
         }
         self.handshakes.len()
     }
 
-    /// Has it no connection any more?
+    /// Has it no connection any more? Where it cannot be seen what its processes hold: none of those that there were when it
+    /// was relieved.
     fn is_idle(&mut self, all: &Sockets) -> bool {
         let Ok(open) = open_connections(&all.set(self.share).listeners) else { return false };
         let members = self.members.alive();
-        let Some(Handover { what: What::Release(_, connections), .. }) = &mut self.handover else { return false };
-        match connections {
-            Connections::Present(present) => {
-                present.retain(|inode| open.binary_search(inode).is_ok());
-                present.is_empty()
-            }
-            Connections::Held if are_open_to_us(&members) => held_by(&members, &open) == 0,
-            Connections::Held => {
-                let is_empty = open.is_empty();
-                *connections = Connections::Present(open);
-                is_empty
-            }
+        if are_open_to_us(&members) {
+            return held_by(&members, &open) == 0;
         }
+        let now = all.peers(States::CONNECTED).into_iter().filter(|peer| peer.is_accepted);
+        let now: BTreeSet<SocketAddr> = now.map(|peer| peer.address).collect();
+        self.present.retain(|client| now.contains(client));
+        self.present.is_empty()
     }
 }

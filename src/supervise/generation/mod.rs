@@ -73,6 +73,8 @@ pub(crate) struct Generation {
     pub(crate) handshakes: Vec<SocketAddr>,
     /// Those are to be listed now.
     pub(crate) is_just_relieved: bool,
+    /// With `idle`, those of all connections that there were then, or were being made.
+    present: Vec<SocketAddr>,
     handover: Option<Handover>,
     /// How many connections it had when it was last seen to have its sockets.
     pub(crate) last_held: Option<usize>,
@@ -123,6 +125,7 @@ impl Generation {
             asked_to_stop: None,
             handshakes: vec![],
             is_just_relieved: false,
+            present: vec![],
             handover: None,
             last_held: None,
             trial_check: None,

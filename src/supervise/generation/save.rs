@@ -43,6 +43,9 @@ pub(crate) struct SavedGeneration {
     /// The clients whose connections to it were being made when it was relieved.
     #[serde(default)]
     handshakes: Vec<SocketAddr>,
+    /// Those of all connections that there were then, if they are waited for.
+    #[serde(default)]
+    present: Vec<SocketAddr>,
 }
 
 /// A process, and not only its number.
@@ -81,6 +84,7 @@ impl Generation {
             members: self.members.known().iter().map(SavedProcess::from).collect(),
             groups: self.members.led().iter().map(|number| number.as_raw()).collect(),
             handshakes: self.handshakes.clone(),
+            present: self.present.clone(),
         }
     }
 
@@ -119,6 +123,7 @@ impl Generation {
             asked_to_stop: None,
             handshakes: saved.handshakes,
             is_just_relieved: false,
+            present: saved.present,
             handover: None,
             last_held: None,
             trial_check: None,

@@ -15,7 +15,7 @@ use crate::failure::plain;
 use crate::saved::{self, SavedPath};
 use crate::supervise::control::server::SavedClients;
 use crate::supervise::generation::SavedGeneration;
-use crate::supervise::plan::Plan;
+use crate::supervise::plan::{Id, Plan};
 use crate::supervise::signals::SavedSignals;
 use crate::supervise::sockets::SavedSockets;
 use crate::sys::{self, FIRST_FD, Timestamp};
@@ -57,6 +57,9 @@ pub(crate) struct State {
     pub(crate) last_failure: Option<String>,
     #[serde(default)]
     pub(crate) last_failure_at: Option<Timestamp>,
+    /// The generation that a reload asked for and that has neither settled nor failed.
+    #[serde(default)]
+    pub(crate) asked: Option<Id>,
     /// The pid file was written.
     #[serde(default)]
     pub(crate) pid_file: bool,

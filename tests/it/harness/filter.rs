@@ -35,6 +35,21 @@ pub fn deny_family(family: c_int) -> impl FnMut() -> io::Result<()> + Send + Syn
     install(vec![load(0), is_socket, load(first_argument), is_family, end(answer), end(libc::SECCOMP_RET_ALLOW)])
 }
 
+/// Instead of setsockopt(2) of this option.
+pub fn deny_option(level: c_int, name: c_int, errno: Errno) -> impl FnMut() -> io::Result<()> + Send + Sync + 'static {
+    let (second_argument, third_argument) = (24, 32);
+    install(vec![
+        load(0),
+        skip_unless(libc::SYS_setsockopt as u32, 5),
+        load(second_argument),
+        skip_unless(level as u32, 3),
+        load(third_argument),
+        skip_unless(name as u32, 1),
+        end(Answer::Error(errno).action()),
+        end(libc::SECCOMP_RET_ALLOW),
+    ])
+}
+
 /// The word at this offset of struct seccomp_data.
 fn load(offset: u32) -> sock_filter {
     instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset)

@@ -63,7 +63,7 @@ pub fn ipv6_is_missing() -> bool {
 pub fn is_listening(path: &str) -> bool {
     // The flag is __SO_ACCEPTCON.
     let listens = |line: &str| line.ends_with(&format!(" {path}")) && line.contains(" 00010000 ");
-    fs::read_to_string("/proc/net/unix").unwrap().lines().any(listens)
+    String::from_utf8_lossy(&fs::read("/proc/net/unix").unwrap()).lines().any(listens)
 }
 
 /// A TCP socket as /proc/net/tcp has it.
