@@ -15,6 +15,7 @@ mod requests;
 mod signals;
 mod sockets;
 mod steer;
+mod succession;
 mod terminal;
 pub(crate) mod upgrade;
 mod wording;
@@ -22,35 +23,30 @@ mod wording;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::env;
-use std::ffi::CString;
 use std::fs;
-use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use log::{debug, warn};
+use log::debug;
 use nix::poll::PollFlags;
-use nix::unistd::Pid;
 
 use crate::config::{Limits, Ready, Supervise};
 use crate::manager::Manager;
-use crate::saved::{self, SavedPath};
 use crate::socket::listener::Listener;
-use crate::sys::{self, Claimed};
+use crate::sys;
 use crate::target::pid_file::PidFile;
 use control::connection::WaitingFor;
 use control::server::Clients;
 use generations::{Generations, warn_without_proc};
-use plan::{Event, KILLED, Order, Plan};
+use plan::{Event, KILLED, Plan};
 use poll::{Source, Table};
-use report::{KILLED_ONE, LastFailure, Reporter};
+use report::{KILLED_ONE, Reporter};
 use signals::Signals;
 use sockets::Sockets;
+pub(crate) use succession::{rehearse, take_over};
 use terminal::Terminal;
-use upgrade::state::State;
 use upgrade::{ProgramFile, Upgrade};
 use wording::show;
 
@@ -80,32 +76,6 @@ pub(crate) fn supervise(config: Supervise, listeners: Vec<Listener>, others: Vec
     Ok(Supervisor::new(config, listeners, others)?.run())
 }
 
-/// Supervise in the place of a predecessor that left `state`.
-pub(crate) fn take_over(config: Supervise, state: State, claimed: Claimed) -> Result<u8> {
-    if let Some(name) = state.program.0.file_name().and_then(|name| CString::new(name.as_bytes()).ok()) {
-        sys::set_name(&name);
-    }
-    let (mut supervisor, orders) = Supervisor::resume(config, state, claimed)?;
-    supervisor.sockets.keep_names();
-    // What is wrong with one is not in the state, nor what is watched of generations.
-    supervisor.look_after_sockets();
-    supervisor.carry_out(orders);
-    supervisor.generations.survey();
-    supervisor.watch_sockets();
-    Ok(supervisor.run())
-}
-
-/// As a probe, do all of the above that changes nothing but this process; return only an error.
-pub(crate) fn rehearse(config: Supervise, state: State, claimed: Claimed) -> Result<Infallible> {
-    // A first release gave its probe no descriptors.
-    if state.probe_has_descriptors {
-        // It must not be dropped, which would remove files.
-        let _supervisor = ManuallyDrop::new(Supervisor::resume(config, state, claimed)?);
-        ensure!(!saved::is_any_lost(), "a part of the state would be lost");
-    }
-    sys::exit_at_once(upgrade::PASSED)
-}
-
 impl Supervisor {
     fn new(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<Supervisor> {
         sys::occupy_standard().context("cannot occupy the standard descriptors")?;
@@ -133,78 +103,6 @@ impl Supervisor {
         };
         supervisor.carry_out(orders);
         Ok(supervisor)
-    }
-
-    /// What may fail comes first, while nothing is held that is removed when it is dropped.
-    fn resume(config: Supervise, state: State, mut claimed: Claimed) -> Result<(Supervisor, Vec<Order>)> {
-        let now = sys::now();
-        let signals = Signals::resume(&state.signals)?;
-        if let Err(errno) = sys::become_subreaper() {
-            // The predecessor was one, and exec keeps it.
-            warn!("cannot become a reaper of orphans: {errno}");
-        }
-        let inherits_rest = state.sockets.others.is_none();
-        let sockets = Sockets::resume(state.sockets, &config.exec.specs, lowest(&config), &mut claimed);
-        let clients = Clients::resume(config.control.as_ref(), state.control, &mut claimed, now);
-        let generations = Generations::resume(
-            state.generations,
-            &config.ready,
-            signals.dispositions(),
-            sockets.reach(),
-            &mut claimed,
-        );
-        // A state that does not name them: what is left was inherited.
-        let sockets = if inherits_rest { sockets.with_others(claimed.rest()) } else { sockets };
-        let mut plan = state.plan;
-        let mut sockets = sockets;
-        generations.iter().for_each(|generation| sockets.own(generation.share, generation.id));
-        let left: Vec<_> = generations.iter().map(|generation| generation.id).collect();
-        let orders = plan.resume(&left, config.limits, now);
-        // A deadline may have passed in between, and a generation may be lost.
-        let lost = plan.generations().filter(|id| !left.contains(id));
-        let events = lost.flat_map(|id| [Event::Ended(id, KILLED), Event::Gone(id)]).chain([Event::Tick]).collect();
-        let last_failure = LastFailure::resume(state.last_failure, state.last_failure_at);
-        let reporter = Reporter::new(clients, Manager::of(&sys::environment()), last_failure);
-        let supervisor = Supervisor {
-            reporter: reporter.resume(state.asked, &plan),
-            pid_file: config.exec.pid_file.as_deref().filter(|_| state.pid_file).map(PidFile::written),
-            config,
-            directory: state.directory.map(|SavedPath(path)| path),
-            signals,
-            terminal: Terminal::resume(state.terminal, now),
-            plan,
-            events,
-            sockets,
-            generations,
-            upgrade: Upgrade::new(if state.program.0.as_os_str().is_empty() {
-                upgrade::own_program()
-            } else {
-                state.program.0
-            }),
-            finished: None,
-        };
-        Ok((supervisor, orders))
-    }
-
-    /// What the next supervisor must know.
-    fn state(&self) -> State {
-        State {
-            pid: Pid::this().as_raw(),
-            needs: if self.sockets.is_any_steered() { vec![upgrade::state::SLOTS.to_owned()] } else { vec![] },
-            probe_has_descriptors: true,
-            program: SavedPath(self.upgrade.program.clone()),
-            directory: self.directory.clone().map(SavedPath),
-            signals: self.signals.dispositions().save(),
-            terminal: self.terminal.is_there(),
-            sockets: self.sockets.save(),
-            control: self.reporter.clients.save(),
-            plan: self.plan.clone(),
-            generations: self.generations.save(),
-            last_failure: self.reporter.last_failure.as_ref().map(|failure| failure.text.clone()),
-            last_failure_at: self.reporter.last_failure.as_ref().map(|failure| failure.at),
-            asked: self.reporter.asked,
-            pid_file: self.pid_file.is_some(),
-        }
     }
 
     fn run(mut self) -> u8 {

@@ -1,15 +1,17 @@
 //! Report on the generations: to the log, to the clients that are waiting, and to the service manager. No other state
 //! is changed here.
 
+mod waits;
+
 use std::time::Duration;
 
 use log::{error, info, warn};
 use nix::sys::signal::Signal;
 
-use crate::config::{Limits, Until};
+use crate::config::Limits;
 use crate::manager::Manager;
 use crate::socket::upkeep::Finding;
-use crate::supervise::control::connection::{Client, WaitingFor};
+use crate::supervise::control::connection::WaitingFor;
 use crate::supervise::control::protocol::Reply;
 use crate::supervise::control::server::Clients;
 use crate::supervise::diagnosis::{Diagnosis, Findings, why_stopped};
@@ -19,15 +21,13 @@ use crate::supervise::poll::Table;
 use crate::supervise::sockets::Sockets;
 use crate::supervise::wording::{connections, show};
 use crate::sys::{self, Ending, Timestamp};
+use waits::NONE_SERVES;
 
 /// How often a client with a terminal is sent how many connections are left.
 const LIVE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The error for a client that waits until all have drained.
 pub(crate) const KILLED_ONE: &str = "a generation did not drain and was killed";
-
-/// The error for a client whose generation is no longer there when its predecessors are gone.
-const NONE_SERVES: &str = "the new generation has ended, and nothing serves";
 
 /// Where reports go, besides the log.
 #[derive(Debug)]
@@ -278,72 +278,12 @@ impl Reporter {
         }
     }
 
-    /// A generation that was asked for will not serve. The service manager waits for READY=1 after RELOADING=1,
-    /// whatever came of it; that the first one failed, it sees when we exit.
-    fn did_not_serve(&mut self, id: Id, status: u8, plan: &Plan) {
-        match plan.serving {
-            _ if plan.stopping.is_some() => (),
-            Some(serving) => self.manager.ready(&format!("generation {} serves, generation {id} failed", serving.id)),
-            None => self.manager.ready(&format!("none serves, generation {id} failed")),
-        }
-        self.each_waiting_for(id, |client| client.end(status));
-    }
-
     /// The keep-alive that is due, and what its queue had no room for.
     pub(crate) fn keep_manager_informed(&mut self, plan: &Plan, now: Timestamp) {
         if plan.serving.is_none() {
             self.manager.start_keep_alive(now);
         }
         self.manager.send_unsent(now);
-    }
-
-    /// The clients that asked for `id` have it; some wait for its predecessors to be gone.
-    fn await_predecessors(&mut self, id: Id, plan: &Plan) {
-        for client in self.clients.iter_mut() {
-            match client.waiting_for {
-                WaitingFor::Generation { id: wanted, until: Until::Serving } if wanted == id => {
-                    end_reload(client, &self.broken);
-                }
-                WaitingFor::Generation { id: wanted, until: Until::OldGone } if wanted == id => {
-                    client.waiting_for = WaitingFor::Predecessors { id, killed: false };
-                }
-                _ => (),
-            }
-        }
-        // There may have been none before it.
-        if plan.draining.len() + usize::from(plan.serving.is_some()) <= 1 {
-            self.end_waits(plan);
-        }
-    }
-
-    fn end_waits(&mut self, plan: &Plan) {
-        for client in self.clients.iter_mut() {
-            let WaitingFor::Predecessors { id, killed } = client.waiting_for else { continue };
-            if plan.draining.iter().any(|draining| draining.id < id) {
-                continue;
-            }
-            match killed {
-                _ if plan.serving.is_none() && plan.stopping.is_none() => {
-                    client.end_with_error(NONE_SERVES, 1);
-                }
-                true => client.end_with_error(KILLED_ONE, 1),
-                false => end_reload(client, &self.broken),
-            }
-        }
-    }
-
-    /// Clients that wait for a generation to be gone are to see that it was killed.
-    fn mark_killed(&mut self, killed_id: Id) {
-        for client in self.clients.iter_mut() {
-            if let WaitingFor::Predecessors { id, killed } = &mut client.waiting_for {
-                *killed |= killed_id < *id;
-            }
-        }
-    }
-
-    fn each_waiting_for(&mut self, id: Id, mut act: impl FnMut(&mut Client)) {
-        let waits = |client: &&mut Client| matches!(client.waiting_for, WaitingFor::Generation { id: wanted, .. } if wanted == id);
-        self.clients.iter_mut().filter(waits).for_each(&mut act);
     }
 
     /// Send live clients how many connections are left, if that is due.
@@ -372,10 +312,4 @@ fn last_seen(held: Option<usize>) -> String {
         None => String::new(),
         Some(held) => format!("{} when last looked at", connections(Some(held))),
     }
-}
-
-/// A reload took effect: whether it succeeded depends on whether clients can reach all listeners.
-fn end_reload(client: &mut Client, broken: &[String]) {
-    broken.iter().for_each(|text| client.reply(&Reply::Error(text.clone())));
-    client.end(if broken.is_empty() { 0 } else { 1 });
 }
