@@ -165,6 +165,14 @@ impl Listener {
         sys::listen(&self.fd, self.backlog.map_or(c_int::MAX, |backlog| backlog as c_int))
     }
 
+    /// Listen again after a shutdown(2), with the backlog that it had.
+    pub(super) fn revive(&self) -> nix::Result<()> {
+        if !self.listens() {
+            sys::disconnect(&self.fd)?;
+        }
+        self.listen_again()
+    }
+
     /// Is there a backlog that it is to have?
     pub(super) fn has_backlog(&self) -> bool {
         self.backlog.is_some()

@@ -149,7 +149,7 @@ impl Slot {
 
     /// Where nobody has it, drop what waits, a connection by a reset; how many that were.
     pub(super) fn sweep(&mut self) -> usize {
-        if !self.is_idle {
+        if !self.is_idle || self.has_left() {
             return 0;
         }
         let mut dropped = 0;
@@ -167,6 +167,7 @@ impl Slot {
                 // resets all that wait; the next look lets it listen again.
                 Err(_) => {
                     dropped += self.waiting();
+                    // It cannot fail for a socket that listens.
                     let _ = shutdown(self.listener.as_fd().as_raw_fd(), Shutdown::Both);
                     break;
                 }

@@ -137,6 +137,9 @@ impl Upkeep {
             // A server listened again, on another port that the kernel chose.
             shutdown(listener.as_fd().as_raw_fd(), Shutdown::Both).with_context(again)?;
         }
+        if !listener.listens() {
+            sys::disconnect(listener).with_context(again)?;
+        }
         // A port that the kernel chose is given up with the listening, though getsockname(2) still shows it; one that
         // was asked for is not, which is EINVAL here.
         match bind(listener.as_fd().as_raw_fd(), endpoint.to_sockaddr()?.as_ref()) {

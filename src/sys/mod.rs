@@ -33,5 +33,7 @@ pub(crate) use search::execute;
 pub(crate) use signal::{
     Disposition, change_mask, disposition, numbers_of, real_time_signals, set_disposition, set_of,
 };
-pub(crate) use socket::{Transport, accept, is_shut_down, listen, network_of, option, queue, receive, set_option};
+pub(crate) use socket::{
+    Transport, accept, disconnect, is_shut_down, listen, network_of, option, queue, receive, set_option,
+};
 pub(crate) use write::write_at_once;

@@ -54,6 +54,19 @@ pub(crate) fn listen(socket: impl AsFd, backlog: c_int) -> nix::Result<()> {
     Errno::result(unsafe { libc::listen(socket.as_fd().as_raw_fd(), backlog) }).map(drop)
 }
 
+/// connect(2) to no address: what shutdown(2) left is over. A listener must not listen, or it is closed.
+///
+/// A TCP socket that is shut down when it was shut down already does not listen any more, and keeps that when it listens
+/// again: all connections that it accepts are shut down too (net/ipv4/af_inet.c, inet_shutdown).
+pub(crate) fn disconnect(socket: impl AsFd) -> nix::Result<()> {
+    // SAFETY: a sockaddr of zeroes is one of AF_UNSPEC.
+    let nowhere: libc::sockaddr = unsafe { mem::zeroed() };
+    let length = size_of_val(&nowhere) as libc::socklen_t;
+    // SAFETY: the kernel reads `length` bytes of it, which lives through the call.
+    let done = unsafe { libc::connect(socket.as_fd().as_raw_fd(), &raw const nowhere, length) };
+    Errno::result(done).map(drop)
+}
+
 /// The accept queue of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Queue {

@@ -121,7 +121,7 @@ impl Group {
     fn listen_again(&mut self, slots: &[usize]) -> Result<()> {
         let Some(steered) = &mut self.steered else { return Ok(()) };
         for slot in slots {
-            self.slots[*slot].listener.listen_again().context("it was shut down and cannot listen again")?;
+            self.slots[*slot].listener.revive().context("it was shut down and cannot listen again")?;
             steered.places.join(Member::Slot(*slot));
         }
         Ok(())
@@ -137,7 +137,7 @@ impl Group {
         match &mut steered.helm {
             Some(helm) if !helm.is_datagram() => {
                 shut_down(&helm.listener)?;
-                helm.listener.listen_again()?;
+                helm.listener.revive()?;
             }
             helm => {
                 // The old one is closed first, or it would be in the way.

@@ -1,7 +1,7 @@
 //! Groups of real sockets: where connections go, whatever is done to the slots.
 
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
@@ -115,6 +115,36 @@ fn what_a_server_does_to_its_slot_is_repaired_and_changes_nothing_for_the_one_th
     group.steer_to(0);
     group.check();
     assert_eq!(group.problem(), None);
+}
+
+#[test]
+fn a_helm_that_was_shut_down_with_slots_is_put_last_again() {
+    for shut in [&[1_usize][..], &[2, 0], &[0, 2], &[0, 1, 2], &[]] {
+        let mut group = group("127.0.0.1:0");
+        group.grow(LOWEST).unwrap();
+        group.steer_to(1);
+        shut.iter().for_each(|slot| group.shut(*slot));
+        shut_down(&group.steered.as_ref().unwrap().helm.as_ref().unwrap().listener).unwrap();
+        group.look_after(LOWEST);
+        group.check();
+        for serving in [2, 0, 1] {
+            group.steer_to(serving);
+            group.check();
+        }
+    }
+}
+
+// All that a socket accepted was shut down once it had been shut down while it did not listen.
+#[test]
+fn a_slot_that_was_shut_down_twice_serves_again() {
+    let mut group = group("127.0.0.1:0");
+    group.shut(0);
+    let _ = shut_down(group.listener(0));
+    group.look_after(LOWEST);
+    let mut client = TcpStream::connect(group.address()).unwrap();
+    let accepted: TcpStream = sys::accept(group.listener(0)).unwrap().into();
+    (&accepted).write_all(b"x").unwrap();
+    assert_eq!(client.read(&mut [0; 9]).unwrap(), 1);
 }
 
 #[test]
