@@ -27,7 +27,7 @@ uvicorn\t''
 uwsgi\t''
 waitress\t''"
 complete -c handoff-run -l pid-file -d 'Write the process id to this file before becoming PROGRAM' -r -F
-complete -c handoff-run -l control -d 'Take --reload, --status and --stop on this Unix socket: PATH[,OPTION]...' -r -F
+complete -c handoff-run -l control -d 'Take requests, such as --reload and --status, on this Unix socket: PATH[,OPTION]...' -r -F
 complete -c handoff-run -l ready -d 'When a generation counts as ready [default: auto]' -r
 complete -c handoff-run -l ready-timeout -d 'How long a generation may take to get ready [default: 60s]' -r
 complete -c handoff-run -l stop-signal -d 'The signal that asks a generation to drain [default: TERM, or what --as knows]' -r

@@ -37,7 +37,12 @@ take_back() {
     rm -rf "$release"
     fail "$release does not serve ($1), ${previous:-nothing} does"
 }
-trap 'take_back "it was interrupted"' HUP INT TERM
+# The reload goes on without its client: what has not settled is rolled back; what has, or never served, is told by --status.
+interrupted() {
+    [ -z "$runs" ] || handoff-run --rollback "$control" 2>/dev/null 9>&- || :
+    take_back "it was interrupted"
+}
+trap interrupted HUP INT TERM
 switch "$release" || fail "cannot switch to $release"
 if [ -z "$runs" ]; then
     echo "deploy: no supervisor at $control: $release is what it will start"

@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
+use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Parser, ValueHint};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
@@ -134,7 +134,7 @@ pub(crate) struct Cli {
     #[arg(long, requires = "supervise", help_heading = SUPERVISING)]
     shared: bool,
 
-    /// Take --reload, --status and --stop on this Unix socket: PATH[,OPTION]...
+    /// Take requests, such as --reload and --status, on this Unix socket: PATH[,OPTION]...
     ///
     /// Only this user and root may use it, or with mode=, user= and group=, as in a SPEC, those whom they let in; a group
     /// without a mode may use it too. A comma in PATH is written \, here, but not with --reload and its like.
@@ -213,13 +213,13 @@ pub(crate) struct Cli {
 
     /// Let the new generation of the supervisor at this control socket take over now
     ///
-    /// It is on trial, or has not settled. With status 125 if there is no such one.
+    /// It is on trial, or has not settled. Ends with 125 if there is none.
     #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]
     promote: Option<PathBuf>,
 
     /// Let the old generation of the supervisor at this control socket serve again
     ///
-    /// The new one, which is on trial or has not settled, drains. With status 125 if there is no such one.
+    /// The new one, which is on trial or has not settled, drains. Ends with 125 if there is none.
     #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]
     rollback: Option<PathBuf>,
 
@@ -234,7 +234,7 @@ pub(crate) struct Cli {
     /// With --canary, a command that has to succeed at the end of each stage
     ///
     /// It is run by sh, beside the supervisor, with HANDOFF_GENERATION and HANDOFF_SHARE.
-    #[arg(long, value_name = "COMMAND", requires = "canary", conflicts_with_all = ["status", "stop", "promote", "rollback", "program"], help_heading = REQUESTS)]
+    #[arg(long, value_name = "COMMAND", requires = "canary", value_parser = NonEmptyStringValueParser::new(), conflicts_with_all = ["status", "stop", "promote", "rollback", "program"], help_heading = REQUESTS)]
     check: Option<String>,
 
     /// With --reload, end when the old generation is gone

@@ -33,19 +33,28 @@ pub(crate) struct Canary {
 
 /// A stage of a trial, as `--canary` names it.
 pub(crate) fn canary(text: &str) -> Result<Canary> {
-    let (text, sticky) = text.strip_suffix(",sticky").map_or((text, false), |text| (text, true));
     let form = "it is SHARE%:DURATION[,sticky], as in 5%:10m";
+    let (text, sticky) = match text.split_once(',') {
+        Some((text, "sticky")) => (text, true),
+        Some(_) => bail!(form),
+        None => (text, false),
+    };
     let (share, time) = text.split_once(':').context(form)?;
     let percent = share.strip_suffix('%').context(form)?;
     let digits = percent.bytes().all(|byte| byte.is_ascii_digit());
     let percent = percent.parse().ok().filter(|percent| digits && (1..=100).contains(percent));
     let percent = percent.with_context(|| format!("{share} is not a share from 1% to 100%"))?;
-    Ok(Canary { stage: Stage { percent, duration: duration(time)? }, sticky })
+    let duration = duration(time)?;
+    ensure!(!duration.is_zero(), "a stage takes some time, as in 5%:10m");
+    Ok(Canary { stage: Stage { percent, duration }, sticky })
 }
 
 /// What a GET asks for: RFC 9112, origin-form.
 fn http_path(path: &str) -> Result<String> {
-    ensure!(path.starts_with('/'), "http:PATH is a path that begins with /, as in http:/health");
+    ensure!(
+        path.starts_with('/') && !path.starts_with("//"),
+        "http:PATH is a path that begins with /, as in http:/health"
+    );
     ensure!(path.bytes().all(|byte| byte.is_ascii_graphic()), "{path:?} has what a request may have only as %XX");
     Ok(path.to_owned())
 }
@@ -119,9 +128,22 @@ mod tests {
         let stage = |percent, seconds| Stage { percent, duration: Duration::from_secs(seconds) };
         assert_eq!(canary("5%:10m").unwrap(), Canary { stage: stage(5, 600), sticky: false });
         assert_eq!(canary("100%:1,sticky").unwrap(), Canary { stage: stage(100, 1), sticky: true });
-        for text in
-            ["", "5%", "5:10m", "0%:1s", "101%:1s", "+5%:1s", "-1%:1s", "5.5%:1s", "%:1s", "5%:", "5%:1s,x", "5%:1x"]
-        {
+        for text in [
+            "",
+            "5%",
+            "5:10m",
+            "0%:1s",
+            "101%:1s",
+            "+5%:1s",
+            "-1%:1s",
+            "5.5%:1s",
+            "%:1s",
+            "5%:",
+            "5%:1s,x",
+            "5%:1x",
+            "5%:0",
+            "5%:1s,sticky,sticky",
+        ] {
             canary(text).expect_err(text);
         }
     }
@@ -129,7 +151,7 @@ mod tests {
     #[test]
     fn the_path_of_a_request_begins_with_a_slash_and_has_no_blank() {
         assert_eq!(ready("http:/a?b=%20").unwrap(), Ready::Http("/a?b=%20".into()));
-        for text in ["http:", "http:health", "http:/a b", "http:/\u{e9}", "http:/a\r\nHost: x"] {
+        for text in ["http:", "http:health", "http://host/health", "http:/a b", "http:/\u{e9}", "http:/a\r\nHost: x"] {
             ready(text).expect_err(text);
         }
     }

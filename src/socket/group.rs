@@ -9,7 +9,7 @@ mod seen;
 
 use std::os::fd::RawFd;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, ensure};
 use log::debug;
 use nix::poll::PollFlags;
 
@@ -159,8 +159,7 @@ impl Group {
     /// # Errors
     /// If no socket can be bound beside the others.
     pub(crate) fn grow(&mut self, lowest: RawFd) -> Result<()> {
-        let is_crowded = self.has_strangers();
-        self.steered.iter_mut().for_each(|steered| steered.is_unsure |= is_crowded);
+        ensure!(!self.has_strangers(), "some process listens at this address beside our sockets");
         self.add_slot(lowest)?;
         self.put_helm_last(lowest)?;
         self.attach()
@@ -190,6 +189,15 @@ impl Group {
             drop(closed);
         }
         if let Err(errno) = self.slots[slot].leave_idle() {
+            debug!("slot {slot}: {errno}");
+        }
+    }
+
+    /// The generation that has the slot accepts no more, though it may still hold what it shut down, which keeps its place.
+    pub(crate) fn give_up(&mut self, slot: usize) {
+        if self.is_steered()
+            && let Err(errno) = self.slots[slot].leave_idle()
+        {
             debug!("slot {slot}: {errno}");
         }
     }

@@ -29,6 +29,8 @@ pub(crate) struct Slot {
     is_idle: bool,
     /// Whether it is O_NONBLOCK for the one that gets it.
     is_nonblocking: bool,
+    /// It was shut down and cannot listen again: poll(2) would return at once for ever.
+    pub(super) is_lost: bool,
     /// TCP_DEFER_ACCEPT, while that is turned off.
     deferred: Option<c_int>,
     /// The kernel keeps its mark.
@@ -44,6 +46,7 @@ impl Slot {
             upkeep: Upkeep::of(&mut listener),
             is_idle: false,
             is_nonblocking,
+            is_lost: false,
             deferred: None,
             is_marked: is_marked(&listener),
             listener,
@@ -81,6 +84,7 @@ impl Slot {
     /// What to poll it for, if at all.
     pub(super) fn polled_for(&self) -> Option<PollFlags> {
         match self.is_idle {
+            _ if self.is_lost => None,
             true => Some(PollFlags::POLLIN),
             false => self.upkeep.is_watched().then_some(PollFlags::empty()),
         }
@@ -120,6 +124,12 @@ impl Slot {
         if let Some(seconds) = self.deferred.take() {
             self.set_defer_accept(seconds);
         }
+    }
+
+    /// A predecessor of this program relieved it, if its option is off though it was asked for.
+    pub(super) fn resume_deferred(&mut self) {
+        let asked = self.listener.options_beside().and_then(|options| options.number("defer-accept"));
+        self.deferred = asked.filter(|_| self.defer_accept() == Ok(0)).map(|seconds| seconds as c_int);
     }
 
     fn defer_accept(&self) -> nix::Result<c_int> {
@@ -162,7 +172,12 @@ impl Slot {
                 Ok(()) => dropped += 1,
                 // Its client has gone already.
                 Err(Errno::EINTR | Errno::ECONNABORTED) => (),
-                Err(Errno::EAGAIN) => break,
+                Err(Errno::EAGAIN) => {
+                    // What a server left in the error queue would wake poll(2) for ever.
+                    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+                    while self.is_datagram() && recv(self.listener.as_fd().as_raw_fd(), &mut [0], flags).is_ok() {}
+                    break;
+                }
                 // As when there is no descriptor left: poll(2) would return again and again. A shutdown(2) needs none and
                 // resets all that wait; the next look lets it listen again.
                 Err(_) => {

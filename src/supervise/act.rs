@@ -59,6 +59,8 @@ impl Supervisor {
                 self.generations.add(generation);
             }
             Err(error) => {
+                // The sockets were given to nobody.
+                self.free_sockets();
                 self.reporter.failure(id, &format!("cannot be started: {error:#}"), None);
                 self.events.push_back(Event::Ended(id, ExitStatus::Ours as u8));
             }
@@ -146,7 +148,10 @@ impl Supervisor {
         self.look_after_sockets();
         self.watch_sockets();
         let generation = self.generations.get(id);
-        let ending = generation.and_then(|generation| generation.ended);
+        let ending = match reason {
+            Reason::Check => generation.and_then(|generation| generation.last_check),
+            _ => generation.and_then(|generation| generation.ended),
+        };
         let held = generation.and_then(|generation| generation.last_held);
         self.reporter.rolled_back(id, reason, ending, held, &self.plan);
     }

@@ -161,7 +161,7 @@ impl Plan {
         let serving = self.serving.filter(|serving| serving.id == id).map(|serving| serving.new_until());
         let standing = self.standing.filter(|standing| standing.id == id).map(|standing| standing.new_until());
         let until = draining.or(trial).or(serving).or(standing);
-        self.is_starting(id) || until.is_some_and(|until| now < until)
+        self.is_starting(id) || self.is_unsettled(id) || until.is_some_and(|until| now < until)
     }
 
     /// Which generation a reload request refers to. To be called before the request is handled.
@@ -216,7 +216,10 @@ impl Plan {
         }
         if self.starting.is_some() || self.trial.is_some() || self.standing.is_some() {
             // One more is remembered, not two: it will be newer than everything asked for until then.
-            (self.queued, self.queued_rollout) = (true, rollout);
+            if !self.queued {
+                self.queued_rollout = rollout;
+            }
+            self.queued = true;
             return vec![];
         }
         let cause = if self.serving.is_some() { Cause::Reload } else { Cause::Restart };

@@ -170,7 +170,7 @@ impl Reporter {
         self.progress(id, &text);
         self.manager.ready(&format!("generation {id} serves"));
         self.manager.stop_keep_alive();
-        self.settling = plan.standing.map(|_| id);
+        self.settling = plan.standing.filter(|standing| standing.has_time()).map(|_| id);
         self.next_live = Some(now);
     }
 
@@ -193,8 +193,8 @@ impl Reporter {
         self.next_live = Some(sys::now());
     }
 
-    /// A generation that was on trial, or had not settled, is rolled back. `ending` is how its main process ended, if it
-    /// has, and `held` how many connections it had when that was last seen.
+    /// A generation that was on trial, or had not settled, is rolled back. `ending` is how its main process, or the check,
+    /// ended, if it has, and `held` how many connections it had when that was last seen.
     pub(crate) fn rolled_back(
         &mut self,
         id: Id,
@@ -203,16 +203,22 @@ impl Reporter {
         held: Option<usize>,
         plan: &Plan,
     ) {
-        let when = if self.settling.take().is_some() { "before it had settled" } else { "on trial" };
+        let (when, goes_on) = match self.settling.take() {
+            Some(_) => ("before it had settled", "serves again"),
+            None => ("on trial", "serves on"),
+        };
         let why = match (reason, ending) {
             (Reason::Ended(_), Some(ending)) => format!("{ending} {when}{}", last_seen(held)),
             (Reason::Ended(status), None) => format!("ended with status {status} {when}"),
             (Reason::Left, _) => format!("accepts no more, {when}"),
-            (Reason::Check, _) => "failed its check".to_owned(),
+            (Reason::Check, ending) => {
+                let how = ending.map(|ending| format!(", which {ending}")).unwrap_or_default();
+                format!("failed its check{how}")
+            }
             (Reason::CheckTimedOut, _) => "was not checked in time".to_owned(),
             (Reason::Asked, _) => "is rolled back".to_owned(),
         };
-        let serves = plan.serving.map(|serving| format!(": generation {} serves again", serving.id));
+        let serves = plan.serving.map(|serving| format!(": generation {} {goes_on}", serving.id));
         self.failure(id, &format!("{why}{}", serves.unwrap_or_default()), None);
         self.did_not_serve(id, 1, plan);
     }

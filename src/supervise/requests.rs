@@ -145,6 +145,9 @@ impl Supervisor {
         let growing = rollout.stages.windows(2).all(|stages| stages[0].percent < stages[1].percent);
         let mut shared = self.sockets.shared().map(|listener| listener.endpoint().map(|at| at.to_string()));
         match shared.next() {
+            _ if self.plan.queued && self.plan.queued_rollout != *rollout => {
+                Some("a reload waits already that is to take over in another way: try again when it is over".to_owned())
+            }
             _ if rollout.stages.is_empty() => None,
             _ if !growing => Some("the shares of a trial have to grow".to_owned()),
             Some(address) => Some(format!(

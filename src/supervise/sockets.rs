@@ -35,8 +35,10 @@ pub(crate) struct Sockets {
     others: Vec<OwnedFd>,
     /// Where new connections go.
     route: Route,
+    /// How a generation can be asked that does not serve yet.
+    reach: Reach,
     /// The last generation that had each slot.
-    owners: Vec<Id>,
+    owners: Vec<Option<Id>>,
     /// Sockets that no generation has at this number are here or above.
     lowest: RawFd,
 }
@@ -71,7 +73,7 @@ pub(crate) struct Reach {
 }
 
 impl Share {
-    fn slot(self) -> usize {
+    pub(crate) fn slot(self) -> usize {
         match self {
             Share::One => 0,
             Share::Slot(slot) => slot,
@@ -92,7 +94,8 @@ impl Sockets {
         let names = watch_names(groups.iter().filter_map(|group| group.listener(0).created()));
         let serving = groups.iter().find(|group| group.is_steered()).map_or(0, Group::serving);
         let route = Route { serving, ..Route::default() };
-        Sockets { groups, beside, names, others, route, owners: vec![], lowest }
+        let reach = reach(&groups);
+        Sockets { groups, beside, names, others, route, reach, owners: vec![], lowest }
     }
 
     /// Keep the names of the files that a predecessor made, which may have had no way to.
@@ -175,13 +178,13 @@ impl Sockets {
     /// This generation has this set.
     pub(crate) fn own(&mut self, share: Share, id: Id) {
         let slot = share.slot();
-        self.owners.resize(self.owners.len().max(slot + 1), id);
-        self.owners[slot] = id;
+        self.owners.resize(self.owners.len().max(slot + 1), None);
+        self.owners[slot] = Some(id);
     }
 
     /// The last generation that had a slot.
     pub(crate) fn owner(&self, slot: usize) -> Option<Id> {
-        self.owners.get(slot).copied()
+        self.owners.get(slot).copied().flatten()
     }
 
     /// Listeners of others, at the address of a steered socket, whom new connections may go to.
@@ -197,21 +200,18 @@ impl Sockets {
     }
 
     /// The clients whose connections to a steered address are in these states.
-    pub(crate) fn peers(&self, states: States) -> Vec<Peer> {
-        self.groups.iter().flat_map(|group| group.peers(states)).collect()
+    ///
+    /// # Errors
+    /// If the kernel does not list them, as where no descriptor is left.
+    pub(crate) fn peers(&self, states: States) -> nix::Result<Vec<Peer>> {
+        let lists: Vec<Vec<Peer>> = self.groups.iter().map(|group| group.peers(states)).collect::<nix::Result<_>>()?;
+        Ok(lists.concat())
     }
 
     /// Of this set nobody has the sockets that are not `held`.
     pub(crate) fn free_closed(&mut self, share: Share, held: &[SocketInode]) {
         let slot = share.slot();
-        self.groups.iter_mut().filter(|group| !held.contains(&group.inode(slot))).for_each(|group| group.free(slot));
-    }
-
-    /// The generation that has this set will not accept from it any more.
-    pub(crate) fn abandon(&mut self, share: Share) {
-        if share != self.serving() {
-            self.groups.iter_mut().for_each(|group| group.free(share.slot()));
-        }
+        self.groups.iter_mut().filter(|group| !held.contains(&group.inode(slot))).for_each(|group| group.give_up(slot));
     }
 
     /// Nobody has any but the sets in `used`, and the one where new connections go.
@@ -231,13 +231,12 @@ impl Sockets {
         self.follow(Route { serving: share.slot(), ..Route::default() })
     }
 
-    /// Let this set get a share of new connections.
+    /// Let `trial` get its share of new connections, and the set `serving` the rest.
     ///
     /// # Errors
     /// As of `steer`.
-    pub(crate) fn try_out(&mut self, share: Share, percent: u8, is_sticky: bool, salt: u32) -> Result<()> {
-        let trial = Trial { slot: share.slot(), percent, is_sticky, salt };
-        self.follow(Route { trial: Some(trial), ..self.route })
+    pub(crate) fn try_out(&mut self, serving: Share, trial: Trial) -> Result<()> {
+        self.follow(Route { serving: serving.slot(), trial: Some(trial), ..self.route })
     }
 
     /// Let this client reach this set, and no other that did before.
@@ -251,16 +250,16 @@ impl Sockets {
 
     /// How a generation can be asked that does not serve yet.
     pub(crate) fn reach(&self) -> Reach {
-        let takes_v4 = self.groups.iter().any(Group::takes_local_v4);
-        let first = self.groups.first().and_then(Group::reached_at);
-        Reach { first, source: takes_v4.then(own_source).flatten() }
+        self.reach
     }
 
     fn follow(&mut self, route: Route) -> Result<()> {
-        self.route = route;
         // Each of them, whatever became of the others.
         let outcomes: Vec<Result<()>> = self.groups.iter_mut().map(|group| group.steer(route)).collect();
-        outcomes.into_iter().collect()
+        let outcome: Result<()> = outcomes.into_iter().collect();
+        // A probe must not go out where it cannot be led: the next round tries again.
+        self.route = if outcome.is_ok() { route } else { Route { exception: None, ..route } };
+        outcome
     }
 
     pub(crate) fn set(&self, share: Share) -> SocketSet<'_> {
@@ -313,6 +312,12 @@ impl Sockets {
     pub(crate) fn with_others(self, others: Vec<OwnedFd>) -> Sockets {
         Sockets { others, ..self }
     }
+}
+
+fn reach(groups: &[Group]) -> Reach {
+    let takes_v4 = groups.iter().any(Group::takes_local_v4);
+    let first = groups.first().and_then(Group::reached_at);
+    Reach { first, source: takes_v4.then(own_source).flatten() }
 }
 
 /// An address of this machine that clients do not have, where it can be used.

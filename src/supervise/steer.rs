@@ -6,8 +6,9 @@ use log::{debug, error, info, warn};
 use crate::config::{Drain, Ready, Supervise};
 use crate::kernel::socket_info::{States, addresses};
 use crate::missing::Facility;
-use crate::socket::group::Look;
+use crate::socket::group::{Look, Trial};
 use crate::socket::listener::{Listener, Sharing};
+use crate::socket::steering::Client;
 use crate::socket::upkeep::Finding;
 use crate::supervise::Supervisor;
 use crate::supervise::generation::check::Check;
@@ -33,7 +34,10 @@ pub(super) fn check(config: &Supervise, sockets: &Sockets) -> Result<()> {
     match config.ready {
         Ready::Http(_) if reach.first.is_none() => {
             let first = sockets.listeners().next().map(address).unwrap_or_default();
-            return Err(needs("--ready http:", &first));
+            return Err(anyhow!(
+                "--ready http: needs a TCP socket of its own for each generation as the first one, which can be reached \
+                 from this machine; {first} is none"
+            ));
         }
         Ready::Check(_) if !shared.is_empty() => {
             warn!(
@@ -121,9 +125,9 @@ impl Supervisor {
         // Each trial is made with other clients; the next supervisor goes on with the same.
         let salt = (id as u32).wrapping_mul(SALT);
         let serving = self.plan.serving.and_then(|serving| self.generations.get(serving.id));
-        let share = self.generations.get(id).map(|generation| generation.share).unwrap_or_default();
-        let steered = serving.map_or(Ok(()), |serving| self.sockets.steer(serving.share));
-        if let Err(error) = steered.and_then(|()| self.sockets.try_out(share, percent, is_sticky, salt)) {
+        let (Some(serving), Some(generation)) = (serving, self.generations.get(id)) else { return };
+        let trial = Trial { slot: generation.share.slot(), percent, is_sticky, salt };
+        if let Err(error) = self.sockets.try_out(serving.share, trial) {
             error!("generation {id}: no share of new connections can be led to it: {error:#}");
             self.events.push_back(Event::Left(id));
         }
@@ -143,6 +147,8 @@ impl Supervisor {
 
     /// Watch whether those keep their sockets of which that counts, and no others.
     pub(super) fn watch_sockets(&mut self) {
+        // A socket may be a worker's that was forked since.
+        self.generations.survey();
         for generation in self.generations.iter_mut().filter(|generation| !self.plan.is_draining(generation.id)) {
             match self.plan.is_watched(generation.id) {
                 true => generation.note_sockets(&self.sockets),
@@ -151,11 +157,22 @@ impl Supervisor {
         }
     }
 
+    /// Clients may wait for generations that a predecessor of this supervisor told to stop.
+    pub(super) fn resume_waits(&mut self) {
+        let told = self.plan.draining.iter().filter(|draining| draining.stop.is_none()).map(|draining| draining.id);
+        for id in told {
+            if let Some(generation) = self.generations.get_mut(id) {
+                generation.resume_waiting(&self.sockets);
+            }
+        }
+    }
+
     /// Run the check at the end of a stage.
     pub(super) fn check(&mut self, id: Id) {
         let Some(trial) = &self.plan.trial else { return };
         let Some(command) = &trial.rollout.check else { return };
-        let variables = [format!("HANDOFF_GENERATION={id}"), format!("HANDOFF_SHARE={}", trial.percent())];
+        let mut variables = vec![format!("HANDOFF_GENERATION={id}"), format!("HANDOFF_SHARE={}", trial.percent())];
+        variables.extend(self.sockets.reach().source.map(|source| format!("HANDOFF_SOURCE={source}")));
         let Some(generation) = self.generations.get_mut(id) else { return };
         match Check::start(command, generation.pid, &variables, self.signals.dispositions()) {
             Ok(check) => generation.trial_check = Some(check),
@@ -172,6 +189,7 @@ impl Supervisor {
         let Some(generation) = self.generations.get_mut(id) else { return };
         if let Some(ending) = generation.trial_check.as_mut().and_then(Check::ending) {
             generation.trial_check = None;
+            generation.last_check = Some(ending);
             self.events.push_back(Event::Checked(id, ending == Ending::Exited(0)));
         }
     }
@@ -180,8 +198,9 @@ impl Supervisor {
     /// the kernel some milliseconds, for which no client has to wait.
     pub(super) fn list_handshakes(&mut self) {
         let mut relieved = self.generations.iter_mut().filter(|generation| generation.is_just_relieved).peekable();
-        if relieved.peek().is_some() {
-            let begun = addresses(self.sockets.peers(States::HANDSHAKE));
+        if relieved.peek().is_some()
+            && let Ok(begun) = self.sockets.peers(States::HANDSHAKE).map(addresses)
+        {
             for generation in relieved {
                 generation.is_just_relieved = false;
                 generation.handshakes.clone_from(&begun);
@@ -198,15 +217,16 @@ impl Supervisor {
 
     /// Lead what asks a generation that gets ready to that generation.
     pub(super) fn lead_probes(&mut self) {
-        let mut watched = self.generations.iter_mut().filter_map(|generation| {
-            let share = generation.share;
-            generation.watch.as_mut().map(|watch| (share, watch))
-        });
-        let Some((share, watch)) = watched.next() else {
-            // Nobody is to be led any more; an error leaves it as it was.
-            let _ = self.sockets.except(None);
+        let Some(watched) = self.generations.iter_mut().find(|generation| generation.watch.is_some()) else {
+            // What the check of a trial sends; else nobody is to be led any more. An error leaves it as it was.
+            let tried = self.plan.trial.as_ref().and_then(|trial| self.generations.get(trial.id));
+            let source = tried.and_then(|_| self.sockets.reach().source);
+            let client = source.zip(tried).map(|(source, tried)| (Client::Address(source.into()), tried.share));
+            let _ = self.sockets.except(client);
             return;
         };
+        let share = watched.share;
+        let Some(watch) = &mut watched.watch else { return };
         match self.sockets.except(watch.client().map(|client| (client, share))) {
             Ok(()) => watch.lead(sys::now()),
             Err(error) => debug!("a probe cannot be led: {error:#}"),
@@ -236,8 +256,8 @@ impl Supervisor {
         self.look_after_sockets();
         self.generations.survey();
         for generation in self.generations.iter_mut().filter(|generation| is_due(generation.next_look())) {
-            if generation.is_given_up(&self.sockets, now) {
-                abandoned.push(generation.share);
+            if let Some(held) = generation.given_up(&self.sockets, now) {
+                abandoned.push((generation.share, held));
             }
             if generation.is_released(&self.sockets, now) {
                 self.events.push_back(Event::Released(generation.id));
@@ -249,7 +269,7 @@ impl Supervisor {
         let cost = sys::processor_time().saturating_sub(before);
         self.generations.iter_mut().for_each(|generation| generation.spare_looks(cost, now));
         if !abandoned.is_empty() {
-            abandoned.into_iter().for_each(|share| self.sockets.abandon(share));
+            abandoned.into_iter().for_each(|(share, held)| self.sockets.free_closed(share, &held));
             self.look_after_sockets();
         }
     }

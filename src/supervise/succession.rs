@@ -38,6 +38,7 @@ pub(crate) fn take_over(config: Supervise, state: State, claimed: Claimed) -> Re
     supervisor.carry_out(orders);
     supervisor.generations.survey();
     supervisor.watch_sockets();
+    supervisor.resume_waits();
     Ok(supervisor.run())
 }
 

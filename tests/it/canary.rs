@@ -152,6 +152,10 @@ fn a_reload_during_a_trial_waits_for_its_end() {
         let second = supervisor.command("--reload", &[]).start();
         supervisor.wait_log_times(2, "handoff-run: Reload(");
         supervisor.assert_on_trial();
+        // A deploy would otherwise be tried with the share and the check of another.
+        let third = supervisor.command("--reload", &["--canary", STAGE]).output();
+        let why = "a reload waits already that is to take over in another way: try again when it is over";
+        assert_eq!(third.failure(), (125, format!("handoff-run: {why}\n").as_str()));
         assert_eq!(end(&supervisor).failure(), (0, ""));
         assert_eq!(first.output().code(), status);
         assert_eq!(second.output().code(), 0);

@@ -210,6 +210,17 @@ echo()";
     let told = "handoff-run: generation 2: accepts no more, before it had settled: generation 1 serves again\n";
     assert_eq!(output.failure(), (1, told));
     client.is_served_by(1);
+    // What it shut down keeps its place until it is gone, and is then no longer counted.
+    supervisor.wait_gone(2);
+    for generation in 3..6 {
+        let reload = supervisor.command("--reload", &[]).start();
+        supervisor.wait_ready(generation);
+        client.is_served_by(generation);
+        assert_eq!(supervisor.command("--promote", &[]).output().code(), 0);
+        assert_eq!(reload.output().failure(), (0, ""));
+        supervisor.wait_gone(if generation == 3 { 1 } else { generation - 1 });
+        client.is_served_by(generation);
+    }
     supervisor.stopped();
 }
 

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::socket::group::Group;
@@ -62,7 +63,8 @@ impl Group {
     fn restore(&mut self, left: &[usize], moved: &[usize], lowest: RawFd) -> Result<()> {
         let is_crowded = self.has_strangers();
         let Some(steered) = &mut self.steered else { return Ok(()) };
-        let was_unsure = std::mem::replace(&mut steered.is_unsure, is_crowded);
+        let was_unsure = steered.is_unsure;
+        steered.is_unsure |= is_crowded;
         if self.slots[0].is_datagram() {
             self.replace_datagram_slots(left, lowest)?;
         } else {
@@ -83,7 +85,9 @@ impl Group {
             self.slots.iter_mut().for_each(Slot::mark);
         }
         self.put_helm_last(lowest)?;
-        self.attach()
+        self.attach()?;
+        self.steered.iter_mut().for_each(|steered| steered.is_unsure = is_crowded);
+        Ok(())
     }
 
     /// Other sockets take the place of those that were shut down, which keep their places until they are closed by all.
@@ -105,7 +109,11 @@ impl Group {
         let serving = steered.route.serving;
         let others: Vec<usize> = (0..self.slots.len()).filter(|slot| *slot != serving).collect();
         for slot in others.iter().filter(|slot| !left.contains(slot)) {
-            shut_down(&self.slots[*slot].listener)?;
+            match shut_down(&self.slots[*slot].listener) {
+                // A server did it just now.
+                Ok(()) | Err(Errno::ENOTCONN) => (),
+                Err(errno) => return Err(errno.into()),
+            }
         }
         // Another is put last.
         steered.helm = None;
@@ -121,7 +129,10 @@ impl Group {
     fn listen_again(&mut self, slots: &[usize]) -> Result<()> {
         let Some(steered) = &mut self.steered else { return Ok(()) };
         for slot in slots {
-            self.slots[*slot].listener.revive().context("it was shut down and cannot listen again")?;
+            let slot_now = &mut self.slots[*slot];
+            let revived = slot_now.listener.revive();
+            slot_now.is_lost = revived.is_err();
+            revived.context("it was shut down and cannot listen again")?;
             steered.places.join(Member::Slot(*slot));
         }
         Ok(())

@@ -57,6 +57,7 @@ impl Group {
         let discarded = discarded.collect::<Result<_>>()?;
         let route = Route { serving: saved.serving, ..Route::default() };
         let mut steered = Steered { places: saved.places, helm, discarded, route, is_unsure: saved.is_unsure };
+        slots.iter_mut().for_each(Slot::resume_deferred);
         if let Some(helm) = &mut steered.helm {
             helm.leave_idle()?;
         }

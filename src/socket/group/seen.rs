@@ -50,6 +50,9 @@ impl Group {
 
     /// Where connections that this process makes reach it, if it is a steered listener.
     pub(crate) fn reached_at(&self) -> Option<SocketAddr> {
+        if self.is_on_device() {
+            return None;
+        }
         let Endpoint::Inet { kind: Transport::Tcp, mut address, v6only } = self.inet()? else { return None };
         match address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -61,10 +64,14 @@ impl Group {
         Some(address)
     }
 
+    /// Does it get only what comes in through one interface?
+    fn is_on_device(&self) -> bool {
+        self.slots[0].listener.options_beside().is_some_and(|options| options.has("device"))
+    }
+
     /// Can an IPv4 client on this machine reach it, if it is steered?
     pub(crate) fn takes_local_v4(&self) -> bool {
-        let is_on_device = self.slots[0].listener.options_beside().is_some_and(|options| options.has("device"));
-        !is_on_device
+        !self.is_on_device()
             && matches!(self.inet(), Some(Endpoint::Inet { address, v6only, .. })
             if address.is_ipv4() || address.ip().is_unspecified() && !v6only)
     }
@@ -75,13 +82,16 @@ impl Group {
     }
 
     /// The clients whose connections are in these states, if it is steered.
-    pub(crate) fn peers(&self, states: States) -> Vec<Peer> {
+    ///
+    /// # Errors
+    /// If the kernel does not list them.
+    pub(crate) fn peers(&self, states: States) -> nix::Result<Vec<Peer>> {
         match self.inet() {
             Some(Endpoint::Inet { kind: Transport::Tcp, address, .. }) => {
                 let version = if address.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
-                peers(version, address.port(), states).unwrap_or_default()
+                peers(version, address.port(), states)
             }
-            _ => vec![],
+            _ => Ok(vec![]),
         }
     }
 }

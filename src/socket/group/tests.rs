@@ -290,6 +290,8 @@ proptest! {
                 }),
                 Step::Stranger if stranger.is_none() => stranger = group.listener(0).another(LOWEST).ok(),
                 Step::Stranger => stranger = None,
+                // No slot is added behind somebody else.
+                Step::Add if stranger.is_some() => assert!(group.grow(LOWEST).is_err()),
                 Step::Add if slots < 6 => group.grow(LOWEST).unwrap(),
                 Step::Add => (),
             }

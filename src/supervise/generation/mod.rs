@@ -73,13 +73,15 @@ pub(crate) struct Generation {
     pub(crate) handshakes: Vec<SocketAddr>,
     /// Those are to be listed now.
     pub(crate) is_just_relieved: bool,
-    /// With `idle`, those of all connections that there were then, or were being made.
-    present: Vec<SocketAddr>,
+    /// With `idle`, those of all connections that there were then, or were being made, if the kernel listed them.
+    present: Option<Vec<SocketAddr>>,
     handover: Option<Handover>,
     /// How many connections it had when it was last seen to have its sockets.
     pub(crate) last_held: Option<usize>,
     /// The check at the end of a stage of its trial.
     pub(crate) trial_check: Option<Check>,
+    /// How the last one ended.
+    pub(crate) last_check: Option<Ending>,
 }
 
 impl Generation {
@@ -125,10 +127,11 @@ impl Generation {
             asked_to_stop: None,
             handshakes: vec![],
             is_just_relieved: false,
-            present: vec![],
+            present: None,
             handover: None,
             last_held: None,
             trial_check: None,
+            last_check: None,
         })
     }
 

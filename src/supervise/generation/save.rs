@@ -45,7 +45,7 @@ pub(crate) struct SavedGeneration {
     handshakes: Vec<SocketAddr>,
     /// Those of all connections that there were then, if they are waited for.
     #[serde(default)]
-    present: Vec<SocketAddr>,
+    present: Option<Vec<SocketAddr>>,
 }
 
 /// A process, and not only its number.
@@ -127,6 +127,7 @@ impl Generation {
             handover: None,
             last_held: None,
             trial_check: None,
+            last_check: None,
         })
     }
 }

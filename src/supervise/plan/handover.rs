@@ -21,7 +21,8 @@ impl Plan {
             let until = now + limits.settle;
             self.standing = Some(Standing { id: old.id, since: old.since, relieved: now, until });
         }
-        if old.is_none() || limits.settle.is_zero() {
+        // Where nothing is to be waited for, the next tick settles it: what goes wrong with these orders comes first.
+        if old.is_none() {
             orders.extend(self.settle(limits, now));
         }
         orders

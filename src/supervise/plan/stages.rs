@@ -83,6 +83,11 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
+    /// Is there a time in which its successor is to settle?
+    pub(crate) fn has_time(&self) -> bool {
+        self.until > self.relieved
+    }
+
     pub(super) fn new_until(&self) -> Timestamp {
         self.since + NEW
     }

@@ -83,17 +83,18 @@ fn a_reload_while_the_first_generation_starts_begins_when_that_serves_as_it_has_
 }
 
 #[test]
-fn of_several_reloads_that_wait_the_last_one_says_how_to_take_over() {
+fn of_several_reloads_that_wait_the_first_one_says_how_to_take_over() {
     let mut story = Story::serving();
     story.at(1, reload());
     story.at(2, Event::Reload(canary(Some("true"))));
+    story.at(2, reload());
     assert_eq!(story.at(3, Event::Ended(2, 1)).pop(), Some(Order::Start(3)));
     assert_eq!(story.at(4, Event::Ready(3)), [Order::Share(3, 5), reported(3, Transition::OnTrial(5))]);
 
     let mut story = Story::serving();
     story.at(1, Event::Reload(canary(None)));
-    story.at(2, Event::Reload(canary(None)));
     story.at(2, reload());
+    story.at(2, Event::Reload(canary(None)));
     story.at(3, Event::Ended(2, 1));
     assert_eq!(story.at(4, Event::Ready(3)), [Order::Steer(3), reported(3, Transition::Serves)]);
 }

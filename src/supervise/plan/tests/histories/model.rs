@@ -100,7 +100,8 @@ impl World {
             (Event::Reload(rollout), Answer::Generation(id)) => {
                 assert_eq!((self.status, id), (None, self.lives.len() as Id + 1));
                 self.promised.insert(id);
-                self.wanted = Some(rollout.clone());
+                // The first that waits says how to take over.
+                self.wanted.get_or_insert_with(|| rollout.clone());
             }
             (Event::Stop(mode), _) => {
                 if *mode == StopMode::Signal {

@@ -96,8 +96,7 @@ impl World {
         assert!(self.served.contains(&id) && life.is_serving());
         let Some(old) = self.standing() else { return life };
         let Life::Standing { relieved, until, .. } = self.lives[&old] else { unreachable!() };
-        let due =
-            self.is_tick(event, Some(until)) || until == relieved || [Event::Promote, Event::Left(old)].contains(event);
+        let due = self.is_tick(event, Some(until)) || [Event::Promote, Event::Left(old)].contains(event);
         assert!(due, "{id} had to settle until {until:?}");
         self.lives.insert(old, Life::ToRelease { relieved });
         life
