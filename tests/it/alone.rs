@@ -216,7 +216,7 @@ fn what_is_not_http_is_no_answer() {
 
 // "Where the first socket is shared this is an error".
 #[test]
-fn where_the_first_socket_is_shared_a_request_is_an_error() {
+fn where_the_first_socket_is_no_tcp_socket_of_its_own_a_request_is_an_error() {
     let folder = Folder::new();
     let (inherited, address) = tcp();
     let path = folder.text("socket");
@@ -234,10 +234,11 @@ fn where_the_first_socket_is_shared_a_request_is_an_error() {
     ];
     for (run, shared) in table {
         let output = run.output();
-        let line = "handoff-run: --ready http: needs a socket for each generation, and ";
+        let line = "handoff-run: --ready http: needs a TCP socket of its own for each generation as the first one, which can be \
+                    reached from this machine; ";
         assert_eq!((output.code(), output.stderr.lines().count()), (125, 1), "{}", output.stderr);
         assert!(output.stderr.starts_with(&format!("{line}{shared}")), "{}", output.stderr);
-        assert!(output.stderr.ends_with(" is shared by all\n"), "{}", output.stderr);
+        assert!(output.stderr.ends_with(" is none\n"), "{}", output.stderr);
         assert_eq!(folder.names(), [""; 0]);
     }
 }
