@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::harness::client::{Client, ask};
 use crate::harness::filter::deny_option;
 use crate::harness::log::cannot_listen;
+use crate::harness::process::sockets;
 use crate::harness::socket::{ipv6_is_missing, listeners_on};
 use crate::harness::{Run, Server, Supervisor, handoff_run_with, supervise, wait_for};
 
@@ -75,25 +76,28 @@ fn new_connections_go_to_the_new_generation_alone_while_the_old_one_goes_on_acce
 
 #[test]
 fn each_of_two_sockets_is_steered_and_a_unix_socket_beside_them_is_shared() {
-    let setup = supervise(Server::Directed, &[]);
+    let setup = supervise(Server::Directed, &["--settle", "1h"]);
     let path = setup.folder.text("s");
-    setup.folder.let_be_stubborn(1);
     let supervisor = setup.listen("127.0.0.1:0").listen("0.0.0.0:0").listen(&format!("unix:{path}")).serving();
     let addresses = addresses(&supervisor);
-    assert_eq!(supervisor.reload().failure(), (0, ""));
-    supervisor.wait_draining(1);
+    let reload = supervisor.command("--reload", &[]).start();
+    supervisor.wait_ready(2);
     for address in &addresses {
         is_served_at(address, 2);
     }
-    for _ in 0..30 {
-        let by = ask(&path).unwrap().generation;
-        assert!((1..=2).contains(&by), "{by}");
-    }
+    let shared = |generation| {
+        let all = sockets(supervisor.generation(generation));
+        all.into_iter().filter(|inode| sockets(supervisor.generation(3 - generation)).contains(inode)).count()
+    };
+    assert_eq!((shared(1), shared(2)), (1, 1));
+    ask(&path).unwrap();
     // Each has its own, and the helm is nobody's.
     for address in &addresses {
         let port = address.rsplit_once(':').unwrap().1.parse().unwrap();
         assert_eq!(listeners_on(port).len(), 3, "{address}");
     }
+    assert_eq!(supervisor.command("--promote", &[]).output().code(), 0);
+    assert_eq!(reload.output().failure(), (0, ""));
     let log = supervisor.log();
     assert!(!log.contains("all generations share"), "{log}");
 }

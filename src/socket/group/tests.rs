@@ -188,10 +188,12 @@ fn a_share_of_new_connections_goes_to_the_one_on_trial() {
     for percent in [1, 5, 20, 50] {
         let trial = Trial { slot: 1, percent, is_sticky: false, salt: 0 };
         group.steer(Route { trial: Some(trial), ..Route::default() }).unwrap();
-        let got: usize = (0..100).map(|_| group.spread(100)[1]).sum();
+        let mut got = || (0..100).map(|_| group.spread(100)[1]).sum::<usize>() as f64;
         let share = f64::from(percent) / 100.0;
         let (expected, deviation) = (share * 10_000.0, (share * (1.0 - share) * 10_000.0).sqrt());
-        assert!((got as f64 - expected).abs() <= 3.0 * deviation, "{percent}: {got}");
+        let is_near = |got: f64| (got - expected).abs() <= 3.0 * deviation;
+        // One of four hundred is not, by chance; two in a row are none.
+        assert!(is_near(got()) || is_near(got()), "{percent}");
     }
 }
 
