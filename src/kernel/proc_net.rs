@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str;
 
 use crate::kernel::descriptors::SocketInode;
-use crate::kernel::socket_info::{InetSocket, IpVersion, Peer, States, UnixSocket};
+use crate::kernel::socket_info::{InetSocket, IpVersion, Peer, States, UnixSocket, each_once};
 use crate::sys::Transport;
 
 /// __SO_ACCEPTCON of linux/net.h
@@ -28,7 +28,7 @@ pub(crate) fn inet_sockets(
 ) -> io::Result<Vec<InetSocket>> {
     let list = read_inet(kind, family)?;
     let sockets = list.lines().filter_map(|line| parse_inet(line, states));
-    Ok(sockets.filter(|socket| port.is_none_or(|port| socket.local.port() == port)).collect())
+    Ok(each_once(sockets.filter(|socket| port.is_none_or(|port| socket.local.port() == port)).collect()))
 }
 
 /// As `sockets::peers`.

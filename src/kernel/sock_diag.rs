@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use crate::kernel::descriptors::SocketInode;
-use crate::kernel::socket_info::{BoundFile, InetSocket, IpVersion, Peer, States, UnixSocket};
+use crate::kernel::socket_info::{BoundFile, InetSocket, IpVersion, Peer, States, UnixSocket, each_once};
 use crate::sys::Transport;
 
 // linux/sock_diag.h, linux/unix_diag.h
@@ -34,10 +34,7 @@ pub(crate) fn dump_inet(
     dump(&inet_request(kind, family, states, port), |message| sockets.extend(read_inet(message)))?;
     // Since Linux 6.8, those that are bound and not connected are listed whatever their port.
     sockets.retain(|socket: &InetSocket| port.is_none_or(|port| socket.local.port() == port));
-    // One may be listed again and again while others come and go.
-    sockets.sort_unstable_by_key(|socket| socket.inode);
-    sockets.dedup_by_key(|socket| socket.inode);
-    Ok(sockets)
+    Ok(each_once(sockets))
 }
 
 /// As `sockets::peers`.

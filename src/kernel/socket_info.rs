@@ -43,6 +43,13 @@ pub(crate) struct InetSocket {
     pub(crate) local: SocketAddr,
 }
 
+/// Each of them once: the kernel lists one again and again while others come and go.
+pub(crate) fn each_once(mut sockets: Vec<InetSocket>) -> Vec<InetSocket> {
+    sockets.sort_unstable_by_key(|socket| socket.inode);
+    sockets.dedup_by_key(|socket| socket.inode);
+    sockets
+}
+
 /// The other end of a TCP connection to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Peer {

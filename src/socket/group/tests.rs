@@ -188,7 +188,7 @@ fn a_share_of_new_connections_goes_to_the_one_on_trial() {
     for percent in [1, 5, 20, 50] {
         let trial = Trial { slot: 1, percent, is_sticky: false, salt: 0 };
         group.steer(Route { trial: Some(trial), ..Route::default() }).unwrap();
-        let mut got = || (0..100).map(|_| group.spread(100)[1]).sum::<usize>() as f64;
+        let got = || (0..100).map(|_| group.spread(100)[1]).sum::<usize>() as f64;
         let share = f64::from(percent) / 100.0;
         let (expected, deviation) = (share * 10_000.0, (share * (1.0 - share) * 10_000.0).sqrt());
         let is_near = |got: f64| (got - expected).abs() <= 3.0 * deviation;
