@@ -169,7 +169,9 @@ impl Supervisor {
         let (alive, set) = (generation.members.alive(), self.sockets.set(generation.share));
         let elsewhere = listening_elsewhere(&alive, &set.inodes).unwrap_or_default();
         let watch = generation.watch.as_ref();
-        let seen = unattended(&alive, &set);
+        // One that was seen to accept is only busy.
+        let has_accepted = watch.is_some_and(Watch::has_accepted);
+        let seen = if has_accepted { Some(vec![]) } else { unattended(&alive, &set) };
         Diagnosis {
             elsewhere: elsewhere.into_iter().next(),
             stopped: generation.stopped_by(),

@@ -248,6 +248,12 @@ impl Sockets {
         if self.route.exception == exception { Ok(()) } else { self.follow(Route { exception, ..self.route }) }
     }
 
+    /// The TCP and UDP sockets that are not reached from the source of `reach`.
+    pub(crate) fn beyond_source(&self) -> impl Iterator<Item = &Listener> {
+        let beyond = self.groups.iter().filter(|group| group.is_steered() && !group.takes_local_v4());
+        beyond.map(|group| group.listener(0))
+    }
+
     /// How a generation can be asked that does not serve yet.
     pub(crate) fn reach(&self) -> Reach {
         self.reach

@@ -48,6 +48,14 @@ pub(super) fn check(config: &Supervise, sockets: &Sockets) -> Result<()> {
         Ready::Check(_) if reach.source.is_none() => {
             warn!("--ready check: there is no HANDOFF_SOURCE, so another generation than the new one may answer");
         }
+        Ready::Check(_) => {
+            for listener in sockets.beyond_source() {
+                warn!(
+                    "--ready check: {} is not reached from HANDOFF_SOURCE, so another generation may answer",
+                    address(listener)
+                );
+            }
+        }
         _ => (),
     }
     // Why none is steered was logged where that was found.
@@ -95,6 +103,7 @@ impl Supervisor {
     pub(super) fn steer(&mut self, id: Id) {
         // What it did to its socket while it started may have changed the order of all.
         self.look_after_sockets();
+        self.check_tried(id);
         let Some(share) = self.generations.get(id).map(|generation| generation.share) else { return };
         let before = self.sockets.serving();
         if let Err(error) = self.sockets.steer(share) {
@@ -118,6 +127,7 @@ impl Supervisor {
 
     /// This percentage of new connections goes to this generation, on trial.
     pub(super) fn share(&mut self, id: Id, percent: u8) {
+        self.check_tried(id);
         let Some(generation) = self.generations.get_mut(id) else { return };
         // The next stage has a check of its own.
         generation.trial_check = None;
@@ -293,15 +303,25 @@ impl Supervisor {
     /// An event as it is: a generation that is ready cannot serve where somebody else listens beside it.
     pub(super) fn verify(&mut self, event: Event) -> Event {
         let Event::Ready(id) = event else { return event };
-        if !self.plan.is_starting(id) {
-            return event;
-        }
+        if self.plan.is_starting(id) && self.is_crowded_out(id) { Event::Left(id) } else { event }
+    }
+
+    /// Would somebody else get what is for this generation? That is reported.
+    fn is_crowded_out(&mut self, id: Id) -> bool {
         let strangers = self.sockets.strangers();
-        let Some((address, _)) = strangers.first() else { return event };
+        let Some((address, _)) = strangers.first() else { return false };
         let text =
             format!("some process listens on {address} beside our sockets, and would take connections from them");
         let remedy = "a server that binds the address itself, once per worker (SO_REUSEPORT), needs --shared";
         self.reporter.failure(id, &text, Some(remedy));
-        Event::Left(id)
+        true
+    }
+
+    /// The same of one that was ready before: the end of a stage is another such moment.
+    fn check_tried(&mut self, id: Id) {
+        let is_tried = self.generations.get(id).is_some_and(|generation| generation.watch.is_none());
+        if is_tried && self.plan.is_unsettled(id) && self.is_crowded_out(id) {
+            self.events.push_back(Event::Left(id));
+        }
     }
 }

@@ -20,7 +20,8 @@ impl Group {
 
     /// Every socket that may get what comes to this address, if it is steered: a process of this user may bind one.
     pub(crate) fn beside(&self) -> Vec<(String, SocketInode)> {
-        let Some(endpoint) = self.inet() else { return vec![] };
+        // Others may have the same address at another interface, and which that is is not listed.
+        let Some(endpoint) = self.inet().filter(|_| !self.is_on_device()) else { return vec![] };
         let Endpoint::Inet { kind, address, v6only } = endpoint else { return vec![] };
         let states = if kind == Transport::Tcp { States::LISTENING } else { States::UNCONNECTED };
         let versions: &[IpVersion] = match address {

@@ -267,6 +267,11 @@ impl Watch {
         self.next = now;
     }
 
+    /// Was it seen to accept, so that something else is what it waits for?
+    pub(crate) fn has_accepted(&self) -> bool {
+        self.accepts
+    }
+
     /// End the check that runs; the next observation starts another one.
     pub(crate) fn stop_check(&mut self) {
         self.check = None;
