@@ -217,9 +217,11 @@ fn a_shared_listener_that_a_failing_release_shuts_down_goes_on_listening() {
         let supervisor = supervise(Server::Python("serve()"), &["--shared"]).listen(spec).serving();
         let address = supervisor.address();
         for how in ["RDWR", "RD", "WR"] {
-            // Twice, before anybody can look: the second time it does not listen.
-            let again = format!("try: s.shutdown(socket.SHUT_{how})\nexcept OSError: pass");
-            supervisor.rewrite(Server::Python(&format!("s.shutdown(socket.SHUT_{how})\n{again}\nsys.exit(3)")));
+            // Twice, while the supervisor cannot look: the second time it does not listen.
+            let shut = format!("try: s.shutdown(socket.SHUT_{how})\nexcept OSError: pass");
+            let send = |signal| format!("os.kill(os.getppid(), signal.{signal})");
+            let code = [send("SIGSTOP"), shut.clone(), shut, send("SIGCONT"), "sys.exit(3)".into()].join("\n");
+            supervisor.rewrite(Server::Python(&code));
             assert_eq!(supervisor.reload().code(), 1);
             assert_eq!(supervisor.answer().generation, 1, "{how}: {}", supervisor.log());
         }
