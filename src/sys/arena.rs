@@ -10,8 +10,8 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Enough for a start, which takes two thirds of it, and little for a supervisor to waste.
-const SIZE: usize = 96 << 10;
+/// Enough for a start, which takes three quarters of it, and little for a supervisor to waste.
+const SIZE: usize = 128 << 10;
 
 #[cfg_attr(not(test), global_allocator)]
 #[cfg_attr(test, expect(dead_code, reason = "the tests' allocations are others"))]
