@@ -171,7 +171,7 @@ fn a_path_where_a_file_is_now_is_reported_and_comes_back_when_that_goes() {
     assert_eq!(supervisor.reload().failure(), (1, format!("handoff-run: {problem}\n").as_str()));
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     fs::remove_file(&path).unwrap();
-    assert_eq!(supervisor.reload().failure(), (0, ""));
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
     supervisor.wait_log("can be reached again\n");
     assert_eq!(supervisor.answer().generation, 3);
     supervisor.stopped();
