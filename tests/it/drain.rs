@@ -98,6 +98,7 @@ fn a_stop_while_a_generation_starts_cancels_it_and_who_waits_is_told() {
 fn a_generation_that_is_suspended_drains_all_the_same() {
     let supervisor = supervise(Server::Hello, &[]).serving();
     kill(supervisor.generation(1), Signal::SIGSTOP).unwrap();
+    supervisor.wait_log("generation 1: is stopped by SIGSTOP");
     assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
     assert!(!supervisor.stopped().contains("killed"));
 }
