@@ -40,6 +40,10 @@ struct Steered {
     /// Nobody has it, and it is the last in the group: it moves into the gap where a slot leaves, and no other place
     /// changes. The program is attached through it, for that does nothing through a slot that was shut down.
     helm: Option<Slot>,
+    /// Datagram sockets that were the helm, by their numbers; nobody has them either. None is closed: while the kernel
+    /// closes a member of the group, a datagram may be led there and be lost (udp_lib_unhash detaches it before it is
+    /// no longer found).
+    spares: Vec<(u32, Slot)>,
     /// Datagram sockets that a server has shut down, by the slot that they were; they keep their places until their
     /// generation is gone.
     discarded: Vec<(usize, Listener)>,
@@ -96,7 +100,7 @@ impl Group {
         let mut places = Places::default();
         places.join(Member::Slot(0));
         let route = Route::default();
-        self.steered = Some(Steered { places, helm: None, discarded: vec![], route, is_unsure: false });
+        self.steered = Some(Steered { places, helm: None, spares: vec![], discarded: vec![], route, is_unsure: false });
         self.slots[0].mark();
         while self.slots.len() < SLOTS {
             self.add_slot(lowest)?;
@@ -143,15 +147,15 @@ impl Group {
         let steered = self.steered.iter();
         let beside = steered.flat_map(|steered| {
             let discarded = steered.discarded.iter().map(|(_, listener)| listener);
-            discarded.chain(steered.helm.as_ref().map(|helm| &helm.listener))
+            discarded.chain(steered.idle().map(|idle| &idle.listener))
         });
         self.slots.iter().map(|slot| &slot.listener).chain(beside)
     }
 
     /// The sockets to poll, and for what: POLLHUP comes unasked.
     pub(crate) fn polled(&self) -> impl Iterator<Item = (&Listener, PollFlags)> {
-        let helm = self.steered.as_ref().and_then(|steered| steered.helm.as_ref());
-        self.slots.iter().chain(helm).filter_map(|slot| Some((&slot.listener, slot.polled_for()?)))
+        let idle = self.steered.iter().flat_map(Steered::idle);
+        self.slots.iter().chain(idle).filter_map(|slot| Some((&slot.listener, slot.polled_for()?)))
     }
 
     /// One more slot.
@@ -167,10 +171,9 @@ impl Group {
 
     fn add_slot(&mut self, lowest: RawFd) -> Result<()> {
         let Some(steered) = &mut self.steered else { return Ok(()) };
-        let mut slot = Slot::of(self.slots[0].listener.another(lowest)?)?;
+        let mut slot = steered.place(self.slots.len(), &self.slots[0].listener, lowest)?;
         slot.leave_idle()?;
         slot.mark();
-        steered.places.join(Member::Slot(self.slots.len()));
         self.slots.push(slot);
         Ok(())
     }
@@ -180,13 +183,15 @@ impl Group {
         if !self.is_steered() { 0 } else { self.slots[slot].give() }
     }
 
-    /// Nobody has the slot any more.
-    pub(crate) fn free(&mut self, slot: usize) {
+    /// Nobody has the slot any more. A further socket that this may take gets a number from `lowest` on.
+    pub(crate) fn free(&mut self, slot: usize, lowest: RawFd) {
         let Some(steered) = &mut self.steered else { return };
-        let of_slot = |(other, _): &mut (usize, Listener)| *other == slot;
-        for (_, closed) in steered.discarded.extract_if(.., of_slot) {
+        while let Some(at) = steered.discarded.iter().position(|(other, _)| *other == slot) {
+            if let Err(error) = steered.put_idle_last(&self.slots[0].listener, lowest) {
+                debug!("slot {slot}: {error:#}");
+            }
             steered.places.leave(Member::Discarded(slot));
-            drop(closed);
+            steered.discarded.remove(at);
         }
         if let Err(errno) = self.slots[slot].leave_idle() {
             debug!("slot {slot}: {errno}");
@@ -243,6 +248,52 @@ impl Group {
     /// Keep the name of the file that a predecessor made, which may have had no way to.
     pub(crate) fn keep_name(&mut self) {
         self.slots[0].listener.keep_name();
+    }
+}
+
+impl Steered {
+    /// Those that nobody has.
+    fn idle(&self) -> impl Iterator<Item = &Slot> {
+        self.helm.iter().chain(self.spares.iter().map(|(_, spare)| spare))
+    }
+
+    fn idle_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.helm.iter_mut().chain(self.spares.iter_mut().map(|(_, spare)| spare))
+    }
+
+    /// A socket for the slot of this number, in its place: of datagrams one that is there already, if there is one, for then
+    /// none has to be closed to put another one last.
+    fn place(&mut self, slot: usize, first: &Listener, lowest: RawFd) -> Result<Slot> {
+        let spare = self.spares.pop().map(|(number, spare)| (Member::Spare(number), spare));
+        let is_datagram = self.helm.as_ref().is_some_and(Slot::is_datagram);
+        let idle = spare.or_else(|| self.helm.take_if(|_| is_datagram).map(|helm| (Member::Helm, helm)));
+        match idle {
+            Some((member, idle)) => {
+                self.places.rename(member, Member::Slot(slot));
+                Ok(idle)
+            }
+            None => {
+                let another = Slot::of(first.another(lowest)?)?;
+                self.places.join(Member::Slot(slot));
+                Ok(another)
+            }
+        }
+    }
+
+    /// See to it that no slot changes its place when one leaves.
+    fn put_idle_last(&mut self, first: &Listener, lowest: RawFd) -> Result<()> {
+        if !matches!(self.places.last(), Some(Member::Slot(_))) {
+            return Ok(());
+        }
+        let mut another = Slot::of(first.another(lowest)?)?;
+        another.leave_idle()?;
+        if let Some(helm) = self.helm.replace(another) {
+            let number = (0..).find(|number| self.spares.iter().all(|(other, _)| other != number)).unwrap_or_default();
+            self.places.rename(Member::Helm, Member::Spare(number));
+            self.spares.push((number, helm));
+        }
+        self.places.join(Member::Helm);
+        Ok(())
     }
 }
 

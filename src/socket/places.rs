@@ -12,6 +12,8 @@ pub(crate) enum Member {
     Slot(usize),
     /// The one that no generation has.
     Helm,
+    /// One that was the helm, and is still open.
+    Spare(u32),
     /// One that was a slot's and is of no use any more, but is still open somewhere.
     Discarded(usize),
 }
@@ -40,10 +42,10 @@ impl Places {
         places
     }
 
-    /// It is of no use any more, but stays where it is.
-    pub(crate) fn discard(&mut self, slot: usize) {
-        if let Some(at) = self.0.iter().position(|other| *other == Member::Slot(slot)) {
-            self.0[at] = Member::Discarded(slot);
+    /// It is another's from now on, and stays where it is.
+    pub(crate) fn rename(&mut self, member: Member, name: Member) {
+        if let Some(at) = self.0.iter().position(|other| *other == member) {
+            self.0[at] = name;
         }
     }
 
@@ -52,9 +54,9 @@ impl Places {
         self.0.iter().position(|other| *other == member).map(|at| at as u32)
     }
 
-    /// Does no other place change when one leaves?
-    pub(crate) fn is_helm_last(&self) -> bool {
-        self.0.last() == Some(&Member::Helm)
+    /// The one that takes the place of one that leaves.
+    pub(crate) fn last(&self) -> Option<Member> {
+        self.0.last().copied()
     }
 
     /// The order after these have left, where it does not depend on which of them was first.
@@ -101,10 +103,10 @@ mod tests {
         let mut group = places(&[Slot(0), Slot(1), Slot(2), Helm]);
         group.leave(Slot(1));
         assert_eq!(group, places(&[Slot(0), Helm, Slot(2)]));
-        assert_eq!((group.of(Slot(2)), group.of(Slot(1)), group.is_helm_last()), (Some(2), None, false));
+        assert_eq!((group.of(Slot(2)), group.of(Slot(1)), group.last()), (Some(2), None, Some(Slot(2))));
         group.join(Slot(1));
         assert_eq!(group, places(&[Slot(0), Helm, Slot(2), Slot(1)]));
-        group.discard(2);
+        group.rename(Slot(2), Discarded(2));
         assert_eq!(group, places(&[Slot(0), Helm, Discarded(2), Slot(1)]));
     }
 

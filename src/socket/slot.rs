@@ -192,10 +192,11 @@ impl Slot {
     }
 
     /// Another socket in the place of this one, which is returned.
-    pub(super) fn replace(&mut self, another: Listener) -> nix::Result<Listener> {
-        let mut another = Slot::of(another)?;
+    pub(super) fn replace(&mut self, mut another: Slot) -> nix::Result<Listener> {
         if self.is_idle {
             another.leave_idle()?;
+        } else {
+            another.give();
         }
         Ok(std::mem::replace(self, another).listener)
     }

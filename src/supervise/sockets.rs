@@ -216,10 +216,10 @@ impl Sockets {
 
     /// Nobody has any but the sets in `used`, and the one where new connections go.
     pub(crate) fn free_all_but(&mut self, used: &[Share]) {
-        let Route { serving, .. } = self.route;
+        let (Route { serving, .. }, lowest) = (self.route, self.lowest);
         for group in &mut self.groups {
             let free = (0..group.slots()).filter(|slot| *slot != serving && !used.contains(&Share::Slot(*slot)));
-            free.collect::<Vec<_>>().into_iter().for_each(|slot| group.free(slot));
+            free.collect::<Vec<_>>().into_iter().for_each(|slot| group.free(slot, lowest));
         }
     }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 
-use crate::socket::group::Group;
+use crate::socket::group::{Group, Steered};
 use crate::socket::listener::Listener;
 use crate::socket::places::{Member, Places};
 use crate::socket::slot::Slot;
@@ -38,9 +38,9 @@ impl Group {
             steered.places.leave(Member::Helm);
             drop(helm);
         }
-        let (serving, is_helm_last, is_unsure) =
-            (steered.route.serving, steered.places.is_helm_last(), steered.is_unsure);
-        let is_in_order = look.left.is_empty() && moved.is_empty() && is_helm_last;
+        let (serving, is_helm_in_place, is_unsure) =
+            (steered.route.serving, steered.is_helm_in_place(), steered.is_unsure);
+        let is_in_order = look.left.is_empty() && moved.is_empty() && is_helm_in_place;
         if !is_in_order || is_unsure && !self.has_strangers() {
             let restored = self.restore(&look.left.clone(), &moved, lowest);
             look.findings = self.slots[serving].upkeep.note(restored, look.left.contains(&serving));
@@ -53,7 +53,7 @@ impl Group {
             slot.listener.restore_backlog();
             look.dropped.push((number, slot.sweep()));
         }
-        look.dropped.extend(steered.helm.as_mut().map(|helm| (serving, helm.sweep())));
+        look.dropped.extend(steered.idle_mut().map(|idle| (serving, idle.sweep())));
         look.dropped.retain(|(_, count)| *count > 0);
         look
     }
@@ -93,12 +93,13 @@ impl Group {
     /// Other sockets take the place of those that were shut down, which keep their places until they are closed by all.
     fn replace_datagram_slots(&mut self, left: &[usize], lowest: RawFd) -> Result<()> {
         let Some(steered) = &mut self.steered else { return Ok(()) };
+        // A number that no slot has yet.
+        let new = self.slots.len();
         for slot in left {
-            let another = self.slots[0].listener.another(lowest)?;
-            let discarded = self.slots[*slot].replace(another)?;
-            steered.places.discard(*slot);
-            steered.discarded.push((*slot, discarded));
-            steered.places.join(Member::Slot(*slot));
+            let another = steered.place(new, &self.slots[0].listener, lowest)?;
+            steered.places.rename(Member::Slot(*slot), Member::Discarded(*slot));
+            steered.places.rename(Member::Slot(new), Member::Slot(*slot));
+            steered.discarded.push((*slot, self.slots[*slot].replace(another)?));
         }
         Ok(())
     }
@@ -141,18 +142,16 @@ impl Group {
     /// Put the helm behind all others.
     pub(super) fn put_helm_last(&mut self, lowest: RawFd) -> Result<()> {
         let Some(steered) = &mut self.steered else { return Ok(()) };
-        if steered.places.is_helm_last() {
+        if steered.is_helm_in_place() {
             return Ok(());
         }
         steered.places.leave(Member::Helm);
         match &mut steered.helm {
-            Some(helm) if !helm.is_datagram() => {
+            Some(helm) => {
                 shut_down(&helm.listener)?;
                 helm.listener.revive()?;
             }
             helm => {
-                // The old one is closed first, or it would be in the way.
-                *helm = None;
                 let mut another = Slot::of(self.slots[0].listener.another(lowest)?)?;
                 another.leave_idle()?;
                 *helm = Some(another);
@@ -160,6 +159,13 @@ impl Group {
         }
         steered.places.join(Member::Helm);
         Ok(())
+    }
+}
+
+impl Steered {
+    /// Does no slot change its place when a server leaves? A datagram socket leaves only when we close it.
+    fn is_helm_in_place(&self) -> bool {
+        self.places.last() == Some(Member::Helm) || self.helm.as_ref().is_some_and(Slot::is_datagram)
     }
 }
 

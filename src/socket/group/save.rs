@@ -22,6 +22,7 @@ pub(crate) struct SavedGroup {
     #[serde(deserialize_with = "saved::lenient")]
     slots: Vec<SavedListener>,
     helm: Option<SavedListener>,
+    spares: Vec<(u32, SavedListener)>,
     discarded: Vec<(usize, SavedListener)>,
     places: Places,
     serving: usize,
@@ -36,6 +37,7 @@ impl Group {
             first: self.slots[0].listener.as_fd().as_raw_fd(),
             slots: self.slots[1..].iter().map(|slot| slot.listener.save()).collect(),
             helm: steered.helm.as_ref().map(|helm| helm.listener.save()),
+            spares: steered.spares.iter().map(|(number, spare)| (*number, spare.listener.save())).collect(),
             discarded: steered.discarded.iter().map(|(slot, listener)| (*slot, listener.save())).collect(),
             places: steered.places.clone(),
             serving: steered.route.serving,
@@ -53,13 +55,15 @@ impl Group {
             slots.push(Slot::of(resume(slot)?)?);
         }
         let helm = saved.helm.map(|helm| Ok::<_, Error>(Slot::of(resume(helm)?)?)).transpose()?;
+        let spares = saved.spares.into_iter().map(|(number, spare)| Ok((number, Slot::of(resume(spare)?)?)));
+        let spares = spares.collect::<Result<_>>()?;
         let discarded = saved.discarded.into_iter().map(|(slot, listener)| Ok((slot, resume(listener)?)));
         let discarded = discarded.collect::<Result<_>>()?;
         let route = Route { serving: saved.serving, ..Route::default() };
-        let mut steered = Steered { places: saved.places, helm, discarded, route, is_unsure: saved.is_unsure };
+        let mut steered = Steered { places: saved.places, helm, spares, discarded, route, is_unsure: saved.is_unsure };
         slots.iter_mut().for_each(Slot::resume_deferred);
-        if let Some(helm) = &mut steered.helm {
-            helm.leave_idle()?;
+        for idle in steered.idle_mut() {
+            idle.leave_idle()?;
         }
         Ok(Group { slots, steered: Some(steered) })
     }

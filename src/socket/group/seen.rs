@@ -6,16 +6,16 @@ use crate::kernel::descriptors::SocketInode;
 use crate::kernel::socket_info::{InetSocket, IpVersion, Peer, States};
 use crate::kernel::sockets::{inet_sockets, peers};
 use crate::socket::endpoint::Endpoint;
-use crate::socket::group::Group;
+use crate::socket::group::{Group, Steered};
 use crate::sys::Transport;
 
 impl Group {
     /// The inodes of all its sockets.
     pub(crate) fn inodes(&self) -> impl Iterator<Item = SocketInode> {
-        let helm = self.steered.as_ref().and_then(|steered| steered.helm.as_ref());
+        let idle = self.steered.iter().flat_map(Steered::idle);
         let discarded = self.steered.iter().flat_map(|steered| &steered.discarded);
         let discarded = discarded.filter_map(|(_, listener)| SocketInode::of(listener).ok());
-        self.slots.iter().chain(helm).map(|slot| slot.inode).chain(discarded)
+        self.slots.iter().chain(idle).map(|slot| slot.inode).chain(discarded)
     }
 
     /// Every socket that may get what comes to this address, if it is steered: a process of this user may bind one.

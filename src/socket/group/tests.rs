@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -156,7 +157,7 @@ fn what_waits_where_nobody_is_is_reset_and_counted() {
     assert_eq!(group.waiting(1), 1);
     group.steer_to(0);
     assert_eq!(group.look_after(LOWEST).dropped, [], "somebody has it");
-    group.free(1);
+    group.free(1, LOWEST);
     assert_eq!(group.look_after(LOWEST).dropped, [(1, 1)]);
     let end = client.read(&mut [0]).unwrap_err();
     assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
@@ -220,15 +221,59 @@ fn datagrams_go_to_the_slot_that_serves_and_one_that_was_shut_down_is_replaced()
         assert_eq!(group.look_after(LOWEST).left, [serving]);
         group.steer_to(serving);
         assert_eq!(received(&group, serving), 1);
-        group.free(1 - serving);
+        group.free(1 - serving, LOWEST);
         assert_eq!(received(&group, serving), 1);
+    }
+    // Two slots, a helm, and at most as many spares as slots.
+    let most = 5;
+    for _ in 0..5 {
+        for slot in [0, 1] {
+            let _ = shut_down(group.listener(slot));
+        }
+        group.look_after(LOWEST);
+        for slot in [0, 1] {
+            group.free(slot, LOWEST);
+            assert_eq!(received(&group, 1), 1);
+        }
+        assert!(group.sockets().count() <= most);
     }
     // Nobody has the other one: what comes there is dropped.
     group.steer_to(1);
-    group.free(0);
+    group.free(0, LOWEST);
     group.steer_to(0);
     client.send_to(b"x", address).unwrap();
     assert_eq!(group.look_after(LOWEST).dropped, [(0, 1)]);
+}
+
+// While the kernel closes a member of the group, it may lead a datagram there.
+#[test]
+fn no_datagram_is_lost_while_slots_are_replaced_and_added() {
+    for spec in ["udp:127.0.0.1:0", "udp:0.0.0.0:0", "udp:[::]:0"] {
+        let mut group = group(spec);
+        let port = group.listener(0).endpoint().unwrap().port().unwrap() as u16;
+        let serving: UdpSocket = group.listener(0).as_fd().try_clone_to_owned().unwrap().into();
+        serving.set_nonblocking(true).unwrap();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let lost = scope.spawn(|| {
+                let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+                client.connect(("127.0.0.1", port)).unwrap();
+                let is_lost = || client.send(b"x").is_err() || serving.recv(&mut [0]).is_err();
+                std::iter::from_fn(|| (!is_over.load(Ordering::Relaxed)).then(is_lost)).filter(|lost| *lost).count()
+            });
+            for round in 0..2000 {
+                let _ = shut_down(group.listener(1));
+                group.look_after(LOWEST);
+                group.free(1, LOWEST);
+                group.look_after(LOWEST);
+                if round % 200 == 0 {
+                    group.grow(LOWEST).unwrap();
+                }
+            }
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(lost.join().unwrap(), 0, "{spec}");
+        });
+    }
 }
 
 #[test]
@@ -237,7 +282,7 @@ fn a_shared_group_is_one_socket_for_all() {
     assert!(!group.is_steered());
     assert_eq!(group.inode(0), group.inode(5));
     assert_eq!((group.give(3), group.waiting(3), group.beside().len()), (0, 0, 0));
-    group.free(1);
+    group.free(1, LOWEST);
     group.steer(Route { serving: 4, ..Route::default() }).unwrap();
 }
 
