@@ -126,6 +126,13 @@ pub(crate) struct Cli {
     #[arg(long, conflicts_with = "lazy", help_heading = SUPERVISING)]
     supervise: bool,
 
+    /// Answer PROGRAM's own bind(2) to an address of --listen with our socket
+    ///
+    /// For a server that cannot take a socket: it is not told of any, and opens its address itself, as without us. See
+    /// INTERCEPTION in the manual, also for what it needs.
+    #[arg(long, requires = "supervise", conflicts_with_all = ["preset", "stdin", "first_fd", "no_pid"], help_heading = SUPERVISING)]
+    intercept: bool,
+
     /// Let all generations accept on one socket
     ///
     /// Without it, each generation has a TCP or UDP socket of its own at the same address, and the kernel moves new

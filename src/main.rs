@@ -15,7 +15,7 @@ mod supervise;
 mod sys;
 mod target;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use anyhow::{Context, Error};
 use clap::Parser;
@@ -29,6 +29,7 @@ use socket::acquire::{self, Acquired};
 use socket::announced::Announced;
 use socket::candidate::Candidates;
 use socket::listener::{self, Listener};
+use supervise::intercept;
 use supervise::upgrade::Mode;
 use sys::Claimed;
 use target::{exec, preset};
@@ -63,7 +64,7 @@ fn run(claimed: nix::Result<Claimed>) -> Result<u8> {
     match cli.into_command() {
         Command::ShowServers => Ok(output::print(&preset::list()).map(|()| 0)?),
         Command::Exec(config) => {
-            let (listeners, _others) = arrange(&config, claimed)?;
+            let (listeners, _others) = arrange(&config, config.program.first_fd, claimed)?;
             // The others only have to stay open until then.
             Err(exec::exec_in_place(&config.program, &listeners, config.begin, config.pid_file.as_deref()))
         }
@@ -92,17 +93,18 @@ fn supervise(config: Supervise, claimed: nix::Result<Claimed>) -> Result<u8> {
             }
         }
         None => {
-            let (listeners, others) = arrange(&config.exec, claimed)?;
+            intercept::check::check(&config.exec.program)?;
+            let (listeners, others) = arrange(&config.exec, supervise::first_number(&config), claimed)?;
             Ok(supervise::supervise(config, listeners, others)?)
         }
     }
 }
 
-/// The listeners at their numbers, and what stays open beside them.
-fn arrange(config: &Exec, claimed: nix::Result<Claimed>) -> Result<(Vec<Listener>, Vec<OwnedFd>)> {
+/// The listeners at their numbers, `first` and those that follow, and what stays open beside them.
+fn arrange(config: &Exec, first: RawFd, claimed: nix::Result<Claimed>) -> Result<(Vec<Listener>, Vec<OwnedFd>)> {
     let claimed = claimed.map_err(|errno| Error::new(errno).context("cannot see the open descriptors"))?;
     let acquired = acquire(config, claimed)?;
-    Ok(listener::arrange(acquired.listeners, acquired.others, config.program.first_fd)?)
+    Ok(listener::arrange(acquired.listeners, acquired.others, first)?)
 }
 
 fn acquire(config: &Exec, claimed: Claimed) -> Result<Acquired> {

@@ -18,7 +18,7 @@ use crate::socket::socket_file::Naming;
 use crate::socket::spec::Spec;
 use crate::sys::FIRST_FD;
 use crate::target::preset::{Every, Preset, Stdin};
-use crate::target::{Announce, Begin, Program, template};
+use crate::target::{Announce, Begin, Handing, Program, template};
 
 impl Cli {
     /// The command that these arguments ask for.
@@ -69,10 +69,11 @@ impl Cli {
 
     fn into_exec(self) -> Exec {
         let stdin = if self.stdin { Stdin::FirstSocket } else { self.preset.map_or(Stdin::Untouched, |p| p.stdin) };
-        let announce = match (self.first_fd, self.no_pid) {
-            (Some(_), _) => Announce::Nothing,
-            (None, true) => Announce::WithoutPid,
-            (None, false) => Announce::All,
+        let handing = if self.intercept { Handing::Interception } else { Handing::Descriptors };
+        let announce = match (handing, self.first_fd, self.no_pid) {
+            (Handing::Interception, ..) | (_, Some(_), _) => Announce::Nothing,
+            (_, None, true) => Announce::WithoutPid,
+            (_, None, false) => Announce::All,
         };
         for (found, meant) in self.program.iter().flat_map(|word| template::near_misses(word.as_bytes())) {
             warn!("{{{found}}} is no placeholder and stays as it is; {{{meant}}} would be one");
@@ -80,6 +81,7 @@ impl Cli {
         let argument = |argument: OsString| CString::new(argument.into_vec()).expect("exec gave no argument with NUL");
         let program = Program {
             words: self.program.into_iter().map(argument).collect(),
+            handing,
             first_fd: self.first_fd.unwrap_or(FIRST_FD),
             announce,
             stdin,

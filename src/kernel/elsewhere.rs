@@ -25,6 +25,18 @@ pub(crate) enum ForeignAddress {
     Unix(Vec<u8>),
 }
 
+impl ForeignAddress {
+    /// As it is written for `--listen`.
+    pub(crate) fn spec(&self) -> String {
+        match self {
+            // By every interface one of both versions is meant, as a rule.
+            ForeignAddress::Tcp(address) if address.ip().is_unspecified() => format!(":{}", address.port()),
+            ForeignAddress::Unix(_) => format!("unix:{self}"),
+            ForeignAddress::Tcp(_) => self.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for ForeignAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

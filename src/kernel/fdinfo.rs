@@ -42,6 +42,34 @@ pub(crate) fn watched(fdinfo: &str, sockfs: u64) -> impl Iterator<Item = SocketI
     })
 }
 
+/// How a socket was registered with an epoll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Registration {
+    /// By this number.
+    pub(crate) number: ForeignFd,
+    pub(crate) events: u32,
+    pub(crate) data: u64,
+}
+
+/// Every registration of this socket.
+pub(crate) fn registrations(fdinfo: &str, sockfs: u64, socket: SocketInode) -> Vec<Registration> {
+    let registration = |line: &str| {
+        let text = line.replace(':', " ");
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        let word = |name: &str| words.iter().skip_while(|word| **word != name).nth(1);
+        let field = |name: &str| u64::from_str_radix(word(name)?, 16).ok();
+        let is_its = (field("ino")?, field("sdev")?) == (socket.0, sockfs);
+        let number = ForeignFd(word("tfd")?.parse().ok()?);
+        is_its.then_some(Registration { number, events: field("events")? as u32, data: field("data")? })
+    };
+    fdinfo.lines().filter(|line| line.starts_with("tfd:")).filter_map(registration).collect()
+}
+
+/// The flags of a descriptor, in octal: `flags:\t02004002`.
+pub(crate) fn flags(fdinfo: &str) -> Option<c_int> {
+    c_int::from_str_radix(fdinfo.lines().find_map(|line| line.strip_prefix("flags:"))?.trim(), 8).ok()
+}
+
 /// The requests of a ring that wait for a connection, by IORING_OP_ACCEPT: `  op=13, task_works=0`.
 pub(crate) fn pending_accepts(fdinfo: &str) -> usize {
     fdinfo.lines().filter(|line| line.trim_start().starts_with("op=13,")).count()
@@ -62,6 +90,20 @@ mod tests {
         for text in [line("40000000", "8"), line("4", "8"), line("1", "c"), "tfd:".into(), "tfd: 1 events:".into()] {
             assert_eq!(found(&text), [], "{text}");
         }
+    }
+
+    #[test]
+    fn a_registration_is_read_as_it_was_made() {
+        let text = "pos:\t0\ntfd:       17 events: 80002019 data: ffffffff00000011  pos:0 ino:b4ad sdev:8\n\
+                    tfd: 5 events: 1 data: 5  pos:0 ino:b4ad sdev:c\ntfd: 6 events: 1 data: 6  pos:0 ino:1 sdev:8\ntfd: x";
+        let expected = Registration { number: ForeignFd(17), events: 0x8000_2019, data: 0xffff_ffff_0000_0011 };
+        assert_eq!(registrations(text, SOCKFS, SocketInode(0xb4ad)), [expected]);
+    }
+
+    #[test]
+    fn the_flags_of_a_descriptor_are_octal() {
+        assert_eq!(flags("pos:\t0\nflags:\t02004002\n"), Some(libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_RDWR));
+        assert_eq!(flags("pos:\t0\n"), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What /proc and netlink show of other processes and of sockets. No policy: nothing here decides what follows from it.
 
 pub(crate) mod accepting;
+pub(crate) mod caller;
 pub(crate) mod connections;
 pub(crate) mod descriptors;
 pub(crate) mod elsewhere;

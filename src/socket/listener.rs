@@ -8,11 +8,12 @@ use anyhow::{Context, Error, Result, anyhow};
 use libc::c_int;
 use log::{debug, info, warn};
 use nix::errno::Errno;
+use nix::sys::socket::AddressFamily;
 use serde::{Deserialize, Serialize};
 
 use crate::failure;
 use crate::socket::endpoint::Endpoint;
-use crate::socket::open::{Opened, open, open_beside};
+use crate::socket::open::{Opened, open, open_beside, unbound};
 use crate::socket::options::Options;
 use crate::socket::remedy;
 use crate::socket::socket_file::{Created, NameState, Naming, SavedFile};
@@ -45,6 +46,8 @@ pub(crate) struct Listener {
     kind: Kind,
     /// Others may be bound beside it, with these options.
     beside: Option<Options>,
+    /// It takes both IP versions because its SPEC has none of them.
+    is_for_any_version: bool,
 }
 
 /// What the target is given.
@@ -65,7 +68,7 @@ impl SavedListener {
 impl Listener {
     /// A listener that another process bound.
     pub(crate) fn adopted(name: FdName, fd: OwnedFd) -> Listener {
-        Listener { name, fd, backlog: None, created: None, kind: Kind::Socket, beside: None }
+        Listener { name, fd, backlog: None, created: None, kind: Kind::Socket, beside: None, is_for_any_version: false }
     }
 
     /// What is announced and no socket.
@@ -97,6 +100,7 @@ impl Listener {
             fd,
             kind: Kind::Socket,
             beside: None,
+            is_for_any_version: false,
         })
     }
 
@@ -108,6 +112,11 @@ impl Listener {
     /// Is it a TCP or UDP socket?
     pub(crate) fn is_inet(&self) -> bool {
         matches!(self.endpoint(), Ok(Endpoint::Inet { .. }))
+    }
+
+    /// Was it bound to both IP versions because its SPEC has none of them?
+    pub(crate) fn is_for_any_version(&self) -> bool {
+        self.is_for_any_version
     }
 
     /// The options of those that may be bound beside it.
@@ -127,6 +136,11 @@ impl Listener {
         Listener { beside: Some(options), ..self }
     }
 
+    /// A socket on which is set what its SPEC has, if others may be bound beside it.
+    pub(crate) fn pattern(&self) -> Option<OwnedFd> {
+        unbound(&self.endpoint().ok()?, self.beside.as_ref()?).ok()
+    }
+
     /// The same for another generation: bound to the same address, beside it, at a number from `lowest` on.
     ///
     /// # Errors
@@ -144,6 +158,7 @@ impl Listener {
             created: None,
             kind: self.kind,
             beside: Some(options.clone()),
+            is_for_any_version: self.is_for_any_version,
         })
     }
 
@@ -258,6 +273,12 @@ pub(crate) fn bind_first(spec: &Spec, endpoints: &[Endpoint], manner: Manner) ->
     finish(spec, last, manner, open(last, &spec.options, manner))
 }
 
+/// Bind `spec` here, and nowhere else, at a number from `lowest` on.
+pub(crate) fn bind_at(spec: &Spec, endpoint: &Endpoint, manner: Manner, lowest: RawFd) -> failure::Result<Listener> {
+    let listener = finish(spec, endpoint, manner, open(endpoint, &spec.options, manner))?;
+    Ok(listener.moved(lowest)?)
+}
+
 /// Make the listener of what was opened, or the error with its remedy.
 fn finish(spec: &Spec, endpoint: &Endpoint, manner: Manner, outcome: Result<Opened>) -> failure::Result<Listener> {
     let Opened { fd, created, sharing } = outcome.map_err(|error| {
@@ -266,7 +287,9 @@ fn finish(spec: &Spec, endpoint: &Endpoint, manner: Manner, outcome: Result<Open
     })?;
     let backlog = Some(spec.options.number("backlog").unwrap_or(manner.backlog as u32));
     let beside = (sharing == Sharing::Steered).then(|| spec.options.clone());
-    let listener = Listener { name: spec.fd_name(), fd, backlog, created, kind: Kind::Socket, beside };
+    let is_for_any_version = spec.has_any_version() && endpoint.family() == AddressFamily::Inet6;
+    let name = spec.fd_name();
+    let listener = Listener { name, fd, backlog, created, kind: Kind::Socket, beside, is_for_any_version };
     if endpoint.has_free_port() {
         info!("{spec} listens on {}", listener.endpoint()?);
     } else {

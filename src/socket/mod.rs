@@ -9,6 +9,7 @@ pub(crate) mod control_spec;
 mod dead_socket;
 pub(crate) mod endpoint;
 pub(crate) mod group;
+pub(crate) mod interception;
 pub(crate) mod listener;
 pub(crate) mod lookup;
 mod obeyed;

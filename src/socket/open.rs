@@ -115,7 +115,7 @@ fn start(fd: &OwnedFd, endpoint: &Endpoint, backlog: c_int) -> nix::Result<()> {
 }
 
 /// A socket with everything set that must be before bind(2).
-fn unbound(endpoint: &Endpoint, options: &Options) -> Result<OwnedFd> {
+pub(super) fn unbound(endpoint: &Endpoint, options: &Options) -> Result<OwnedFd> {
     let mut flags = SockFlag::SOCK_CLOEXEC;
     flags.set(SockFlag::SOCK_NONBLOCK, options.has("nonblock"));
     let fd = above_standard(socket(endpoint.family(), endpoint.socket_type(), flags, None)?)?;

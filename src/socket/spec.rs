@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::socket::address::Address;
+use crate::socket::address::{Address, Family, Host, Inet};
 use crate::socket::options::Options;
 
 /// One listener as the user asked for it.
@@ -30,6 +30,12 @@ pub(crate) struct Spec {
 pub(crate) struct FdName(String);
 
 impl Spec {
+    /// Does it leave the IP version to who binds it, as `:PORT` does?
+    pub(crate) fn has_any_version(&self) -> bool {
+        let is_open = |inet: &Inet| (&inet.host, inet.family) == (&Host::Every, Family::Either);
+        matches!(&self.address, Address::Inet(inet) if is_open(inet)) && !self.options.has("v6only")
+    }
+
     /// The name for LISTEN_FDNAMES; `unknown` is the protocol's own word for none.
     pub(crate) fn fd_name(&self) -> FdName {
         self.name.clone().unwrap_or_default()

@@ -48,7 +48,7 @@ const NETWORK: u32 = -0x10_0000_i32 as u32;
 const RANDOM: u32 = (-0x1000_i32 + 56) as u32;
 
 // linux/bpf_common.h and linux/filter.h: what an instruction does.
-const LOAD_WORD: u16 = 0x20;
+pub(super) const LOAD_WORD: u16 = 0x20;
 const LOAD_HALF: u16 = 0x28;
 const LOAD_BYTE: u16 = 0x30;
 /// From the offset in X and the instruction's own.
@@ -62,9 +62,9 @@ const MODULO: u16 = 0x94;
 const XOR: u16 = 0xa4;
 const XOR_X: u16 = 0xac;
 const JUMP: u16 = 0x05;
-const IF_EQUAL: u16 = 0x15;
+pub(super) const IF_EQUAL: u16 = 0x15;
 const IF_NOT_BELOW: u16 = 0x35;
-const RETURN: u16 = 0x06;
+pub(super) const RETURN: u16 = 0x06;
 
 // Offsets in the headers: RFC 791, RFC 8200; a port of the source is at the beginning of those of TCP and UDP.
 const V4_SOURCE: u32 = NETWORK + 12;
@@ -155,12 +155,12 @@ impl Choice {
     }
 }
 
-fn step(code: u16, k: u32) -> sock_filter {
+pub(super) fn step(code: u16, k: u32) -> sock_filter {
     sock_filter { code, jt: 0, jf: 0, k }
 }
 
 /// Skip so many instructions if it holds, or does not.
-fn branch(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
+pub(super) fn branch(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code, jt, jf, k }
 }
 

@@ -8,7 +8,7 @@ use log::{debug, error, warn};
 use nix::unistd::Pid;
 
 use crate::failure::ExitStatus;
-use crate::kernel::elsewhere::listening_elsewhere;
+use crate::kernel::elsewhere::{ForeignAddress, listening_elsewhere};
 use crate::socket::listener::Listener;
 use crate::supervise::Supervisor;
 use crate::supervise::diagnosis::{Diagnosis, Findings, cut_short, gone_to_background};
@@ -16,10 +16,12 @@ use crate::supervise::generation::Generation;
 use crate::supervise::generation::child::Launch;
 use crate::supervise::generation::descriptors::Role;
 use crate::supervise::generation::ready::{Watch, unattended};
+use crate::supervise::intercept::check::check_program;
 use crate::supervise::plan::{Event, Id, Order, Reason, Transition};
 use crate::supervise::sockets::Share;
 use crate::supervise::wording::connections;
 use crate::sys::{self, Ending};
+use crate::target::Handing;
 use crate::target::pid_file::PidFile;
 
 /// At most this many notifications of one generation are read before the others are handled.
@@ -69,6 +71,7 @@ impl Supervisor {
 
     fn launch(&mut self, id: Id, share: Share) -> Result<Generation> {
         let program = &self.config.exec.program;
+        check_program(program)?;
         let launch = Launch {
             program,
             handout: self.sockets.handout(share, program),
@@ -76,6 +79,7 @@ impl Supervisor {
             directory: self.directory.as_deref(),
             generation: id,
             variables: Vec::<CString>::new(),
+            filter: self.filter(),
             watchdog: self.reporter.manager.watchdog(),
         };
         Generation::start(launch, share, &self.config.ready, self.sockets.reach(), sys::now())
@@ -124,6 +128,7 @@ impl Supervisor {
         if let Some(warning) = generation.name().and_then(|name| cut_short(&name, self.config.limits.drain)) {
             warn!("generation {id}: {warning}");
         }
+        self.sockets.settle_versions();
         self.look_after_sockets();
         // Before it is reported: a manager or a script looks for it then.
         self.write_pid_file();
@@ -174,6 +179,8 @@ impl Supervisor {
         let seen = if has_accepted { Some(vec![]) } else { unattended(&alive, &set) };
         Diagnosis {
             elsewhere: elsewhere.into_iter().next(),
+            kept: self.kept_by_others(generation.id),
+            refusal: generation.refusal.clone(),
             stopped: generation.stopped_by(),
             awaited: watch.and_then(Watch::awaited),
             unattended: seen.iter().flatten().map(|listener| address_of(listener)).collect(),
@@ -182,6 +189,17 @@ impl Supervisor {
             taken_before: generation.id > 1 && self.config.ready.is_observed(),
             whereabouts: self.sockets.whereabouts(&self.config.exec.program),
         }
+    }
+
+    /// Where other generations listen on what they have opened themselves, if that is what generations do.
+    fn kept_by_others(&self, id: Id) -> Option<ForeignAddress> {
+        if self.config.exec.program.handing != Handing::Interception {
+            return None;
+        }
+        let others = self.generations.iter().filter(|generation| generation.id != id);
+        let others: Vec<Pid> = others.flat_map(|generation| generation.members.alive()).collect();
+        let kept = listening_elsewhere(&others, &self.sockets.inodes()).unwrap_or_default();
+        kept.into_iter().next().map(|listener| listener.address)
     }
 
     /// The supervisor's pid, once something serves.
@@ -208,6 +226,10 @@ impl Supervisor {
                 let watch = self.generations.get_mut(id).and_then(|generation| generation.watch.as_mut());
                 watch.into_iter().for_each(|watch| watch.look_now(sys::now()));
             }
+            Role::NotifierChannel => {
+                self.generations.get_mut(id).into_iter().for_each(Generation::receive_notifier);
+            }
+            Role::Notifier => self.answer_binds(id),
             Role::ExecError | Role::Other => (),
         }
     }

@@ -6,34 +6,55 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::kernel::elsewhere::ForeignListener;
+use crate::kernel::elsewhere::{ForeignAddress, ForeignListener};
 use crate::sys::{Ending, FIRST_FD};
 
 /// Where a server finds its sockets.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Whereabouts {
-    pub(crate) first_fd: RawFd,
-    pub(crate) count: usize,
-    /// In LISTEN_FDS.
-    pub(crate) announced: bool,
+#[derive(Clone, Debug)]
+pub(crate) enum Whereabouts {
+    Open {
+        first_fd: RawFd,
+        count: usize,
+        /// In LISTEN_FDS.
+        announced: bool,
+    },
+    /// Where it binds one of these addresses.
+    Intercepted(Vec<String>),
 }
 
 impl Default for Whereabouts {
     fn default() -> Whereabouts {
-        Whereabouts { first_fd: FIRST_FD, count: 1, announced: true }
+        Whereabouts::Open { first_fd: FIRST_FD, count: 1, announced: true }
+    }
+}
+
+impl Whereabouts {
+    /// What helps where it listens on another address.
+    fn than_at(&self, other: &ForeignAddress) -> String {
+        match self {
+            Whereabouts::Open { .. } => self.to_string(),
+            Whereabouts::Intercepted(addresses) => {
+                format!("let it listen on {}, or use --listen {}", addresses.join(" and "), other.spec())
+            }
+        }
     }
 }
 
 /// What helps when a server did not take the socket.
 impl fmt::Display for Whereabouts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let first = self.first_fd;
-        match self.count {
+        let (first, count, announced) = match self {
+            Whereabouts::Open { first_fd, count, announced } => (first_fd, count, announced),
+            Whereabouts::Intercepted(addresses) => {
+                return write!(f, "it gets its socket when it binds {} itself", addresses.join(" or "));
+            }
+        };
+        match count {
             1 => write!(f, "its socket is open at descriptor {first}"),
             _ => write!(f, "its sockets are open from descriptor {first} on"),
         }?;
-        let announced = if self.announced { " and announced in LISTEN_FDS" } else { "" };
-        write!(f, "{announced}; see 'handoff-run --help-servers' for how servers take it")
+        let announced = if *announced { " and announced in LISTEN_FDS" } else { "" };
+        write!(f, "{announced}; see 'handoff-run --help-servers' for how servers take it, or use --intercept")
     }
 }
 
@@ -42,6 +63,10 @@ impl fmt::Display for Whereabouts {
 pub(crate) struct Diagnosis {
     /// It listens there, on a socket that is not ours.
     pub(crate) elsewhere: Option<ForeignListener>,
+    /// With interception, where another generation listens on a socket that is not ours.
+    pub(crate) kept: Option<ForeignAddress>,
+    /// Why a bind(2) of it was refused.
+    pub(crate) refusal: Option<Findings>,
     /// What it is stopped by.
     pub(crate) stopped: Option<Signal>,
     /// What readiness waits for, where that is not that it accepts, and what came of it.
@@ -58,7 +83,7 @@ pub(crate) struct Diagnosis {
 }
 
 /// What went wrong, and what helps.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Findings {
     pub(crate) text: String,
     pub(crate) remedy: Option<String>,
@@ -70,7 +95,8 @@ impl Diagnosis {
         let elsewhere =
             self.elsewhere.as_ref().map(|other| format!("it listens on {}, not on our socket", other.address));
         let stopped = self.stopped.map(|signal| format!("it is stopped by {signal}"));
-        let cause = stopped.or(elsewhere);
+        let refused = self.refusal.as_ref().filter(|_| stopped.is_none());
+        let cause = refused.map(|refusal| refusal.text.clone()).or(stopped).or(elsewhere);
         let unattended = Some(format!("no process waits on {}", self.unattended.join(" or on ")));
         // Where it cannot be seen, or the cause is known, it proves nothing.
         let unattended = unattended.filter(|_| cause.is_none() && !self.unobservable && !self.unattended.is_empty());
@@ -78,7 +104,8 @@ impl Diagnosis {
         let text = if facts.is_empty() { text.to_owned() } else { format!("{text}: {}", facts.join(", and ")) };
         let remedy = match self.stopped {
             Some(signal) => why_stopped(signal).map(str::to_owned),
-            None if self.elsewhere.is_some() => Some(self.whereabouts.to_string()),
+            None if self.refusal.is_some() => self.refusal.as_ref().and_then(|refusal| refusal.remedy.clone()),
+            None if let Some(other) = &self.elsewhere => Some(self.whereabouts.than_at(&other.address)),
             None if self.unobservable && self.awaited.is_none() => {
                 Some("what it waits on cannot be seen: choose with --ready how it shows that it is ready".to_owned())
             }
@@ -92,9 +119,20 @@ impl Diagnosis {
         if let Some(daemon) = gone_to_background(ending, self.processes) {
             return Findings { text: format!("{} before it was ready", daemon.text), ..daemon };
         }
+        if let Some(refusal) = &self.refusal {
+            return Findings { text: format!("{ending} before it was ready: {}", refusal.text), ..refusal.clone() };
+        }
         let left = if self.processes > 0 { format!(" and left {}", processes(self.processes)) } else { String::new() };
-        let remedy = if self.taken_before {
+        let remedy = if let Some(kept) = &self.kept {
+            format!("the one that serves has opened {kept} itself, where no other can: add --listen {}", kept.spec())
+        } else if self.taken_before {
             "an earlier generation took the socket, so see what this one wrote to the supervisor's stderr".to_owned()
+        } else if let Whereabouts::Intercepted(_) = self.whereabouts {
+            // php-fpm and others connect to a path before they bind it.
+            let is_path = addresses.iter().any(|address| address.starts_with('/'));
+            let or_if =
+                if is_path { ", not when it first connects there: then hand it over, without --intercept" } else { "" };
+            format!("{}{or_if}; see what it wrote to the supervisor's stderr", self.whereabouts)
         } else {
             format!("if it tried to bind {} itself, it need not: {}", addresses.join(" or "), self.whereabouts)
         };
@@ -178,6 +216,10 @@ mod tests {
         assert_eq!(end(3, 0, false).text, "ended with status 3 before it was ready");
         assert!(end(3, 0, false).remedy.unwrap().contains("bind ADDRESS itself"));
         assert!(end(3, 0, true).remedy.unwrap().contains("took the socket"));
+        let kept = Some(ForeignAddress::Tcp("[::]:9090".parse().unwrap()));
+        let remedy = Diagnosis { kept, ..Diagnosis::default() }.of_end(Ending::Exited(3), &[]).remedy;
+        let expected = "the one that serves has opened [::]:9090 itself, where no other can: add --listen :9090";
+        assert_eq!(remedy.as_deref(), Some(expected));
         assert_eq!(end(3, 2, false).text, "ended with status 3 before it was ready and left 2 processes");
         let daemon = end(0, 1, false);
         assert_eq!(daemon.text, "ended with status 0 and left 1 process in the background before it was ready");

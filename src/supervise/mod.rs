@@ -8,6 +8,7 @@ pub(crate) mod control;
 mod diagnosis;
 mod generation;
 mod generations;
+pub(crate) mod intercept;
 pub(crate) mod plan;
 mod poll;
 mod report;
@@ -36,6 +37,7 @@ use crate::config::{Limits, Ready, Supervise};
 use crate::manager::Manager;
 use crate::socket::listener::Listener;
 use crate::sys;
+use crate::target::Handing;
 use crate::target::pid_file::PidFile;
 use control::connection::WaitingFor;
 use control::server::Clients;
@@ -79,7 +81,7 @@ pub(crate) fn supervise(config: Supervise, listeners: Vec<Listener>, others: Vec
 impl Supervisor {
     fn new(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<Supervisor> {
         sys::occupy_standard().context("cannot occupy the standard descriptors")?;
-        let sockets = Sockets::new(listeners, others, lowest(&config))?;
+        let sockets = Sockets::new(listeners, others, lowest(&config), config.exec.program.handing)?;
         steer::check(&config, &sockets)?;
         check_ready_fd(&config.ready, &sockets)?;
         check_ready_after(&config.ready, config.limits)?;
@@ -235,6 +237,14 @@ fn check_ready_fd(ready: &Ready, sockets: &Sockets) -> Result<()> {
     let taken = sockets.has_number(*number);
     ensure!(!taken, "--ready fd:{number} is the number of a descriptor that the program has already");
     Ok(())
+}
+
+/// Where the sockets are numbered from that are acquired at the start.
+pub(crate) fn first_number(config: &Supervise) -> RawFd {
+    match config.exec.program.handing {
+        Handing::Descriptors => config.exec.program.first_fd,
+        Handing::Interception => lowest(config),
+    }
 }
 
 /// Sockets that no generation has at their own number stay clear of the numbers that the program has.

@@ -1,5 +1,6 @@
 //! The sockets of a supervisor, and which of them each generation serves on.
 
+mod intercepted;
 mod names;
 mod save;
 
@@ -13,13 +14,14 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::descriptors::SocketInode;
 use crate::kernel::socket_info::{Peer, States};
 use crate::socket::group::{Group, Look, Route, Trial, check_obedience};
+use crate::socket::interception::Versions;
 use crate::socket::listener::Listener;
 use crate::socket::steering::Client;
 use crate::supervise::diagnosis::Whereabouts;
 use crate::supervise::plan::Id;
 use crate::supervise::poll::{Source, Table};
 use crate::target::handout::Handout;
-use crate::target::{Announce, Program};
+use crate::target::{Announce, Handing, Program};
 use names::watch_names;
 pub(crate) use save::SavedSockets;
 
@@ -41,6 +43,10 @@ pub(crate) struct Sockets {
     owners: Vec<Option<Id>>,
     /// Sockets that no generation has at this number are here or above.
     lowest: RawFd,
+    /// How firmly the address of each group has its IP versions.
+    versions: Vec<Versions>,
+    /// The SPECs of the last groups, which were bound beside those of all SPECs.
+    beside_specs: Vec<usize>,
 }
 
 /// Which set of sockets a generation serves on.
@@ -83,11 +89,19 @@ impl Share {
 
 impl Sockets {
     /// Those of `given`; further ones get numbers from `lowest` on.
-    pub(crate) fn new(given: Vec<Listener>, others: Vec<OwnedFd>, lowest: RawFd) -> nix::Result<Sockets> {
+    pub(crate) fn new(
+        given: Vec<Listener>,
+        others: Vec<OwnedFd>,
+        lowest: RawFd,
+        handing: Handing,
+    ) -> nix::Result<Sockets> {
         let (mut listeners, beside): (Vec<_>, _) = given.into_iter().partition(Listener::is_socket);
         check_obedience(&mut listeners);
+        let is_open = |first: &Listener| handing == Handing::Interception && first.is_for_any_version();
+        let versions = |first| if is_open(first) { Versions::Open } else { Versions::Given };
+        let versions = listeners.iter().map(versions).collect();
         let groups = listeners.into_iter().map(|first| Group::of(first, lowest)).collect::<nix::Result<_>>()?;
-        Ok(Sockets::looked_after(groups, beside, others, lowest))
+        Ok(Sockets { versions, ..Sockets::looked_after(groups, beside, others, lowest) })
     }
 
     fn looked_after(groups: Vec<Group>, beside: Vec<Listener>, others: Vec<OwnedFd>, lowest: RawFd) -> Sockets {
@@ -95,7 +109,8 @@ impl Sockets {
         let serving = groups.iter().find(|group| group.is_steered()).map_or(0, Group::serving);
         let route = Route { serving, ..Route::default() };
         let reach = reach(&groups);
-        Sockets { groups, beside, names, others, route, reach, owners: vec![], lowest }
+        let versions = vec![Versions::Given; groups.len()];
+        Sockets { groups, beside, names, others, route, reach, owners: vec![], lowest, versions, beside_specs: vec![] }
     }
 
     /// Keep the names of the files that a predecessor made, which may have had no way to.
@@ -189,7 +204,7 @@ impl Sockets {
 
     /// Listeners of others, at the address of a steered socket, whom new connections may go to.
     pub(crate) fn strangers(&self) -> Vec<(String, SocketInode)> {
-        let ours: Vec<SocketInode> = self.groups.iter().flat_map(Group::inodes).collect();
+        let ours = self.inodes();
         let strangers = self.groups.iter().flat_map(Group::beside);
         strangers.filter(|(_, inode)| !ours.contains(inode)).collect()
     }
@@ -288,8 +303,17 @@ impl Sockets {
 
     /// Where a server finds them.
     pub(crate) fn whereabouts(&self, program: &Program) -> Whereabouts {
+        if program.handing == Handing::Interception {
+            let address = |listener: &Listener| listener.endpoint().map(|endpoint| endpoint.to_string());
+            return Whereabouts::Intercepted(self.listeners().filter_map(|listener| address(listener).ok()).collect());
+        }
         let announced = program.announce != Announce::Nothing;
-        Whereabouts { first_fd: program.first_fd, count: self.groups.len(), announced }
+        Whereabouts::Open { first_fd: program.first_fd, count: self.groups.len(), announced }
+    }
+
+    /// Those of all sockets.
+    pub(crate) fn inodes(&self) -> Vec<SocketInode> {
+        self.groups.iter().flat_map(Group::inodes).collect()
     }
 
     /// One listener for each address, as the user asked for them.
@@ -297,7 +321,7 @@ impl Sockets {
         self.groups.iter().map(|group| group.listener(0))
     }
 
-    /// Is this the number of a descriptor that every generation has?
+    /// Is this the number of a descriptor that every generation has from the start?
     pub(crate) fn has_number(&self, number: RawFd) -> bool {
         let given = self.listeners().chain(&self.beside).map(|listener| listener.as_fd().as_raw_fd());
         given.chain(self.others.iter().map(AsRawFd::as_raw_fd)).any(|fd| fd == number)

@@ -14,6 +14,7 @@ use crate::manager::Manager;
 use crate::saved::{self, SavedPath};
 use crate::supervise::Supervisor;
 use crate::supervise::control::server::Clients;
+use crate::supervise::generation::Generation;
 use crate::supervise::generations::Generations;
 use crate::supervise::lowest;
 use crate::supervise::plan::{Event, KILLED, Order};
@@ -21,7 +22,7 @@ use crate::supervise::report::{LastFailure, Reporter};
 use crate::supervise::signals::Signals;
 use crate::supervise::sockets::Sockets;
 use crate::supervise::terminal::Terminal;
-use crate::supervise::upgrade::state::{SLOTS, State};
+use crate::supervise::upgrade::state::{NOTIFIERS, SLOTS, State};
 use crate::supervise::upgrade::{self, Upgrade};
 use crate::sys::{self, Claimed};
 use crate::target::pid_file::PidFile;
@@ -105,11 +106,18 @@ impl Supervisor {
         Ok((supervisor, orders))
     }
 
+    /// What the next supervisor must understand.
+    fn needs(&self) -> Vec<String> {
+        let is_steered = self.sockets.is_any_steered().then_some(SLOTS);
+        let is_intercepted = self.generations.iter().any(Generation::is_intercepted).then_some(NOTIFIERS);
+        is_steered.into_iter().chain(is_intercepted).map(str::to_owned).collect()
+    }
+
     /// What the next supervisor must know.
     pub(super) fn state(&self) -> State {
         State {
             pid: Pid::this().as_raw(),
-            needs: if self.sockets.is_any_steered() { vec![SLOTS.to_owned()] } else { vec![] },
+            needs: self.needs(),
             probe_has_descriptors: true,
             program: SavedPath(self.upgrade.program.clone()),
             directory: self.directory.clone().map(SavedPath),

@@ -53,6 +53,14 @@ fn entry_names(mut entries: &[u8]) -> impl Iterator<Item = &CStr> {
     })
 }
 
+/// Has the file capabilities, which exec would add (capabilities(7))?
+pub(crate) fn has_capabilities(path: &Path) -> bool {
+    let name = c"security.capability".as_ptr();
+    // SAFETY: the call reads two strings, which end with NUL and live through it, and writes nothing for a size of 0.
+    let size = path.with_nix_path(|path| unsafe { libc::getxattr(path.as_ptr(), name, std::ptr::null_mut(), 0) });
+    size.is_ok_and(|size| size > 0)
+}
+
 /// renameat2(2), RENAME_NOREPLACE: give the file at `from` the name `to` if nothing has it. musl has no function for it.
 pub(crate) fn rename_to_free(from: &Path, to: &Path) -> nix::Result<()> {
     let rename = |from: &CStr, to: &CStr| {

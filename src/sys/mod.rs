@@ -9,13 +9,15 @@ mod fd;
 mod helper;
 mod process;
 mod search;
+mod seccomp;
 mod signal;
 mod socket;
+mod trial;
 mod write;
 
 pub(crate) use bpf::choose_by;
 pub(crate) use clock::{Timestamp, now, processor_time};
-pub(crate) use directory::{change_mode, numbers_in, rename_to_free};
+pub(crate) use directory::{change_mode, has_capabilities, numbers_in, rename_to_free};
 #[cfg(not(test))]
 pub(crate) use fd::claim;
 pub(crate) use fd::{
@@ -27,13 +29,19 @@ pub(crate) use helper::{Helper, output};
 pub(crate) use process::record_arguments;
 pub(crate) use process::{
     Ending, arguments, become_subreaper, environment, execute_opened, executed_path, execve, exit_at_once, fork,
-    pidfd_getfd, pidfd_of, pidfd_of_child, see_end_of, send_signal, set_name, variable,
+    pidfd_getfd, pidfd_of, pidfd_of_child, pidfd_of_thread, see_end_of, send_signal, set_name, try_to_get_descriptors,
+    variable, would_give_up_privileges,
 };
 pub(crate) use search::execute;
+pub(crate) use seccomp::{
+    Notice, PendingCall, Verdict, answer, filter_calls, is_pending, next_call, put, try_put, wake_here,
+};
 pub(crate) use signal::{
     Disposition, change_mask, disposition, numbers_of, real_time_signals, set_disposition, set_of,
 };
 pub(crate) use socket::{
-    Transport, accept, disconnect, is_shut_down, listen, network_of, option, queue, receive, set_option,
+    Transport, accept, disconnect, is_shut_down, listen, network_of, option, option_bytes, queue, receive,
+    receive_descriptor, send_descriptor, set_option, set_option_bytes, similar,
 };
+pub(crate) use trial::{in_child, register};
 pub(crate) use write::write_at_once;

@@ -9,11 +9,13 @@ use std::{fmt, fs, ptr};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::get_no_new_privs;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitPidFlag;
 use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 
+use super::trial::in_child;
 use crate::missing::Facility;
 
 unsafe extern "C" {
@@ -111,6 +113,17 @@ pub(crate) fn set_name(name: &CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
 }
 
+/// Has this process no CAP_SYS_ADMIN in its user namespace, without which a filter takes no_new_privs, and may exec still
+/// add to its privileges?
+pub(crate) fn would_give_up_privileges() -> bool {
+    // linux/capability.h; capabilities(7): the effective set is a number of 16 hexadecimal digits.
+    const CAP_SYS_ADMIN: u32 = 21;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+    effective & (1 << CAP_SYS_ADMIN) == 0 && get_no_new_privs() == Ok(false)
+}
+
 /// The null-terminated array that exec takes.
 fn pointers(strings: &[impl AsRef<CStr>]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ref().as_ptr()).chain([ptr::null()]).collect()
@@ -125,6 +138,19 @@ pub(crate) fn pidfd_of(process: Pid) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// The same of a thread, by which its own table of descriptors is found (Linux 6.9).
+///
+/// # Errors
+/// EINVAL where the kernel has that of a process alone.
+pub(crate) fn pidfd_of_thread(thread: Pid) -> nix::Result<OwnedFd> {
+    // linux/pidfd.h, which libc has not for musl.
+    const PIDFD_THREAD: c_int = libc::O_EXCL;
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, thread.as_raw(), PIDFD_THREAD) })?;
+    // SAFETY: the kernel just made `fd`, close-on-exec, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// A copy of what `process` has open as `number`, close-on-exec.
 ///
 /// # Errors
@@ -133,39 +159,26 @@ pub(crate) fn pidfd_getfd(process: impl AsFd, number: c_int) -> nix::Result<Owne
     if may_get_descriptors() { call_pidfd_getfd(process, number) } else { Err(Errno::ENOSYS) }
 }
 
-/// How long a trial may take, in milliseconds.
-const TRIAL: u16 = 1000;
-
 /// May pidfd_getfd(2) be called? It is not in systemd's @system-service, and where a filter is set it may end the
 /// process that tries: a child does so first, once.
 fn may_get_descriptors() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
-    if let Some(may) = KNOWN.get() {
-        return *may;
-    }
-    // SAFETY: the child makes two system calls and ends.
-    let child = match unsafe { fork() } {
-        Ok(ForkResult::Parent { child }) => child,
-        Ok(ForkResult::Child) => {
-            // SAFETY: this operation takes integers only. Its end is to leave no core file.
-            unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
-            // SAFETY: the call takes three integers, of which the first is no descriptor.
-            unsafe { libc::syscall(libc::SYS_pidfd_getfd, -1, 0, 0) };
-            exit_at_once((Errno::last() != Errno::EBADF).into())
+    *KNOWN.get_or_init(|| {
+        let ending = try_to_get_descriptors();
+        if ending != Ending::Exited(0) {
+            Facility::Descriptors.report_missing(&format_args!("pidfd_getfd is not permitted, a try {ending}"));
         }
-        Err(_) => return false,
-    };
-    // It ends at once, by itself or by the filter. Only a debugger can hold it, and holds us no longer than this; it is
-    // reaped with the orphans then.
-    if let Ok(pidfd) = pidfd_of(child) {
-        let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(TRIAL));
-    }
-    let ending = see_end_of(child).unwrap_or(Ending::Unknown);
-    let _ = nix::sys::wait::waitpid(child, Some(WaitPidFlag::WNOHANG));
-    if ending != Ending::Exited(0) {
-        Facility::Descriptors.report_missing(&format_args!("pidfd_getfd is not permitted, a try {ending}"));
-    }
-    *KNOWN.get_or_init(|| ending == Ending::Exited(0))
+        ending == Ending::Exited(0)
+    })
+}
+
+/// How a child that calls it ends: with 0, or with what the call fails with.
+pub(crate) fn try_to_get_descriptors() -> Ending {
+    in_child(|| {
+        // SAFETY: the call takes three integers, of which the first is no descriptor.
+        unsafe { libc::syscall(libc::SYS_pidfd_getfd, -1, 0, 0) };
+        if Errno::last() == Errno::EBADF { 0 } else { Errno::last() as u8 }
+    })
 }
 
 fn call_pidfd_getfd(process: impl AsFd, number: c_int) -> nix::Result<OwnedFd> {

@@ -1,12 +1,14 @@
 //! Sockets: integer options, listening, whether it was shut down, accepting, and messages with their sender.
 
 use std::ffi::c_int;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{SockFlag, accept4};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, accept4, recvmsg, sendmsg};
 
 /// What an internet socket carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,29 @@ pub(crate) fn option(socket: impl AsFd, level: c_int, option: c_int) -> nix::Res
         libc::getsockopt(socket.as_fd().as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut length)
     };
     Errno::result(done).map(|_| value)
+}
+
+/// The longest value of an option that is read as it is: that of a congestion control's name.
+const LONGEST_OPTION: usize = 16;
+
+/// getsockopt(2) of any value of at most 16 bytes.
+pub(crate) fn option_bytes(socket: impl AsFd, level: c_int, option: c_int) -> nix::Result<Vec<u8>> {
+    let mut value = vec![0; LONGEST_OPTION];
+    let mut length = value.len() as libc::socklen_t;
+    let at = value.as_mut_ptr().cast();
+    // SAFETY: the kernel writes at most `length` bytes there, which live through the call.
+    let done = unsafe { libc::getsockopt(socket.as_fd().as_raw_fd(), level, option, at, &raw mut length) };
+    Errno::result(done)?;
+    value.truncate(length as usize);
+    Ok(value)
+}
+
+/// setsockopt(2) of the same.
+pub(crate) fn set_option_bytes(socket: impl AsFd, level: c_int, option: c_int, value: &[u8]) -> nix::Result<()> {
+    let (at, length) = (value.as_ptr().cast(), value.len() as libc::socklen_t);
+    // SAFETY: the kernel reads `length` bytes of it, which live through the call.
+    let done = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, at, length) };
+    Errno::result(done).map(drop)
 }
 
 /// The number of the network namespace that a socket is of (SO_NETNS_COOKIE, Linux 5.14), unique since boot.
@@ -143,6 +168,46 @@ union Room {
     bytes: [u8; ROOM],
     #[expect(dead_code, reason = "it aligns")]
     header: libc::cmsghdr,
+}
+
+/// Send a descriptor over a Unix socket.
+pub(crate) fn send_descriptor(socket: impl AsFd, fd: impl AsFd) -> nix::Result<()> {
+    let numbers = [fd.as_fd().as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let text = [IoSlice::new(&[0])];
+    sendmsg::<()>(socket.as_fd().as_raw_fd(), &text, &rights, MsgFlags::MSG_NOSIGNAL, None).map(drop)
+}
+
+/// The descriptor that was sent, close-on-exec; none at the end. Does not wait.
+///
+/// # Errors
+/// EAGAIN if nothing was sent.
+pub(crate) fn receive_descriptor(socket: impl AsFd) -> nix::Result<Option<OwnedFd>> {
+    let mut space = cmsg_space!(RawFd);
+    let mut byte = [0];
+    let mut text = [IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut text, Some(&mut space), flags)?;
+    let received = message.cmsgs()?.find_map(|part| match part {
+        ControlMessageOwned::ScmRights(numbers) => numbers.first().copied(),
+        _ => None,
+    });
+    // Without a free number the kernel delivers the message alone.
+    if received.is_none() && message.bytes > 0 {
+        return Err(Errno::EMFILE);
+    }
+    // SAFETY: the kernel just made it for us alone.
+    Ok(received.map(|number| unsafe { OwnedFd::from_raw_fd(number) }))
+}
+
+/// A socket of the same family, type and protocol, on which nothing is set.
+pub(crate) fn similar(socket: impl AsFd) -> nix::Result<OwnedFd> {
+    let of = |name| option(&socket, libc::SOL_SOCKET, name);
+    let (domain, kind, protocol) = (of(libc::SO_DOMAIN)?, of(libc::SO_TYPE)?, of(libc::SO_PROTOCOL)?);
+    // SAFETY: socket takes three integers and returns a new descriptor or -1.
+    let fd = Errno::result(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) })?;
+    // SAFETY: the kernel just made `fd` for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// accept4(2), the connection close-on-exec and non-blocking.

@@ -9,14 +9,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::socket::listener::Listener;
 use crate::socket::spec::FdName;
 use crate::sys;
-use crate::target::Program;
 use crate::target::preset::Stdin;
 use crate::target::template::Place;
+use crate::target::{Handing, Program};
 
 /// The sockets of one process, and what was announced beside them, in their order.
 #[derive(Debug)]
 pub(crate) struct Handout<'a> {
     given: Vec<Given<'a>>,
+    handing: Handing,
     stdin: Stdin,
 }
 
@@ -32,7 +33,8 @@ impl<'a> Handout<'a> {
     /// `listeners`, which were put at the numbers that `program` looks for them at.
     pub(crate) fn of(listeners: impl IntoIterator<Item = &'a Listener>, program: &Program) -> Handout<'a> {
         let given = |(number, listener)| Given { listener, number };
-        Handout { given: (program.first_fd..).zip(listeners).map(given).collect(), stdin: program.stdin }
+        let given = (program.first_fd..).zip(listeners).map(given).collect();
+        Handout { given, handing: program.handing, stdin: program.stdin }
     }
 
     /// For LISTEN_FDNAMES.
@@ -48,7 +50,8 @@ impl<'a> Handout<'a> {
     pub(crate) fn places(&self) -> Result<Vec<Place>> {
         let place = |given: &Given| {
             let endpoint = given.listener.endpoint()?;
-            Ok(Place { name: given.listener.name.clone(), fd: given.number, endpoint })
+            let fd = (self.handing == Handing::Descriptors).then_some(given.number);
+            Ok(Place { name: given.listener.name.clone(), fd, endpoint })
         };
         self.sockets().map(place).collect()
     }
@@ -69,6 +72,9 @@ impl<'a> Handout<'a> {
 
     /// The last step before exec: from here on the sockets are inherited.
     pub(crate) fn hand_on(&self) -> nix::Result<()> {
+        if self.handing == Handing::Interception {
+            return Ok(());
+        }
         for given in &self.given {
             // SAFETY: this is the last step before exec.
             unsafe { sys::place(given.listener, given.number)? };

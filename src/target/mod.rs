@@ -4,6 +4,7 @@ pub(crate) mod env_file;
 pub(crate) mod environ;
 pub(crate) mod exec;
 pub(crate) mod handout;
+pub(crate) mod inspect;
 pub(crate) mod pid_file;
 pub(crate) mod preset;
 pub(crate) mod template;
@@ -20,6 +21,8 @@ use template::Setting;
 pub(crate) struct Program {
     /// PROGRAM and its arguments; never empty, and without a NUL, since they were arguments before.
     pub(crate) words: Vec<CString>,
+    /// How it gets its sockets.
+    pub(crate) handing: Handing,
     /// Where the sockets are numbered from.
     pub(crate) first_fd: RawFd,
     /// Which variables announce them.
@@ -34,6 +37,15 @@ pub(crate) struct Program {
     pub(crate) env_file: Option<PathBuf>,
     /// Its working directory, if another than ours, looked up when it is started.
     pub(crate) directory: Option<PathBuf>,
+}
+
+/// How a program gets its sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Handing {
+    /// It has them open from the start.
+    Descriptors,
+    /// Its own bind(2) is answered with them.
+    Interception,
 }
 
 /// Which of the LISTEN_ variables are set.

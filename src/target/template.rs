@@ -45,8 +45,8 @@ const WORDS: [(&str, What); 7] = [
 pub(crate) struct Place {
     /// Its name in LISTEN_FDNAMES.
     pub(crate) name: FdName,
-    /// Its descriptor in the target.
-    pub(crate) fd: i32,
+    /// Its descriptor in the target, if it has one from the start.
+    pub(crate) fd: Option<i32>,
     /// Where it listens.
     pub(crate) endpoint: Endpoint,
 }
@@ -202,7 +202,11 @@ fn stands_for<'a>(what: What, place: impl Fn() -> Result<&'a Place>, values: &Va
     let text = match what {
         What::Addr => return Ok(place()?.endpoint.to_bytes()),
         What::Path => return Ok(place()?.endpoint.path()?.as_os_str().as_bytes().to_vec()),
-        What::Fd => place()?.fd.to_string(),
+        What::Fd => {
+            let fd =
+                place()?.fd.context("{fd} has no meaning with --intercept, for the program opens its socket itself")?;
+            fd.to_string()
+        }
         What::Host => place()?.endpoint.host()?,
         What::Port => place()?.endpoint.port()?.to_string(),
         What::Generation => values.generation.to_string(),
@@ -220,7 +224,7 @@ mod tests {
         let web =
             Endpoint::Inet { kind: crate::sys::Transport::Tcp, address: "[::1]:80".parse().unwrap(), v6only: false };
         let app = Endpoint::Unix { kind: UnixKind::Stream, name: UnixName::Path("/run/app".into()) };
-        let place = |name, fd, endpoint| Place { name: FdName::announced(name).unwrap(), fd, endpoint };
+        let place = |name, fd, endpoint| Place { name: FdName::announced(name).unwrap(), fd: Some(fd), endpoint };
         Values { places: vec![place("web", 3, web), place("app", 4, app)], generation: 2, pid: 77 }
     }
 

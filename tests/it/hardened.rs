@@ -127,3 +127,27 @@ serve()";
         assert_eq!(rest, "2 web:web True", "{name}");
     }
 }
+
+// handoff-run(1), INTERCEPTION: "a unit permits by SystemCallFilter=@system-service seccomp pidfd_getfd".
+#[test]
+fn interception_needs_what_the_manual_says_and_names_it() {
+    let folder = Folder::new();
+    let [control, socket] = ["control", "s"].map(|name| folder.text(name));
+    let options =
+        format!("--supervise --control {control} -l unix:{socket} --intercept --env SOCKET= --env ADDRESS={{addr}}");
+    let reload = format!("ExecReload={} --reload {control} --wait", folder.text("handoff-run"));
+    let (script, lines) =
+        ("s = opened(socket.AF_UNIX)\nserve()", format!("Type=notify\nRuntimeDirectory=app\n{reload}"));
+    let without = unit(&folder, &options, script, &lines);
+    let with = unit(&folder, &options, script, &format!("{lines}\nSystemCallFilter=seccomp pidfd_getfd"));
+    let Some(systemd) = Systemd::boot(folder, &[("a.service", without), ("b.service", with)]) else { return };
+    assert_ne!(systemd.systemctl(&["start", "a"]).code(), 0);
+    let told = "handoff-run: --intercept does not work here: seccomp: a try was ended by SIGSYS\n\
+                handoff-run: in a unit: SystemCallFilter=@system-service seccomp pidfd_getfd; in a container: ";
+    assert!(log(&systemd).starts_with(told), "{}", log(&systemd));
+    succeed(&systemd, &["start", "b"]);
+    assert_eq!(systemd.answer("s").generation, 1);
+    succeed(&systemd, &["reload", "b"]);
+    assert_eq!(systemd.answer("s").generation, 2, "{}", log(&systemd));
+    systemd.succeed(&["stop", "b"]);
+}

@@ -13,7 +13,7 @@ use crate::harness::{Folder, Server, Supervisor, handoff_run_with, supervise};
 
 /// The second line for a server that did not take our socket.
 const TAKE_IT: &str = "its socket is open at descriptor 3 and announced in LISTEN_FDS; \
-                       see 'handoff-run --help-servers' for how servers take it";
+                       see 'handoff-run --help-servers' for how servers take it, or use --intercept";
 
 /// Reload, which fails, while clients see the old generation and nothing else; gives the status and the whole stderr.
 fn failing_reload(supervisor: &Supervisor) -> (i32, String) {

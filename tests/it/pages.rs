@@ -29,8 +29,8 @@ fn manual() -> Vec<String> {
 const WRAPPED: &str = "handoff-run -- node server.js";
 
 /// A machine of its own for each command: no network but a loopback, empty /run and /srv, a group `www`, and for every
-/// server a program of its name that reports what it was given. Under `--supervise` the server is a real one, and what
-/// is asked of the supervisor is asked of that.
+/// server a program of its name that reports what it was given. Under `--supervise` the server is a real one, with
+/// `--intercept` one that opens its port itself, and what is asked of the supervisor is asked of that.
 const STAGE: &str = r#"
 set -eu
 mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /srv
@@ -45,6 +45,7 @@ done
 cp bin/node server && cp bin/node /srv/app/current/server && cp bin/node /srv/app/server
 export PATH=$PWD/bin:$PATH
 serve() {
+    case $1 in *--intercept*) printf '#!/bin/sh\nexec python3 -m http.server 3000\n' >bin/npm ;; esac
     cp "$HELLO" /srv/app/current/server && cp "$HELLO" server && cp "$HELLO" /srv/app/server
     sh -c "exec $1" 2>log &
     supervisor=$!

@@ -19,7 +19,7 @@ fn hello() -> Case {
 }
 
 /// Reload so many times while clients come all the time, and stop; what became of them.
-fn reload_under_load(case: &Case, options: &str, reloads: u32) -> Report {
+pub fn reload_under_load(case: &Case, options: &str, reloads: u32) -> Report {
     let server = Trial::start(case, options);
     server.process.wait_ready(1);
     let load = Load {
@@ -72,14 +72,18 @@ fn a_hundred_reloads_of_a_server_that_is_killed_at_its_stop_lose_nobody() {
     assert!(report.by_body.len() > 90, "{:?}", report.by_body);
 }
 
+/// How often a real server is reloaded.
+pub fn reloads() -> u32 {
+    env::var("HANDOFF_RELOADS").map_or(10, |number| number.parse().unwrap())
+}
+
 /// Whatever the server does with accepted connections when it is asked to stop.
 fn nobody_is_lost(name: &str) {
     let case = CASES.iter().find(|case| case.name == name).unwrap();
     if is_installed(case) {
-        let reloads = env::var("HANDOFF_RELOADS").map_or(10, |number| number.parse().unwrap());
-        let report = reload_under_load(case, "--drain idle", reloads);
+        let report = reload_under_load(case, "--drain idle", reloads());
         assert_eq!(report.failed(), 0, "{report:?}");
-        assert!(report.ok > u64::from(reloads), "{report:?}");
+        assert!(report.ok > u64::from(reloads()), "{report:?}");
     }
 }
 

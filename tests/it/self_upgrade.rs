@@ -225,9 +225,12 @@ fn a_state_that_is_not_ours_is_refused() {
         let (status, message) = stranger(&here, r#"{"pid":0,"sockets":{},"plan":{},"generations":[]}"#);
         assert_eq!(status, 125);
         assert!(message.contains("the state is of process 0, not of "), "{message}");
-        let refusal = refused("the predecessor's state needs notifiers, which this version does not understand");
+        let refusal = refused("the predecessor's state needs wings, which this version does not understand");
         assert_eq!(
-            stranger(&here, r#"{"pid":0,"needs":["slots", "notifiers"],"sockets":{},"plan":{},"generations":[]}"#),
+            stranger(
+                &here,
+                r#"{"pid":0,"needs":["slots", "notifiers", "wings"],"sockets":{},"plan":{},"generations":[]}"#
+            ),
             refusal
         );
         assert_eq!(stranger(&format!("{word}:77"), ""), refused("descriptor 77 is not open"));

@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use libc::sock_filter;
 use nix::fcntl::OFlag;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{ForkResult, Pid, chdir, pipe2, setpgid};
 
 use crate::failure::Failure;
@@ -27,6 +29,8 @@ pub(crate) struct Started {
     pub(crate) pidfd: OwnedFd,
     /// Carries the exec error; empty if exec succeeded.
     pub(crate) exec_error: OwnedFd,
+    /// Carries the notifier, if its bind(2)s are reported.
+    pub(crate) notifier_channel: Option<OwnedFd>,
 }
 
 /// What a generation is started with.
@@ -38,6 +42,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) directory: Option<&'a Path>,
     pub(crate) generation: Id,
     pub(crate) variables: Vec<CString>,
+    /// What is reported of its system calls.
+    pub(crate) filter: Option<Vec<sock_filter>>,
     /// Whether WATCHDOG_PID has to name the child, whose pid is known only after the fork.
     pub(crate) watchdog: Watchdog,
 }
@@ -49,11 +55,14 @@ impl Launch<'_> {
     /// Fork and exec.
     pub(crate) fn start(self, ready: Option<ReadyPipe>) -> Result<Started> {
         let (exec_error, its) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context("cannot make a pipe")?;
+        let channel = self.filter.is_some().then(notifier_channel).transpose()?;
+        let (notifier_channel, its_channel) = channel.unzip();
         // SAFETY: this program has one thread.
         match unsafe { sys::fork() }.context("cannot fork")? {
             ForkResult::Child => {
                 let its = clear_of(its, ready);
-                let failure = self.become_generation(ready);
+                let its_channel = its_channel.map(|channel| clear_of(channel, ready));
+                let failure = self.become_generation(ready, its_channel.as_ref());
                 // A pipe takes a line at once; if not, the status is still seen.
                 let _ = File::from(its).write_all(failure.message().as_bytes());
                 sys::exit_at_once(failure.status())
@@ -62,20 +71,20 @@ impl Launch<'_> {
                 // The child does the same; whichever comes first, it is done before the group is signalled.
                 let _ = setpgid(child, child);
                 let pidfd = sys::pidfd_of_child(child).context("cannot open a pidfd")?;
-                Ok(Started { pid: child, pidfd, exec_error })
+                Ok(Started { pid: child, pidfd, exec_error, notifier_channel })
             }
         }
     }
 
     /// In the child: become the target, or return why not.
-    fn become_generation(self, ready: Option<ReadyPipe>) -> Failure {
-        match self.enter(ready) {
+    fn become_generation(self, ready: Option<ReadyPipe>, channel: Option<&OwnedFd>) -> Failure {
+        match self.enter(ready, channel) {
             Err(error) => error.into(),
             Ok(instance) => exec::become_generation(self.program, &self.handout, instance),
         }
     }
 
-    fn enter(&self, ready: Option<ReadyPipe>) -> Result<Instance> {
+    fn enter(&self, ready: Option<ReadyPipe>, channel: Option<&OwnedFd>) -> Result<Instance> {
         let own_group = Pid::from_raw(0);
         setpgid(own_group, own_group).context("cannot make a process group")?;
         self.dispositions.restore().context("cannot restore the signals")?;
@@ -91,11 +100,21 @@ impl Launch<'_> {
         if self.watchdog == Watchdog::Watched {
             variables.push(CString::new(format!("WATCHDOG_PID={}", Pid::this()))?);
         }
+        if let (Some(filter), Some(channel)) = (&self.filter, channel) {
+            let notifier = sys::filter_calls(filter).context("cannot intercept bind(2)")?;
+            sys::send_descriptor(channel, notifier).context("cannot pass on what reports bind(2)")?;
+        }
         Ok(Instance { generation: self.generation, variables })
     }
 }
 
-/// The number that `--ready fd:N` is about to fill must not be the one that exec's error goes to.
+/// Both ends of what carries a notifier: ours, and the child's.
+fn notifier_channel() -> Result<(OwnedFd, OwnedFd)> {
+    let (kind, flags) = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK);
+    socketpair(AddressFamily::Unix, kind, None, flags).context("cannot make a pair of sockets")
+}
+
+/// The number that `--ready fd:N` is about to fill must not be the one that exec's error, or the notifier, goes to.
 fn clear_of(its: OwnedFd, ready: Option<ReadyPipe>) -> OwnedFd {
     match ready {
         Some((_, number)) if number == its.as_raw_fd() => sys::duplicate_from(&its, number + 1).unwrap_or(its),

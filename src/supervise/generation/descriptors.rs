@@ -20,6 +20,10 @@ pub(crate) enum Role {
     Notify,
     /// The pipe of `--ready fd:N`.
     Ready,
+    /// The socket over which the notifier of its bind(2)s comes.
+    NotifierChannel,
+    /// What reports its bind(2)s.
+    Notifier,
     /// The request of `--ready http:PATH`, which is never handed on.
     #[serde(skip)]
     Probe,

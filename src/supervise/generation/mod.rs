@@ -28,6 +28,7 @@ use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::members::Members;
 use crate::kernel::processes::{Process, are_visible};
 use crate::missing::Facility;
+use crate::supervise::diagnosis::Findings;
 use crate::supervise::plan;
 use crate::supervise::sockets::{Reach, Share, Sockets};
 use crate::sys::{self, Ending, Timestamp};
@@ -63,6 +64,10 @@ pub(crate) struct Generation {
     unkillable: Vec<Pid>,
     /// How its main process ended; it stays unreaped until nothing is left, so that its group keeps its number.
     pub(crate) ended: Option<Ending>,
+    /// Why a bind(2) of it was refused last, and what helps.
+    pub(crate) refusal: Option<Findings>,
+    /// To look at what it gives to bind(2) took long once.
+    pub(crate) is_slow: bool,
     /// Some other process sent to its notify socket.
     pub(crate) stranger_reported: bool,
     /// What its main process was last seen stopped by.
@@ -110,6 +115,9 @@ impl Generation {
         let started = launch.start(its.as_ref().map(|(pipe, number)| (pipe.as_fd(), *number)))?;
         descriptors.add(Role::Pidfd, started.pidfd);
         descriptors.add(Role::ExecError, started.exec_error);
+        if let Some(channel) = started.notifier_channel {
+            descriptors.add(Role::NotifierChannel, channel);
+        }
         Ok(Generation {
             id,
             pid: started.pid,
@@ -122,6 +130,8 @@ impl Generation {
             killed: false,
             unkillable: vec![],
             ended: None,
+            refusal: None,
+            is_slow: false,
             stranger_reported: false,
             stopped: None,
             asked_to_stop: None,
@@ -149,7 +159,7 @@ impl Generation {
     pub(crate) fn polled(&self) -> impl Iterator<Item = (Role, BorrowedFd<'_>)> {
         self.descriptors.iter().filter(|(role, _)| match role {
             Role::Pidfd => self.ended.is_none(),
-            Role::Notify | Role::Ready => true,
+            Role::Notify | Role::Ready | Role::NotifierChannel | Role::Notifier => true,
             Role::ExecError | Role::Probe | Role::Other => false,
         })
     }
@@ -212,6 +222,38 @@ impl Generation {
         }
         self.descriptors.close(Role::Ready);
         read.is_ok_and(|length| length > 0)
+    }
+
+    /// Take the notifier of its bind(2)s, which it has sent by now, or has ended.
+    pub(crate) fn receive_notifier(&mut self) {
+        let Some(channel) = self.descriptors.get(Role::NotifierChannel) else { return };
+        match sys::receive_descriptor(channel) {
+            Err(Errno::EAGAIN) => return,
+            Ok(Some(notifier)) => {
+                // It is only faster.
+                let _ = sys::wake_here(&notifier);
+                self.descriptors.add(Role::Notifier, notifier);
+            }
+            // Why it did not is its exec error.
+            Ok(None) => (),
+            Err(errno) => warn!("generation {}: cannot receive what reports its bind(2)s: {errno}", self.id),
+        }
+        self.descriptors.close(Role::NotifierChannel);
+    }
+
+    /// Are its bind(2)s reported, or will they be?
+    pub(crate) fn is_intercepted(&self) -> bool {
+        [Role::Notifier, Role::NotifierChannel].into_iter().any(|role| self.descriptors.get(role).is_some())
+    }
+
+    /// What reports its bind(2)s.
+    pub(crate) fn notifier(&self) -> Option<BorrowedFd<'_>> {
+        self.descriptors.get(Role::Notifier)
+    }
+
+    /// No process of it is left that could call bind(2).
+    pub(crate) fn close_notifier(&mut self) {
+        self.descriptors.close(Role::Notifier);
     }
 
     /// The open connections that it holds of those that came in by its sockets, if the kernel can be asked.

@@ -242,6 +242,11 @@ impl Watch {
         is_good
     }
 
+    /// The sockets are others by now.
+    pub(crate) fn reach_by(&mut self, reach: Reach) {
+        self.reach = reach;
+    }
+
     /// The client that is to be led to this generation.
     pub(crate) fn client(&self) -> Option<Client> {
         match &self.how {

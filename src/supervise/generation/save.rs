@@ -118,6 +118,8 @@ impl Generation {
             killed: saved.killed,
             unkillable: vec![],
             ended: saved.ended,
+            refusal: None,
+            is_slow: false,
             stranger_reported: false,
             stopped: None,
             asked_to_stop: None,

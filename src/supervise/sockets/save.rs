@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::saved;
 use crate::socket::group::{Group, SavedGroup};
+use crate::socket::interception::Versions;
 use crate::socket::listener::{Listener, SavedListener};
 use crate::socket::spec::Spec;
 use crate::supervise::sockets::Sockets;
@@ -23,6 +24,10 @@ pub(crate) struct SavedSockets {
     steered: Vec<SavedGroup>,
     #[serde(deserialize_with = "saved::lenient")]
     beside: Vec<SavedListener>,
+    /// How firmly each address has its IP versions.
+    versions: Vec<Versions>,
+    /// The SPECs of the last listeners, which were bound beside those of all SPECs.
+    beside_specs: Vec<usize>,
     /// None: everything that is not taken.
     pub(crate) others: Option<Vec<RawFd>>,
 }
@@ -34,6 +39,8 @@ impl Sockets {
             listeners,
             steered: steered.into_iter().flatten().collect(),
             beside: self.beside.iter().map(Listener::save).collect(),
+            versions: self.versions.clone(),
+            beside_specs: self.beside_specs.clone(),
             others: Some(self.others.iter().map(AsRawFd::as_raw_fd).collect()),
         }
     }
@@ -41,7 +48,12 @@ impl Sockets {
     /// What a predecessor held, which had the same `specs`. A listener that cannot be resumed is reported and left out: the
     /// rest serves on.
     pub(crate) fn resume(saved: SavedSockets, specs: &[Spec], lowest: RawFd, claimed: &mut Claimed) -> Sockets {
-        let mut steered = saved.steered;
+        let (mut steered, beside_specs) = (saved.steered, saved.beside_specs);
+        let first_beside = saved.listeners.len().saturating_sub(beside_specs.len());
+        let spec_of = |at: usize| {
+            let beside = at.checked_sub(first_beside).and_then(|at| beside_specs.get(at)).copied();
+            specs.get(beside.unwrap_or(at))
+        };
         let mut resume = |(at, saved): (usize, SavedListener)| -> Result<Group> {
             let of_first = |group: &mut SavedGroup| group.first == saved.number();
             let beside = steered.extract_if(.., of_first).next();
@@ -49,7 +61,7 @@ impl Sockets {
             match beside {
                 None => Ok(Group::of(first, lowest)?),
                 Some(beside) => {
-                    let options = specs.get(at).map(|spec| spec.options.clone()).unwrap_or_default();
+                    let options = spec_of(at).map(|spec| spec.options.clone()).unwrap_or_default();
                     Group::resume(first, beside, options, claimed)
                 }
             }
@@ -59,6 +71,11 @@ impl Sockets {
         let mut resume = |saved| Listener::resume_beside(saved, claimed).map_err(|error| saved::lost(&error)).ok();
         let beside = saved.beside.into_iter().filter_map(&mut resume).collect();
         let others = saved.others.into_iter().flatten().filter_map(|number| claimed.take_as_it_is(number)).collect();
-        Sockets::looked_after(groups, beside, others, lowest)
+        let mut sockets = Sockets::looked_after(groups, beside, others, lowest);
+        // Where one was lost, it is not known which is which.
+        if saved.versions.len() == sockets.groups.len() {
+            (sockets.versions, sockets.beside_specs) = (saved.versions, beside_specs);
+        }
+        sockets
     }
 }

@@ -21,9 +21,11 @@ use crate::supervise::sockets::SavedSockets;
 use crate::sys::{self, FIRST_FD, Timestamp};
 
 /// What this version understands of `needs`.
-const UNDERSTOOD: [&str; 1] = [SLOTS];
+const UNDERSTOOD: [&str; 2] = [SLOTS, NOTIFIERS];
 /// Sockets are steered: one for each generation.
 pub(crate) const SLOTS: &str = "slots";
+/// Generations wait for an answer to their bind(2)s.
+pub(crate) const NOTIFIERS: &str = "notifiers";
 
 /// Everything that cannot be determined anew. What each part saves is defined in its file.
 #[derive(Debug, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ pub mod directed;
 pub mod facts;
 pub mod filter;
 pub mod folder;
+pub mod intercept;
 pub mod json;
 pub mod log;
 pub mod manager;

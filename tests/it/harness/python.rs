@@ -12,7 +12,23 @@ import array, fcntl, os, select, signal, socket, sys, time
 # Whatever becomes of the test, nothing is left behind.
 signal.alarm(120)
 gen, folder = os.environ['GENERATION'], os.environ['FOLDER']
-s = socket.socket(fileno=int(os.environ.get('SOCKET', 3)))
+number = os.environ.get('SOCKET', '3')
+s = socket.socket(fileno=int(number)) if number else None
+
+# Of a server that opens its address itself: the address, and a socket that listens there.
+def address():
+    where = os.environ['ADDRESS']
+    if where[0] in '/@': return where.replace('@', '\0', 1)
+    host, port = where.rsplit(':', 1)
+    return (host.strip('[]'), int(port))
+def opened(family=socket.AF_INET, kind=socket.SOCK_STREAM, host=None, prepare=lambda s: None):
+    s, at = socket.socket(family, kind), address()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    prepare(s)
+    s.bind((host or at[0], at[1]) if family != socket.AF_UNIX else at)
+    if kind != socket.SOCK_DGRAM: s.listen(5)
+    return s
+def inode(s): return os.fstat(s.fileno()).st_ino
 
 def path(name): return os.path.join(folder, name)
 def exists(name): return os.path.exists(path(name))

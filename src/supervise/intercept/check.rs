@@ -1,0 +1,102 @@
+//! Whether bind(2) can be intercepted here, tried before anything is opened or started.
+
+use std::fmt::Display;
+use std::io::IoSliceMut;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use log::warn;
+use nix::errno::Errno;
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+
+use crate::failure::{self, Failure};
+use crate::kernel::processes::are_visible;
+use crate::socket::interception::filter::{Lengths, bind_filter};
+use crate::sys::{self, Ending};
+use crate::target::inspect::inspect;
+use crate::target::{Handing, Program};
+
+/// The status of a child that has a notifier, and cannot put descriptors with it: no errno.
+const CANNOT_PUT: u8 = 255;
+
+/// What helps a server all the same.
+const OTHERWISE: &str = "leave --intercept out, and hand the socket over: see 'handoff-run --help-servers'";
+
+/// What helps where something is forbidden.
+const PERMIT: &str = "in a unit: SystemCallFilter=@system-service seccomp pidfd_getfd; in a container: --cap-add SYS_PTRACE, \
+                      and a seccomp profile that has them";
+
+/// Will it work, as far as can be said before?
+///
+/// # Errors
+/// What is missing, and what to do.
+pub(crate) fn check(program: &Program) -> failure::Result<()> {
+    if program.handing != Handing::Interception {
+        return Ok(());
+    }
+    let filter = bind_filter(Lengths::All).context("--intercept does not know the system calls of this processor")?;
+    let tried = sys::in_child(|| match sys::filter_calls(&filter) {
+        Err(errno) => errno as u8,
+        Ok(notifier) if sys::try_put(&notifier).is_err() => CANNOT_PUT,
+        Ok(_) => 0,
+    });
+    judge_filter(tried)?;
+    let tried = sys::in_child(|| {
+        let byte = 0u8;
+        let there = [RemoteIoVec { base: (&raw const byte).addr(), len: 1 }];
+        process_vm_readv(Pid::this(), &mut [IoSliceMut::new(&mut [0])], &there).err().map_or(0, |errno| errno as u8)
+    });
+    judge("process_vm_readv", tried)?;
+    judge("pidfd_getfd", sys::try_to_get_descriptors())?;
+    are_visible()
+        .map_err(|error| missing(&format_args!("/proc does not show processes: {error}"), "mount a proc there"))
+}
+
+/// Can the program that is started next be intercepted? A warning, if it will lack a privilege.
+pub(in crate::supervise) fn check_program(program: &Program) -> Result<()> {
+    if program.handing != Handing::Interception {
+        return Ok(());
+    }
+    let traits = inspect(program);
+    let name = program.words[0].to_string_lossy();
+    ensure!(!traits.is_32_bit, "--intercept: {name} is a program of 32 bits, whose system calls are not intercepted");
+    if traits.is_privileged && sys::would_give_up_privileges() {
+        warn!(
+            "{name} is set-uid or set-gid, or has file capabilities, and gets none of that: --intercept without CAP_SYS_ADMIN \
+             sets no_new_privs"
+        );
+    }
+    Ok(())
+}
+
+fn judge_filter(tried: Ending) -> failure::Result<()> {
+    match tried {
+        Ending::Exited(0) => Ok(()),
+        Ending::Exited(CANNOT_PUT) => Err(old_kernel()),
+        Ending::Exited(status) if status == Errno::EINVAL as u8 => Err(old_kernel()),
+        Ending::Exited(status) if status == Errno::EBUSY as u8 => {
+            let why = "a seccomp filter with a notifier is in force already, as within another --intercept, or of a \
+                       container manager";
+            Err(missing(&why, OTHERWISE))
+        }
+        _ => judge("seccomp", tried),
+    }
+}
+
+fn judge(call: &str, tried: Ending) -> failure::Result<()> {
+    match tried {
+        Ending::Exited(0) => Ok(()),
+        Ending::Exited(status) => {
+            Err(missing(&format_args!("{call} fails: {}", Errno::from_raw(status.into())), PERMIT))
+        }
+        _ => Err(missing(&format_args!("{call}: a try {tried}"), PERMIT)),
+    }
+}
+
+fn old_kernel() -> Failure {
+    missing(&"this kernel cannot put a descriptor into another process, as Linux 5.9 can", OTHERWISE)
+}
+
+fn missing(why: &dyn Display, remedy: &str) -> Failure {
+    Failure::from(anyhow!("--intercept does not work here: {why}")).remedy(Some(remedy.to_owned()))
+}

@@ -1,0 +1,167 @@
+//! The sockets that a bind(2) of a program is answered with, which may have to be bound for it first.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use log::info;
+
+use crate::failure;
+use crate::socket::address::{UnixKind, UnixName};
+use crate::socket::endpoint::Endpoint;
+use crate::socket::group::Group;
+use crate::socket::interception::asked::Asked;
+use crate::socket::interception::{Decision, Request, Versions, decide};
+use crate::socket::listener::{Listener, Manner, bind_at};
+use crate::socket::spec::Spec;
+use crate::supervise::sockets::{Share, Sockets, reach};
+
+impl Sockets {
+    /// What a request is to be answered with.
+    pub(crate) fn decide(&self, request: &Request) -> Decision {
+        // One that was shut down, and listens on no address of its own any more, cannot be asked for.
+        let nowhere = || Endpoint::Vsock { cid: 0, port: 0 };
+        let endpoint = |group: &Group| group.listener(0).endpoint().unwrap_or_else(|_| nowhere());
+        let ours: Vec<(Endpoint, Versions)> =
+            self.groups.iter().map(endpoint).zip(self.versions.iter().copied()).collect();
+        decide(&ours, request)
+    }
+
+    /// Is any of them a Unix socket?
+    pub(crate) fn has_unix(&self) -> bool {
+        self.listeners().any(|listener| matches!(listener.endpoint(), Ok(Endpoint::Unix { .. })))
+    }
+
+    /// May one of them be meant by this address? That is seen fast; of most calls it is all.
+    pub(crate) fn may_be_asked_for(&self, asked: &Asked) -> bool {
+        let may_be = |endpoint: &Endpoint| match (endpoint, asked) {
+            (Endpoint::Inet { address, .. }, Asked::Inet(asked)) => address.port() == asked.port(),
+            (Endpoint::Unix { name: UnixName::Path(path), .. }, Asked::Unix(UnixName::Path(asked))) => {
+                path.file_name() == asked.file_name()
+            }
+            (Endpoint::Unix { name, .. }, Asked::Unix(asked)) => name == asked,
+            (Endpoint::Vsock { port, .. }, Asked::Vsock { port: asked, .. }) => port == asked,
+            _ => false,
+        };
+        self.listeners().any(|listener| listener.endpoint().is_ok_and(|endpoint| may_be(&endpoint)))
+    }
+
+    /// The one at a path of that last name, for which `is_there` holds of its folder.
+    pub(crate) fn at_path(
+        &self,
+        kind: UnixKind,
+        name: &Path,
+        mut is_there: impl FnMut(&Path) -> bool,
+    ) -> Option<usize> {
+        let is_it = |group: &Group| {
+            path(group).is_some_and(|(own_kind, own)| {
+                own_kind == kind && own.file_name() == name.file_name() && is_there(&own)
+            })
+        };
+        self.groups.iter().position(is_it)
+    }
+
+    /// The socket at this place for a generation that has bound it just now. Where nobody had it, it is in use again.
+    pub(crate) fn taken(&mut self, at: usize, share: Share) -> &Listener {
+        if self.versions[at] == Versions::Open {
+            self.versions[at] = Versions::Chosen;
+        }
+        self.groups[at].give(share.slot());
+        self.groups[at].listener(share.slot())
+    }
+
+    /// A generation serves: the IP versions of all addresses are those that it has bound.
+    pub(crate) fn settle_versions(&mut self) {
+        for versions in self.versions.iter_mut().filter(|versions| **versions == Versions::Half) {
+            *versions = Versions::Chosen;
+        }
+    }
+
+    /// Bind the one at this place to `endpoint` instead, for the generation that has `share`: how many clients waited
+    /// there, which are dropped.
+    ///
+    /// # Errors
+    /// What bind(2) reports; then it is as it was, or where that cannot be, it is gone.
+    pub(crate) fn bind_anew(
+        &mut self,
+        at: usize,
+        endpoint: &Endpoint,
+        specs: &[Spec],
+        manner: Manner,
+        share: Share,
+    ) -> Result<usize> {
+        let spec = self.spec(at, specs)?;
+        let old = self.groups.remove(at);
+        self.versions.remove(at);
+        let (slots, before) = (old.slots(), old.listener(0).endpoint()?);
+        let dropped = (0..slots).map(|slot| old.waiting(slot)).sum();
+        // Both cannot listen.
+        drop(old);
+        let (bound, versions) = match bind_at(spec, endpoint, manner, self.lowest) {
+            Ok(listener) => (Ok((listener, dropped)), Versions::Half),
+            Err(error) => (Err(error), Versions::Open),
+        };
+        let (listener, outcome) = match bound {
+            Ok((listener, dropped)) => (listener, Ok(dropped)),
+            Err(error) => (plain(bind_at(spec, &before, manner, self.lowest))?, plain(Err(error))),
+        };
+        let group = self.begin(listener, slots, share)?;
+        self.groups.insert(at, group);
+        self.versions.insert(at, versions);
+        self.reach = reach(&self.groups);
+        if outcome.is_ok() {
+            info!("{spec} listens on {endpoint}, as the program asked for");
+        }
+        outcome
+    }
+
+    /// Bind one more, to `endpoint`, for the SPEC of the one at this place and for the generation that has `share`; its
+    /// place.
+    ///
+    /// # Errors
+    /// What bind(2) reports.
+    pub(crate) fn bind_beside(
+        &mut self,
+        at: usize,
+        endpoint: &Endpoint,
+        specs: &[Spec],
+        manner: Manner,
+        share: Share,
+    ) -> Result<usize> {
+        let spec = self.spec(at, specs)?;
+        let listener = plain(bind_at(spec, endpoint, manner, self.lowest))?;
+        let group = self.begin(listener, self.groups[at].slots(), share)?;
+        self.groups.push(group);
+        self.versions.push(Versions::Half);
+        self.beside_specs.push(at);
+        info!("{spec} also listens on {endpoint}, as the program asked for");
+        Ok(self.groups.len() - 1)
+    }
+
+    /// A group of as many slots as the others have, of which one generation has one.
+    fn begin(&self, first: Listener, slots: usize, share: Share) -> Result<Group> {
+        let mut group = Group::of(first, self.lowest)?;
+        while group.is_steered() && group.slots() < slots {
+            group.grow(self.lowest)?;
+        }
+        group.steer(self.route)?;
+        (0..group.slots()).filter(|slot| *slot != share.slot()).for_each(|slot| group.free(slot, self.lowest));
+        group.give(share.slot());
+        Ok(group)
+    }
+
+    fn spec<'a>(&self, at: usize, specs: &'a [Spec]) -> Result<&'a Spec> {
+        specs.get(at).context("no SPEC asked for it")
+    }
+}
+
+fn path(group: &Group) -> Option<(UnixKind, std::path::PathBuf)> {
+    match group.listener(0).endpoint() {
+        Ok(Endpoint::Unix { kind, name: UnixName::Path(path) }) => Some((kind, path)),
+        _ => None,
+    }
+}
+
+/// Without the remedy, which is for one who starts a supervisor.
+fn plain<T>(outcome: failure::Result<T>) -> Result<T> {
+    outcome.map_err(|failure| anyhow::Error::msg(failure.message()))
+}

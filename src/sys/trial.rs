@@ -1,0 +1,68 @@
+//! What a child does for us: what may end the process that tries it, or needs a table of descriptors of its own.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::ForkResult;
+
+use super::process::{Ending, exit_at_once, fork, pidfd_of, see_end_of, send_signal};
+use crate::sys;
+
+/// How long it may take, in milliseconds.
+const LONGEST: u16 = 500;
+
+/// Fork; the child does `act` and ends with the status that it returns; unknown if that takes too long.
+pub(crate) fn in_child(act: impl FnOnce() -> u8) -> Ending {
+    // SAFETY: this program has one thread.
+    let child = match unsafe { fork() } {
+        Ok(ForkResult::Parent { child }) => child,
+        Ok(ForkResult::Child) => {
+            // SAFETY: this operation takes integers only. Its end is to leave no core file.
+            unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+            exit_at_once(act())
+        }
+        Err(_) => return Ending::Unknown,
+    };
+    // It ends at once, by itself or by a filter. What it looks at can hold it, or a debugger, and holds us no longer than
+    // this; it is reaped with the orphans then.
+    if let Ok(pidfd) = pidfd_of(child) {
+        let mut end = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut end, PollTimeout::from(LONGEST)) == Ok(0) {
+            let _ = send_signal(&pidfd, child, libc::SIGKILL);
+            return Ending::Unknown;
+        }
+    }
+    let ending = see_end_of(child).unwrap_or(Ending::Unknown);
+    let _ = waitpid(child, Some(WaitPidFlag::WNOHANG));
+    ending
+}
+
+/// epoll_ctl(2), EPOLL_CTL_ADD, by which `socket` is known to `epoll`, another process' own, by its `number` there.
+///
+/// The kernel knows a registration by the file and by the number that it had in the table of the process that registered
+/// it (epoll(7), Questions and answers): a child has it at that number.
+///
+/// # Errors
+/// EIO where the child could not do it.
+pub(crate) fn register(epoll: OwnedFd, socket: impl AsFd, number: RawFd, events: u32, data: u64) -> nix::Result<()> {
+    let ending = in_child(|| {
+        let added = clear_of(epoll, number).and_then(|epoll| {
+            // SAFETY: the child ends, and no owner of what was there uses it any more.
+            unsafe { sys::place(&socket, number) }?;
+            let mut event = libc::epoll_event { events, u64: data };
+            // SAFETY: the kernel reads the event, which lives through the call.
+            let done = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, number, &raw mut event) };
+            Errno::result(done)
+        });
+        // Where an interrupted try was made before.
+        matches!(added, Err(errno) if errno != Errno::EEXIST).into()
+    });
+    if ending == Ending::Exited(0) { Ok(()) } else { Err(Errno::EIO) }
+}
+
+/// The same descriptor at another number than this.
+fn clear_of(fd: OwnedFd, number: RawFd) -> nix::Result<OwnedFd> {
+    if fd.as_raw_fd() == number { sys::duplicate_from(&fd, number + 1) } else { Ok(fd) }
+}

@@ -1,0 +1,332 @@
+//! --intercept: which address is ours, of every family.
+
+use std::net::UdpSocket;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use crate::harness::intercept::intercept;
+use crate::harness::socket::ipv6_is_missing;
+use crate::harness::{DEADLINE, Supervisor, is_root_to, wait_for};
+
+/// Opens what `how` says, and leaves what address it then has.
+fn opening(how: &str) -> String {
+    format!("s = opened({how})\nmark('name-' + gen, str(s.getsockname()[:2]))\nserve()")
+}
+
+fn name(supervisor: &Supervisor, generation: u64) -> String {
+    supervisor.folder.read(&format!("name-{generation}"))
+}
+
+fn port(supervisor: &Supervisor) -> String {
+    supervisor.address().rsplit(':').next().unwrap().to_owned()
+}
+
+const V4: &str = "socket.AF_INET, host='0.0.0.0'";
+const LOCAL: &str = "socket.AF_INET, host='127.0.0.1'";
+const DUAL: &str = "socket.AF_INET6, host='::', prepare=lambda s: s.setsockopt(41, 26, 0)";
+const V6_ONLY: &str = "socket.AF_INET6, host='::', prepare=lambda s: s.setsockopt(41, 26, 1)";
+const MAPPED: &str = "socket.AF_INET6, host='::ffff:127.0.0.1', prepare=lambda s: s.setsockopt(41, 26, 0)";
+
+// handoff-run(1), INTERCEPTION: "An address is ours if bind(2) could not have it beside ours".
+#[test]
+fn every_spelling_of_an_address_that_is_in_the_way_of_ours_gets_it() {
+    for (spec, how, name_then) in [
+        ("127.0.0.1:0", V4, "127.0.0.1"),
+        ("0.0.0.0:0", LOCAL, "0.0.0.0"),
+        ("127.0.0.1:0", DUAL, "127.0.0.1"),
+        ("127.0.0.1:0", MAPPED, "127.0.0.1"),
+        ("[::]:0", DUAL, "::"),
+        ("[::]:0", MAPPED, "::"),
+        ("[::]:0,v6only", V6_ONLY, "::"),
+        (":0", DUAL, "::"),
+        (":0", V4, "0.0.0.0"),
+        (":0", LOCAL, "0.0.0.0"),
+        (":0", V6_ONLY, "::"),
+    ] {
+        if (how.contains("INET6") || spec.contains("::")) && ipv6_is_missing() {
+            continue;
+        }
+        let supervisor = intercept(&opening(how), &[]).listen(spec).start();
+        supervisor.wait_ready(1);
+        assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{spec} {how}: {}", supervisor.log());
+        let port = name(&supervisor, 1).rsplit(' ').next().unwrap().trim_end_matches(')').to_owned();
+        for generation in [1, 2] {
+            assert_eq!(name(&supervisor, generation), format!("('{name_then}', {port})"), "{spec} {how}");
+        }
+        let local = if how == V6_ONLY { format!("[::1]:{port}") } else { format!("127.0.0.1:{port}") };
+        assert_eq!(crate::harness::client::ask(&local).unwrap().generation, 2);
+        supervisor.stopped();
+    }
+}
+
+/// Opens the port for each IP version, and serves both.
+const EACH: &str = "
+v4 = opened(socket.AF_INET, host='0.0.0.0')
+v6 = opened(socket.AF_INET6, host='::', prepare=lambda s: s.setsockopt(41, 26, 1))
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+while True:
+    for s in select.select([v4, v6], [], [])[0]: answer(s.accept()[0])";
+
+// handoff-run(1), INTERCEPTION: "It may open one for each".
+#[test]
+fn a_port_alone_is_opened_for_each_ip_version_by_one_that_does_so() {
+    if ipv6_is_missing() {
+        return;
+    }
+    let supervisor = intercept(EACH, &[]).listen(":0").start();
+    supervisor.wait_ready(1);
+    let port = port(&supervisor);
+    for generation in 1..=3 {
+        for host in ["127.0.0.1", "[::1]"] {
+            assert_eq!(crate::harness::client::ask(&format!("{host}:{port}")).unwrap().generation, generation);
+        }
+        supervisor.upgrade();
+        assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+    }
+    supervisor.stopped();
+}
+
+// handoff-run(1), INTERCEPTION: "A later one that opens another is a failed reload".
+#[test]
+fn a_later_generation_of_another_ip_version_fails_and_is_told_why() {
+    if ipv6_is_missing() {
+        return;
+    }
+    let code = |first: &str, second: &str| format!("s = opened({first}) if gen == '1' else opened({second})\nserve()");
+    for (first, second, bound, asked) in
+        [(V4, DUAL, "0.0.0.0", "[::]"), (DUAL, V4, "[::]", "0.0.0.0"), (V6_ONLY, LOCAL, "[::]", "127.0.0.1")]
+    {
+        let supervisor = intercept(&code(first, second), &[]).listen(":0").start();
+        supervisor.wait_ready(1);
+        let port = port(&supervisor);
+        let output = supervisor.reload();
+        let told = format!(
+            "handoff-run: generation 2: ended with status 1 before it was ready: it binds {asked}:{port}, which is of another IP \
+             version than {bound}:{port}, where we listen\n\
+             handoff-run: let it listen on {bound}:{port}, or start the supervisor with --listen {asked}:{port}\n"
+        );
+        assert_eq!(output.failure(), (1, told.as_str()), "{}", supervisor.log());
+        supervisor.stopped();
+    }
+}
+
+// handoff-run(1), INTERCEPTION: "one of IPv6 is not given to a program that asks for IPv4".
+#[test]
+fn a_program_of_ipv4_does_not_get_a_dual_stack_socket() {
+    if ipv6_is_missing() {
+        return;
+    }
+    let mut supervisor = intercept(&opening(V4), &[]).listen("[::]:0").start();
+    let (code, log) = supervisor.end();
+    assert_eq!(code, 1, "{log}");
+    assert!(log.contains("which is of another IP version than [::]:"), "{log}");
+}
+
+#[test]
+fn several_addresses_are_each_its_own() {
+    let code = "
+first, second = (int(port) for port in os.environ['PORTS'].split())
+sockets = []
+for port in (second, first):
+    s = socket.socket()
+    s.bind(('127.0.0.1', port))
+    s.listen()
+    sockets.append(s)
+assert [s.getsockname()[1] for s in sockets] == [second, first]
+while True:
+    for s in select.select(sockets, [], [])[0]: answer(s.accept()[0])";
+    let setup = crate::harness::supervise(crate::harness::Server::Python(code), &["--intercept", "--env", "SOCKET="]);
+    let setup = setup.options(&["--env", "PORTS={port:one} {port:two}"]);
+    let supervisor = setup.listen("one=127.0.0.1:0").listen("two=127.0.0.1:0").serving();
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    supervisor.stopped();
+}
+
+// handoff-run(1), INTERCEPTION: "A path is the same file by whatever name".
+#[test]
+fn a_path_is_ours_by_whatever_name_it_is_opened() {
+    // As most servers do it, what is there is removed before.
+    let code = "
+if gen == '3': os.unlink(address())
+for name in ('s', './s', path('link/s'), path('s'), '../' + os.path.basename(folder) + '/s'):
+    s = socket.socket(socket.AF_UNIX)
+    s.bind(name)
+    assert s.getsockname() == address(), s.getsockname()
+s.listen()
+serve()";
+    let setup = intercept(code, &[]);
+    symlink(setup.folder.path(""), setup.folder.path("link")).unwrap();
+    let path = setup.folder.text("s");
+    let supervisor = setup.listen(&format!("unix:{path}")).serving();
+    for generation in [2, 3, 4] {
+        assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+        assert_eq!(supervisor.answer().generation, generation);
+    }
+    supervisor.stopped();
+}
+
+#[test]
+fn a_path_elsewhere_of_the_same_last_name_is_not_ours() {
+    let code = "
+os.mkdir(path('other-' + gen))
+other = socket.socket(socket.AF_UNIX)
+other.bind(path('other-' + gen + '/s'))
+datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+try: datagrams.bind(address())
+except OSError as error: mark('error-' + gen, str(error.errno))
+s = opened(socket.AF_UNIX)
+assert inode(s) != inode(other)
+serve()";
+    let setup = intercept(code, &[]);
+    let path = setup.folder.text("s");
+    let supervisor = setup.listen(&format!("unix:{path}")).serving();
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+    // Of another type, it is the kernel's answer that the name is taken.
+    assert_eq!(supervisor.folder.read("error-2"), libc::EADDRINUSE.to_string());
+    supervisor.stopped();
+}
+
+// The name is looked up by the root directory of the program.
+#[test]
+fn a_program_with_another_root_is_answered_by_what_its_names_mean() {
+    if !is_root_to("change the root directory") {
+        return;
+    }
+    let code = "
+os.makedirs(path('s.d'), exist_ok=True)
+os.chroot(folder)
+os.chdir('/')
+other = socket.socket(socket.AF_UNIX)
+try: os.unlink('/s.d/s')
+except OSError: pass
+other.bind('/s.d/s')
+s = socket.socket(socket.AF_UNIX)
+s.bind('/s')
+s.listen()
+assert inode(s) != inode(other)
+serve()";
+    let setup = intercept(code, &[]);
+    let path = setup.folder.text("s");
+    let supervisor = setup.listen(&format!("unix:{path}")).serving();
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+    assert_eq!(supervisor.answer().generation, 2);
+    supervisor.stopped();
+}
+
+#[test]
+fn an_abstract_name_is_ours_in_its_whole_length() {
+    let code = "
+name = '\\0' + os.environ['ADDRESS'].lstrip('@')
+other = socket.socket(socket.AF_UNIX)
+try: other.bind(name + 'x')
+except OSError: pass
+s = socket.socket(socket.AF_UNIX)
+s.bind(name)
+s.listen()
+mark('inode-' + gen, str(inode(s)))
+while True: answer(s.accept()[0])";
+    // One of as many bytes as a netlink address has, and a longer one.
+    for (n, length) in [9, 30].into_iter().enumerate() {
+        let unique = format!("{n}-{}-{}", std::process::id(), "x".repeat(30));
+        let setup = intercept(code, &["--stop-signal", "KILL"]);
+        let supervisor = setup.listen(&format!("unix:@{}", &unique[..length])).start();
+        supervisor.wait_ready(1);
+        assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+        assert_eq!(supervisor.folder.read("inode-1"), supervisor.folder.read("inode-2"));
+        supervisor.stop();
+    }
+}
+
+#[test]
+fn unix_sockets_of_every_type_are_given() {
+    for (kind, word) in [("socket.SOCK_DGRAM", "dgram"), ("socket.SOCK_SEQPACKET", "seqpacket")] {
+        let code = format!(
+            "
+s = opened(socket.AF_UNIX, {kind})
+mark('inode-' + gen, str(inode(s)))
+signal.pause()"
+        );
+        let setup = intercept(&code, &["--stop-signal", "KILL", "--ready", "after:100ms"]);
+        let path = setup.folder.text("s");
+        let supervisor = setup.listen(&format!("unix-{word}:{path}")).start();
+        let inode = supervisor.folder.read("inode-1");
+        assert!(inode.parse::<u64>().is_ok());
+        drop(supervisor);
+    }
+}
+
+/// Opens a datagram socket and answers each datagram by its generation.
+const ECHO: &str = "
+s = opened(kind=socket.SOCK_DGRAM)
+while True:
+    data, client = s.recvfrom(100)
+    s.sendto(gen.encode(), client)";
+
+#[test]
+fn a_datagram_server_is_replaced() {
+    let supervisor = intercept(ECHO, &[]).listen("udp:127.0.0.1:0").serving();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.connect(supervisor.address()).unwrap();
+    for generation in 1..=4 {
+        for _ in 0..20 {
+            client.send(b"x").unwrap();
+            let mut answer = [0; 100];
+            let length = client.recv(&mut answer).unwrap();
+            assert_eq!(&answer[..length], generation.to_string().as_bytes());
+        }
+        assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    }
+    supervisor.stopped();
+}
+
+// As caddy has its port 443.
+#[test]
+fn a_port_for_both_transports_is_given_for_each() {
+    let code = "
+host, port = address()
+datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+datagrams.bind((host, port))
+s = opened()
+mark('kinds-' + gen, f'{datagrams.type} {s.type}')
+while True:
+    for ready in select.select([s, datagrams], [], [])[0]:
+        if ready is s: answer(s.accept()[0])
+        else: datagrams.sendto(gen.encode(), datagrams.recvfrom(100)[1])";
+    let (listener, address) = crate::harness::socket::tcp();
+    drop(listener);
+    let setup = intercept_at(code, &address);
+    let supervisor = setup.serving();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    for generation in [1_u64, 2, 3] {
+        client.send_to(b"x", &address).unwrap();
+        let mut answer = [0; 100];
+        let length = client.recv(&mut answer).unwrap();
+        assert_eq!(&answer[..length], generation.to_string().as_bytes());
+        assert_eq!(crate::harness::client::ask(&address).unwrap().generation, generation);
+        assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+    }
+    supervisor.stopped();
+}
+
+fn intercept_at(code: &str, address: &str) -> crate::harness::setup::Setup {
+    let setup = crate::harness::supervise(crate::harness::Server::Python(code), &["--intercept", "--env", "SOCKET="]);
+    let setup = setup.options(&["--env", "ADDRESS={addr:t}"]);
+    setup.listen(&format!("t={address}")).listen(&format!("u=udp:{address}"))
+}
+
+#[test]
+fn a_name_that_leads_nowhere_is_the_kernel_s_affair() {
+    let code = "
+try: socket.socket(socket.AF_UNIX).bind(path('missing/s'))
+except OSError as error: mark('error', str(error.errno))
+s = opened(socket.AF_UNIX)
+serve()";
+    let setup = intercept(code, &[]);
+    let path = setup.folder.text("s");
+    let supervisor = setup.listen(&format!("unix:{path}")).serving();
+    assert_eq!(supervisor.folder.read("error"), libc::ENOENT.to_string());
+    wait_for("the name", || Path::new(&path).exists().then_some(()));
+    supervisor.stopped();
+}
