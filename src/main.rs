@@ -93,7 +93,7 @@ fn supervise(config: Supervise, claimed: nix::Result<Claimed>) -> Result<u8> {
             }
         }
         None => {
-            intercept::check::check(&config.exec.program)?;
+            intercept::check::check_facilities(&config.exec.program)?;
             let (listeners, others) = arrange(&config.exec, supervise::first_number(&config), claimed)?;
             Ok(supervise::supervise(config, listeners, others)?)
         }

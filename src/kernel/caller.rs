@@ -2,8 +2,9 @@
 //! pending, its number is its own; what was read is to be used only if it still was then.
 
 use std::fs;
+use std::io;
 use std::io::IoSliceMut;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use libc::c_int;
@@ -79,7 +80,7 @@ impl Caller {
         let (ours, its) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         self.in_child(|| {
             let bytes = self.read_now(address, length)?;
-            // A pipe takes so few at once.
+            // At most 128 bytes: a pipe takes them at once.
             write(&its, &bytes).map(drop)
         })?;
         let mut bytes = vec![0; length];
@@ -100,6 +101,17 @@ impl Caller {
             }
         }
         Ok(true)
+    }
+
+    /// Add `socket` to an epoll of its process, as its own socket was registered there.
+    ///
+    /// # Errors
+    /// As of `sys::add_to_epoll`.
+    pub(crate) fn add_to_epoll(&self, epoll: ForeignFd, known: Registration, socket: impl AsFd) -> nix::Result<()> {
+        if !self.may_wait {
+            return Err(Errno::ETIMEDOUT);
+        }
+        sys::add_to_epoll(self.copy(epoll)?, socket, known.number.0, known.events, known.data)
     }
 
     fn in_child(&self, look: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
@@ -140,7 +152,11 @@ impl Caller {
     }
 
     /// How its process has this socket open.
-    pub(crate) fn uses(&self, socket: SocketInode) -> std::io::Result<Uses> {
+    pub(crate) fn uses(&self, socket: SocketInode) -> nix::Result<Uses> {
+        self.look_for(socket).map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    }
+
+    fn look_for(&self, socket: SocketInode) -> io::Result<Uses> {
         let (mut uses, sockfs) = (Uses::default(), fdinfo::sockfs()?);
         for (number, kind) in descriptors(self.thread)? {
             match kind {

@@ -18,19 +18,19 @@ use crate::sys::Transport;
 
 /// A bind(2), and the socket that it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Request {
+pub(crate) struct BindRequest {
     /// The socket is one of IPv6, whatever the address is.
     pub(crate) is_v6: bool,
     /// What the kernel would bind.
     pub(crate) endpoint: Endpoint,
 }
 
-/// How firmly an address has its IP versions.
+/// Whether the IP versions of an address are still to be chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Versions {
     /// It was written `:PORT`: both, until the first program binds one of them.
-    Open,
+    Undecided,
     /// The first program has bound one of them, and may bind the other one beside it.
     Half,
     /// Those that the first program has bound.
@@ -56,27 +56,39 @@ pub(crate) enum Decision {
     OtherVersion(usize),
 }
 
-/// The IP versions of the clients that a socket is for.
+/// The IP versions of a socket's clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Clients {
+enum Audience {
     V4,
     V6,
     Both,
 }
 
+impl Decision {
+    /// The place of the socket that it is about.
+    pub(crate) fn at(&self) -> Option<usize> {
+        match self {
+            Decision::Elsewhere => None,
+            Decision::Ours(at) | Decision::Anew(at, _) | Decision::Beside(at, _) | Decision::OtherVersion(at) => {
+                Some(*at)
+            }
+        }
+    }
+}
+
 /// What `request` is to be answered with, of sockets at these addresses.
-pub(crate) fn decide(ours: &[(Endpoint, Versions)], request: &Request) -> Decision {
-    let wanted = request.clients();
+pub(crate) fn decide(ours: &[(Endpoint, Versions)], request: &BindRequest) -> Decision {
+    let wanted = request.audience();
     let mut other_version = None;
     for (at, (endpoint, versions)) in ours.iter().enumerate() {
         match versions {
             _ if !is_same_port(endpoint, &request.endpoint) => (),
             // All addresses are ours.
-            Versions::Open if wanted == Clients::Both => return Decision::Ours(at),
-            Versions::Open => return Decision::Anew(at, request.every()),
+            Versions::Undecided if wanted == Audience::Both => return Decision::Ours(at),
+            Versions::Undecided => return Decision::Anew(at, request.every()),
             _ if !is_in_the_way(endpoint, &request.endpoint) => (),
             Versions::Given if request.can_use(endpoint) => return Decision::Ours(at),
-            Versions::Half | Versions::Chosen if of(endpoint) == wanted => return Decision::Ours(at),
+            Versions::Half | Versions::Chosen if audience(endpoint) == wanted => return Decision::Ours(at),
             _ => other_version = Some(at),
         }
     }
@@ -92,28 +104,28 @@ pub(crate) fn decide(ours: &[(Endpoint, Versions)], request: &Request) -> Decisi
     }
 }
 
-impl Request {
+impl BindRequest {
     /// Whom the program expects.
-    fn clients(&self) -> Clients {
+    fn audience(&self) -> Audience {
         match self.endpoint {
-            Endpoint::Inet { .. } if !self.is_v6 => Clients::V4,
+            Endpoint::Inet { .. } if !self.is_v6 => Audience::V4,
             Endpoint::Inet { address: SocketAddr::V6(address), v6only, .. }
                 if v6only || !address.ip().is_unspecified() =>
             {
-                Clients::V6
+                Audience::V6
             }
             // One of IPv4 at a socket of IPv6 is both to its program.
-            _ => Clients::Both,
+            _ => Audience::Both,
         }
     }
 
     /// The address of every interface, for the same clients.
     fn every(&self) -> Endpoint {
         let Endpoint::Inet { kind, address, .. } = &self.endpoint else { return self.endpoint.clone() };
-        let clients = self.clients();
+        let audience = self.audience();
         let ip: IpAddr =
-            if clients == Clients::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        Endpoint::Inet { kind: *kind, address: (ip, address.port()).into(), v6only: clients == Clients::V6 }
+            if audience == Audience::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        Endpoint::Inet { kind: *kind, address: (ip, address.port()).into(), v6only: audience == Audience::V6 }
     }
 
     /// Can the program use a socket at this address? One that asked for IPv4 would misread the addresses of the other
@@ -128,11 +140,11 @@ impl Request {
 }
 
 /// Of one that takes what comes to every interface.
-fn of(endpoint: &Endpoint) -> Clients {
+fn audience(endpoint: &Endpoint) -> Audience {
     match endpoint {
-        Endpoint::Inet { address: SocketAddr::V4(_), .. } => Clients::V4,
-        Endpoint::Inet { v6only: true, .. } => Clients::V6,
-        _ => Clients::Both,
+        Endpoint::Inet { address: SocketAddr::V4(_), .. } => Audience::V4,
+        Endpoint::Inet { v6only: true, .. } => Audience::V6,
+        _ => Audience::Both,
     }
 }
 

@@ -179,7 +179,7 @@ impl Supervisor {
         let seen = if has_accepted { Some(vec![]) } else { unattended(&alive, &set) };
         Diagnosis {
             elsewhere: elsewhere.into_iter().next(),
-            kept: self.kept_by_others(generation.id),
+            opened_by_serving: self.opened_by_serving(),
             refusal: generation.refusal.clone(),
             stopped: generation.stopped_by(),
             awaited: watch.and_then(Watch::awaited),
@@ -191,15 +191,12 @@ impl Supervisor {
         }
     }
 
-    /// Where other generations listen on what they have opened themselves, if that is what generations do.
-    fn kept_by_others(&self, id: Id) -> Option<ForeignAddress> {
-        if self.config.exec.program.handing != Handing::Interception {
-            return None;
-        }
-        let others = self.generations.iter().filter(|generation| generation.id != id);
-        let others: Vec<Pid> = others.flat_map(|generation| generation.members.alive()).collect();
-        let kept = listening_elsewhere(&others, &self.sockets.inodes()).unwrap_or_default();
-        kept.into_iter().next().map(|listener| listener.address)
+    /// Where the serving generation listens on what it has opened itself, if that is what generations do.
+    fn opened_by_serving(&self) -> Option<ForeignAddress> {
+        let is_its = self.config.exec.program.handing == Handing::Interception;
+        let serving = self.generations.get(self.plan.serving.filter(|_| is_its)?.id)?;
+        let opened = listening_elsewhere(&serving.members.alive(), &self.sockets.inodes()).unwrap_or_default();
+        opened.into_iter().next().map(|listener| listener.address)
     }
 
     /// The supervisor's pid, once something serves.

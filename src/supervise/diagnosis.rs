@@ -12,7 +12,7 @@ use crate::sys::{Ending, FIRST_FD};
 /// Where a server finds its sockets.
 #[derive(Clone, Debug)]
 pub(crate) enum Whereabouts {
-    Open {
+    Descriptors {
         first_fd: RawFd,
         count: usize,
         /// In LISTEN_FDS.
@@ -24,15 +24,15 @@ pub(crate) enum Whereabouts {
 
 impl Default for Whereabouts {
     fn default() -> Whereabouts {
-        Whereabouts::Open { first_fd: FIRST_FD, count: 1, announced: true }
+        Whereabouts::Descriptors { first_fd: FIRST_FD, count: 1, announced: true }
     }
 }
 
 impl Whereabouts {
     /// What helps where it listens on another address.
-    fn than_at(&self, other: &ForeignAddress) -> String {
+    fn remedy_for(&self, other: &ForeignAddress) -> String {
         match self {
-            Whereabouts::Open { .. } => self.to_string(),
+            Whereabouts::Descriptors { .. } => self.to_string(),
             Whereabouts::Intercepted(addresses) => {
                 format!("let it listen on {}, or use --listen {}", addresses.join(" and "), other.spec())
             }
@@ -44,7 +44,7 @@ impl Whereabouts {
 impl fmt::Display for Whereabouts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (first, count, announced) = match self {
-            Whereabouts::Open { first_fd, count, announced } => (first_fd, count, announced),
+            Whereabouts::Descriptors { first_fd, count, announced } => (first_fd, count, announced),
             Whereabouts::Intercepted(addresses) => {
                 return write!(f, "it gets its socket when it binds {} itself", addresses.join(" or "));
             }
@@ -63,9 +63,9 @@ impl fmt::Display for Whereabouts {
 pub(crate) struct Diagnosis {
     /// It listens there, on a socket that is not ours.
     pub(crate) elsewhere: Option<ForeignListener>,
-    /// With interception, where another generation listens on a socket that is not ours.
-    pub(crate) kept: Option<ForeignAddress>,
-    /// Why a bind(2) of it was refused.
+    /// With interception, an address that the serving generation has opened itself.
+    pub(crate) opened_by_serving: Option<ForeignAddress>,
+    /// Why its last bind(2) was refused.
     pub(crate) refusal: Option<Findings>,
     /// What it is stopped by.
     pub(crate) stopped: Option<Signal>,
@@ -105,7 +105,7 @@ impl Diagnosis {
         let remedy = match self.stopped {
             Some(signal) => why_stopped(signal).map(str::to_owned),
             None if self.refusal.is_some() => self.refusal.as_ref().and_then(|refusal| refusal.remedy.clone()),
-            None if let Some(other) = &self.elsewhere => Some(self.whereabouts.than_at(&other.address)),
+            None if let Some(other) = &self.elsewhere => Some(self.whereabouts.remedy_for(&other.address)),
             None if self.unobservable && self.awaited.is_none() => {
                 Some("what it waits on cannot be seen: choose with --ready how it shows that it is ready".to_owned())
             }
@@ -123,8 +123,11 @@ impl Diagnosis {
             return Findings { text: format!("{ending} before it was ready: {}", refusal.text), ..refusal.clone() };
         }
         let left = if self.processes > 0 { format!(" and left {}", processes(self.processes)) } else { String::new() };
-        let remedy = if let Some(kept) = &self.kept {
-            format!("the one that serves has opened {kept} itself, where no other can: add --listen {}", kept.spec())
+        let remedy = if let Some(opened_by_serving) = &self.opened_by_serving {
+            let spec = opened_by_serving.spec();
+            format!(
+                "the one that serves has opened {opened_by_serving} itself; if this one failed because of that, add --listen {spec}"
+            )
         } else if self.taken_before {
             "an earlier generation took the socket, so see what this one wrote to the supervisor's stderr".to_owned()
         } else if let Whereabouts::Intercepted(_) = self.whereabouts {
@@ -216,9 +219,10 @@ mod tests {
         assert_eq!(end(3, 0, false).text, "ended with status 3 before it was ready");
         assert!(end(3, 0, false).remedy.unwrap().contains("bind ADDRESS itself"));
         assert!(end(3, 0, true).remedy.unwrap().contains("took the socket"));
-        let kept = Some(ForeignAddress::Tcp("[::]:9090".parse().unwrap()));
-        let remedy = Diagnosis { kept, ..Diagnosis::default() }.of_end(Ending::Exited(3), &[]).remedy;
-        let expected = "the one that serves has opened [::]:9090 itself, where no other can: add --listen :9090";
+        let opened_by_serving = Some(ForeignAddress::Tcp("[::]:9090".parse().unwrap()));
+        let remedy = Diagnosis { opened_by_serving, ..Diagnosis::default() }.of_end(Ending::Exited(3), &[]).remedy;
+        let expected = "the one that serves has opened [::]:9090 itself; if this one failed because of that, add \
+                        --listen :9090";
         assert_eq!(remedy.as_deref(), Some(expected));
         assert_eq!(end(3, 2, false).text, "ended with status 3 before it was ready and left 2 processes");
         let daemon = end(0, 1, false);

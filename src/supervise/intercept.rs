@@ -5,24 +5,25 @@
 
 pub(crate) mod check;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use libc::{c_int, sock_filter};
-use log::{debug, info, warn};
+use log::{debug, warn};
 use nix::errno::Errno;
 
 use crate::kernel::caller::{Caller, FolderId};
 use crate::kernel::descriptors::{ForeignFd, SocketInode};
 use crate::socket::address::UnixName;
 use crate::socket::endpoint::Endpoint;
-use crate::socket::interception::asked::{Asked, LONGEST};
+use crate::socket::interception::asked::{Asked, LONGEST_ADDRESS};
 use crate::socket::interception::carried::{carry_blocking, carry_over};
 use crate::socket::interception::filter::{Lengths, bind_filter};
 use crate::socket::interception::theirs::{is_same_network, request};
-use crate::socket::interception::{Decision, Request};
+use crate::socket::interception::{BindRequest, Decision};
 use crate::supervise::Supervisor;
 use crate::supervise::diagnosis::Findings;
+use crate::supervise::generation::Generation;
 use crate::supervise::plan::Id;
 use crate::sys::{self, Notice, PendingCall, Verdict};
 use crate::target::Handing;
@@ -39,7 +40,7 @@ struct Refusal {
 }
 
 /// What a call is answered with, or how it is refused.
-type Outcome = std::result::Result<Verdict, Refusal>;
+type Answer = Result<Verdict, Refusal>;
 
 /// A bind(2) whose address was read.
 struct Bind {
@@ -61,15 +62,12 @@ impl Supervisor {
     pub(super) fn answer_binds(&mut self, generation: Id) {
         // Limited, so that a flood does not keep us from the rest.
         for _ in 0..CALLS_AT_ONCE {
-            let Some(notifier) = self.generations.get(generation).and_then(|generation| generation.notifier()) else {
-                return;
-            };
+            let Some(notifier) = self.notifier(generation) else { return };
             match sys::next_call(notifier) {
                 Ok(Notice::Call(call)) => self.answer_bind(generation, &call),
                 Ok(Notice::Nothing) => return,
                 Ok(Notice::End) => {
-                    let gone = self.generations.get_mut(generation);
-                    return gone.into_iter().for_each(|generation| generation.close_notifier());
+                    return self.generations.get_mut(generation).into_iter().for_each(Generation::close_notifier);
                 }
                 Err(errno) => {
                     warn!("generation {generation}: cannot see its bind(2): {errno}");
@@ -80,28 +78,29 @@ impl Supervisor {
     }
 
     fn answer_bind(&mut self, generation: Id, call: &PendingCall) {
-        let verdict = self.consider(generation, call).unwrap_or_else(|refusal| {
-            debug!("generation {generation}: its bind(2) gets {}: {}", refusal.errno, refusal.findings.text);
-            let asker = self.generations.get_mut(generation);
-            asker.into_iter().for_each(|generation| generation.refusal = Some(refusal.findings.clone()));
-            Verdict::Fails(refusal.errno)
-        });
-        let notifier = self.generations.get(generation).and_then(|generation| generation.notifier());
+        let answer = self.consider(generation, call);
+        let Some(asker) = self.generations.get_mut(generation) else { return };
+        let verdict = match answer {
+            Ok(verdict) => {
+                asker.refusal.take_if(|_| verdict == Verdict::Done);
+                verdict
+            }
+            Err(Refusal { errno, findings }) => {
+                debug!("generation {generation}: its bind(2) gets {errno}: {}", findings.text);
+                asker.refusal = Some(findings);
+                Verdict::Fails(errno)
+            }
+        };
         // Where it has been killed meanwhile, or interrupted by a signal before Linux 5.19, it does not wait any more.
-        if let Some(Err(errno)) = notifier.map(|notifier| sys::answer(notifier, call.id, verdict)) {
+        if let Some(Err(errno)) = self.notifier(generation).map(|notifier| sys::answer(notifier, call.id, verdict)) {
             debug!("generation {generation}: a bind(2) cannot be answered: {errno}");
         }
     }
 
-    /// What a call is to be answered with. Until the last step nothing of the caller is changed.
-    fn consider(&mut self, generation: Id, call: &PendingCall) -> Outcome {
+    fn consider(&mut self, generation: Id, call: &PendingCall) -> Answer {
         let bind = match self.read(generation, call) {
             Ok(Some(bind)) if self.sockets.may_be_asked_for(&bind.asked) => bind,
             Ok(_) => return Ok(Verdict::Continue),
-            Err(Errno::ETIMEDOUT) => {
-                self.hurry(generation);
-                return Ok(Verdict::Continue);
-            }
             Err(errno) => return self.unseen(generation, errno),
         };
         let theirs = match bind.caller.copy(bind.number) {
@@ -110,18 +109,20 @@ impl Supervisor {
             Err(Errno::EBADF | Errno::ESRCH) => return Ok(Verdict::Continue),
             Err(errno) => return self.unseen(generation, errno),
         };
+        let Some(asker) = self.generations.get(generation) else { return Ok(Verdict::Continue) };
+        let inode = SocketInode::of(&theirs).map_err(|errno| refused("cannot see its socket", errno))?;
         if !self.is_pending(generation, bind.id) {
             return Ok(Verdict::Continue);
         }
-        let inode = SocketInode::of(&theirs).map_err(|errno| refused("cannot see its socket", errno))?;
-        let Some(asker) = self.generations.get(generation) else { return Ok(Verdict::Continue) };
         if self.sockets.set(asker.share).inodes.contains(&inode) {
             // It is ours by now: the call was interrupted, and made again.
             return Ok(Verdict::Done);
         }
         let Some(request) = request(&theirs, bind.family, bind.asked.clone()) else { return Ok(Verdict::Continue) };
-        match self.place_for(generation, &bind.caller, &theirs, &request)? {
-            Some(at) => self.hand_over(generation, at, &bind, &theirs, inode, &request),
+        let decision = self.decide(generation, &bind.caller, &theirs, &request);
+        debug!("generation {generation}: binds {}: {decision:?}", request.endpoint);
+        match self.socket_for(generation, decision, &request.endpoint)? {
+            Some(at) => self.hand_over(generation, at, &bind, &theirs, inode),
             None => Ok(Verdict::Continue),
         }
     }
@@ -130,7 +131,7 @@ impl Supervisor {
     fn read(&self, generation: Id, call: &PendingCall) -> nix::Result<Option<Bind>> {
         let [number, address, length, ..] = call.arguments;
         // Of int and socklen_t the lower half counts. What is longer, or has no family, the kernel refuses.
-        let length = usize::try_from(length as c_int).ok().filter(|length| (2..=LONGEST).contains(length));
+        let length = usize::try_from(length as c_int).ok().filter(|length| (2..=LONGEST_ADDRESS).contains(length));
         // No number: a process of another PID namespace that we do not see.
         let (Some(thread), Some(length)) = (call.thread, length) else { return Ok(None) };
         let may_wait = self.generations.get(generation).is_some_and(|generation| !generation.is_slow);
@@ -147,89 +148,74 @@ impl Supervisor {
         Ok(Asked::parse(&address).map(|asked| Bind { caller, id: call.id, number, family, asked }))
     }
 
-    /// A look at a process of it took long: no other one may.
-    fn hurry(&mut self, generation: Id) {
-        let slow = self.generations.get_mut(generation).into_iter().filter(|generation| !generation.is_slow);
-        for generation in slow {
-            warn!(
-                "generation {}: what it gives to bind(2) cannot be read in time; such calls are not answered",
-                generation.id
-            );
-            generation.is_slow = true;
+    /// The caller cannot be looked at. While it starts, refuse: the address may be ours. Later the kernel answers.
+    fn unseen(&mut self, generation: Id, errno: Errno) -> Answer {
+        if errno == Errno::ETIMEDOUT {
+            self.mark_slow(generation);
+            return Ok(Verdict::Continue);
         }
+        if !matches!(errno, Errno::EPERM | Errno::EACCES) {
+            return Err(refused("cannot look at its bind(2)", errno));
+        }
+        if !self.plan.is_starting(generation) {
+            return Ok(Verdict::Continue);
+        }
+        let text = format!("the supervisor may not look at its bind(2) ({errno}), as where it has dropped its user");
+        let remedy = "run the supervisor as that user, or with CAP_SYS_PTRACE (in a container: --cap-add SYS_PTRACE)";
+        Err(Refusal { errno: Errno::EACCES, findings: Findings { text, remedy: Some(remedy.to_owned()) } })
+    }
+
+    /// A look at a process of it took too long: no other one is waited for.
+    fn mark_slow(&mut self, generation: Id) {
+        let Some(slow) = self.generations.get_mut(generation).filter(|generation| !generation.is_slow) else { return };
+        slow.is_slow = true;
+        warn!("generation {generation}: what it gives to bind(2) cannot be read in time; such calls go to the kernel");
+    }
+
+    fn notifier(&self, generation: Id) -> Option<BorrowedFd<'_>> {
+        self.generations.get(generation)?.notifier()
     }
 
     fn is_pending(&self, generation: Id, call: u64) -> bool {
-        let notifier = self.generations.get(generation).and_then(|generation| generation.notifier());
-        notifier.is_some_and(|notifier| sys::is_pending(notifier, call))
+        self.notifier(generation).is_some_and(|notifier| sys::is_pending(notifier, call))
     }
 
-    /// We cannot look. One that gets ready may have meant an address of ours, which it would not get.
-    fn unseen(&self, generation: Id, errno: Errno) -> Outcome {
-        let is_forbidden = matches!(errno, Errno::EPERM | Errno::EACCES);
-        match is_forbidden {
-            true if !self.plan.is_starting(generation) => Ok(Verdict::Continue),
-            true => {
-                let text =
-                    format!("the supervisor may not look at its bind(2) ({errno}), as where it has dropped its user");
-                let remedy =
-                    "run the supervisor as that user, or with CAP_SYS_PTRACE (in a container: --cap-add SYS_PTRACE)";
-                Err(Refusal { errno: Errno::EACCES, findings: Findings { text, remedy: Some(remedy.to_owned()) } })
+    fn decide(&mut self, generation: Id, caller: &Caller, theirs: &OwnedFd, request: &BindRequest) -> Decision {
+        if let Endpoint::Unix { kind, name: UnixName::Path(path) } = &request.endpoint {
+            let mut is_slow = false;
+            let is_there = |own: &Path| {
+                let is_there = is_same_folder(caller, path, own);
+                is_slow |= is_there == Err(Errno::ETIMEDOUT);
+                is_there == Ok(true)
+            };
+            let found = self.sockets.at_path(*kind, path, is_there);
+            if is_slow {
+                self.mark_slow(generation);
             }
-            false => Err(refused("cannot look at its bind(2)", errno)),
+            return found.map_or(Decision::Elsewhere, Decision::Ours);
         }
+        let decision = self.sockets.decide(request);
+        // A path is the same in every network, and nothing else is.
+        let ours = decision.at().and_then(|at| self.sockets.listeners().nth(at));
+        if ours.is_some_and(|ours| is_same_network(theirs, ours)) { decision } else { Decision::Elsewhere }
     }
 
-    /// The place of the socket that is asked for, which is bound first where the program chooses how.
-    fn place_for(
-        &mut self,
-        generation: Id,
-        caller: &Caller,
-        theirs: &OwnedFd,
-        request: &Request,
-    ) -> std::result::Result<Option<usize>, Refusal> {
-        let decision = match &request.endpoint {
-            Endpoint::Unix { kind, name: UnixName::Path(path) } => {
-                let mut slow = false;
-                let is_there = |own: &Path| {
-                    let is_there = is_same_folder(caller, path, own);
-                    slow |= is_there == Err(Errno::ETIMEDOUT);
-                    is_there == Ok(true)
-                };
-                let found = self.sockets.at_path(*kind, path, is_there);
-                if slow {
-                    self.hurry(generation);
-                }
-                found.map_or(Decision::Elsewhere, Decision::Ours)
-            }
-            // A path is the same in every network.
-            _ if !self.sockets.listeners().any(|ours| is_same_network(theirs, ours)) => Decision::Elsewhere,
-            _ => self.sockets.decide(request),
-        };
-        debug!("generation {generation}: binds {}: {decision:?}", request.endpoint);
+    /// The place of the socket that was decided for, which is bound first where the program chooses how.
+    fn socket_for(&mut self, generation: Id, decision: Decision, asked: &Endpoint) -> Result<Option<usize>, Refusal> {
         let Some(share) = self.generations.get(generation).map(|generation| generation.share) else { return Ok(None) };
         let (specs, manner) = (&self.config.exec.specs, self.config.exec.manner);
         let bound = match decision {
             Decision::Elsewhere => return Ok(None),
             Decision::Ours(at) => return Ok(Some(at)),
-            Decision::OtherVersion(at) => return Err(self.other_version(at, &request.endpoint)),
-            Decision::Anew(at, endpoint) => {
-                let bound = self.sockets.bind_anew(at, &endpoint, specs, manner, share);
-                bound.map(|dropped| {
-                    if dropped > 0 {
-                        info!("{dropped} connections that waited before are reset");
-                    }
-                    at
-                })
-            }
+            Decision::OtherVersion(at) => return Err(self.other_version(at, asked)),
+            Decision::Anew(at, endpoint) => self.sockets.bind_anew(at, &endpoint, specs, manner, share),
             Decision::Beside(at, endpoint) => self.sockets.bind_beside(at, &endpoint, specs, manner, share),
         };
         let reach = self.sockets.reach();
-        self.generations.iter_mut().filter_map(|generation| generation.watch.as_mut()).for_each(|watch| {
-            watch.reach_by(reach);
-        });
+        let watches = self.generations.iter_mut().filter_map(|generation| generation.watch.as_mut());
+        watches.for_each(|watch| watch.reach_by(reach));
         bound.map(Some).map_err(|error| {
-            let text = format!("it binds {}, where we cannot listen: {error:#}", request.endpoint);
+            let text = format!("it binds {asked}, where we cannot listen: {error:#}");
             Refusal { errno: Errno::EADDRINUSE, findings: Findings { text, remedy: None } }
         })
     }
@@ -244,44 +230,53 @@ impl Supervisor {
     }
 
     /// Put our socket in the place of `theirs`, wherever the caller has that.
-    fn hand_over(
+    fn hand_over(&mut self, generation: Id, at: usize, bind: &Bind, theirs: &OwnedFd, inode: SocketInode) -> Answer {
+        // The program may have removed its file just now, or shut it down before.
+        self.look_after_sockets();
+        match self.replace(generation, at, bind, theirs, inode) {
+            // The call does not wait any more, or the number is another file's by now.
+            Err(Errno::ENOENT) => Ok(Verdict::Continue),
+            Err(errno) => {
+                if errno == Errno::ETIMEDOUT {
+                    self.mark_slow(generation);
+                }
+                Err(refused("cannot put our socket in the place of its own", errno))
+            }
+            Ok(()) => {
+                debug!("generation {generation}: has our socket");
+                Ok(Verdict::Done)
+            }
+        }
+    }
+
+    fn replace(
         &mut self,
         generation: Id,
         at: usize,
         bind: &Bind,
         theirs: &OwnedFd,
         inode: SocketInode,
-        request: &Request,
-    ) -> Outcome {
-        let failed = |errno| refused("cannot put our socket in the place of its own", errno);
-        // The program may have removed its file just now, or shut it down before.
-        self.look_after_sockets();
-        let uses = bind
-            .caller
-            .uses(inode)
-            .map_err(|error| failed(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))?;
-        let is_its = uses.numbers.iter().any(|(number, _)| *number == bind.number);
-        let Some(asker) = self.generations.get(generation) else { return Ok(Verdict::Continue) };
-        let Some(notifier) = asker.notifier() else { return Ok(Verdict::Continue) };
-        if !is_its || !sys::is_pending(notifier, bind.id) {
-            return Ok(Verdict::Continue);
-        }
+    ) -> nix::Result<()> {
+        let uses = bind.caller.uses(inode)?;
+        let flags =
+            |number: ForeignFd| uses.numbers.iter().find(|(other, _)| *other == number).map(|(_, flags)| *flags);
+        let own_flags = flags(bind.number).ok_or(Errno::ENOENT)?;
+        let Some(asker) = self.generations.get(generation) else { return Err(Errno::ENOENT) };
+        let notifier = asker.notifier().filter(|notifier| sys::is_pending(notifier, bind.id)).ok_or(Errno::ENOENT)?;
         let ours = self.sockets.taken(at, asker.share);
-        carry_blocking(theirs, ours).map_err(failed)?;
-        let fresh = sys::similar(theirs).map_err(failed)?;
-        carry_over(theirs, &fresh, ours.pattern().as_ref(), ours);
-        for (number, flags) in &uses.numbers {
-            sys::put(notifier, bind.id, ours, number.0, *flags).map_err(failed)?;
-        }
+        carry_blocking(theirs, ours)?;
+        carry_over(theirs, &sys::similar(theirs)?, ours.pattern().as_ref(), ours);
         for (epoll, registration) in &uses.registrations {
-            if uses.numbers.iter().any(|(number, _)| *number == registration.number) {
-                let epoll = bind.caller.copy(*epoll).map_err(failed)?;
-                let (number, events, data) = (registration.number.0, registration.events, registration.data);
-                sys::register(epoll, ours, number, events, data).map_err(failed)?;
+            // Another number is that of a descriptor which has been closed since.
+            if flags(registration.number).is_some() {
+                bind.caller.add_to_epoll(*epoll, *registration, ours)?;
             }
         }
-        debug!("generation {generation}: has our socket for {}", request.endpoint);
-        Ok(Verdict::Done)
+        for (number, flags) in uses.numbers.iter().filter(|(number, _)| *number != bind.number) {
+            sys::put(notifier, bind.id, ours, number.0, *flags)?;
+        }
+        // Last, for by this a call that is interrupted, and made again, is seen to be done.
+        sys::put(notifier, bind.id, ours, bind.number.0, own_flags)
     }
 }
 

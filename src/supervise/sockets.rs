@@ -98,7 +98,7 @@ impl Sockets {
         let (mut listeners, beside): (Vec<_>, _) = given.into_iter().partition(Listener::is_socket);
         check_obedience(&mut listeners);
         let is_open = |first: &Listener| handing == Handing::Interception && first.is_for_any_version();
-        let versions = |first| if is_open(first) { Versions::Open } else { Versions::Given };
+        let versions = |first| if is_open(first) { Versions::Undecided } else { Versions::Given };
         let versions = listeners.iter().map(versions).collect();
         let groups = listeners.into_iter().map(|first| Group::of(first, lowest)).collect::<nix::Result<_>>()?;
         Ok(Sockets { versions, ..Sockets::looked_after(groups, beside, others, lowest) })
@@ -308,7 +308,7 @@ impl Sockets {
             return Whereabouts::Intercepted(self.listeners().filter_map(|listener| address(listener).ok()).collect());
         }
         let announced = program.announce != Announce::Nothing;
-        Whereabouts::Open { first_fd: program.first_fd, count: self.groups.len(), announced }
+        Whereabouts::Descriptors { first_fd: program.first_fd, count: self.groups.len(), announced }
     }
 
     /// Those of all sockets.

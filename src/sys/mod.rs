@@ -7,12 +7,12 @@ mod clock;
 mod directory;
 mod fd;
 mod helper;
+mod in_child;
 mod process;
 mod search;
 mod seccomp;
 mod signal;
 mod socket;
-mod trial;
 mod write;
 
 pub(crate) use bpf::choose_by;
@@ -25,12 +25,13 @@ pub(crate) use fd::{
     place, set_close_on_exec, stdin_listens,
 };
 pub(crate) use helper::{Helper, output};
+pub(crate) use in_child::{add_to_epoll, in_child};
 #[cfg(not(test))]
 pub(crate) use process::record_arguments;
 pub(crate) use process::{
     Ending, arguments, become_subreaper, environment, execute_opened, executed_path, execve, exit_at_once, fork,
-    pidfd_getfd, pidfd_of, pidfd_of_child, pidfd_of_thread, see_end_of, send_signal, set_name, try_to_get_descriptors,
-    variable, would_give_up_privileges,
+    is_ptrace_restricted, pidfd_getfd, pidfd_of, pidfd_of_child, pidfd_of_thread, see_end_of, send_signal, set_name,
+    try_to_get_descriptors, variable, would_give_up_privileges,
 };
 pub(crate) use search::execute;
 pub(crate) use seccomp::{
@@ -43,5 +44,4 @@ pub(crate) use socket::{
     Transport, accept, disconnect, is_shut_down, listen, network_of, option, option_bytes, queue, receive,
     receive_descriptor, send_descriptor, set_option, set_option_bytes, similar,
 };
-pub(crate) use trial::{in_child, register};
 pub(crate) use write::write_at_once;

@@ -15,7 +15,7 @@ use nix::sys::wait::WaitPidFlag;
 use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 
-use super::trial::in_child;
+use super::in_child::in_child;
 use crate::missing::Facility;
 
 unsafe extern "C" {
@@ -113,15 +113,31 @@ pub(crate) fn set_name(name: &CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
 }
 
-/// Has this process no CAP_SYS_ADMIN in its user namespace, without which a filter takes no_new_privs, and may exec still
-/// add to its privileges?
+/// Would a filter need no_new_privs, which is not yet set?
 pub(crate) fn would_give_up_privileges() -> bool {
-    // linux/capability.h; capabilities(7): the effective set is a number of 16 hexadecimal digits.
+    // linux/capability.h
     const CAP_SYS_ADMIN: u32 = 21;
+    !has_capability(CAP_SYS_ADMIN) && get_no_new_privs() == Ok(false)
+}
+
+/// Does Yama forbid to look at one's own descendants (Documentation/admin-guide/LSM/Yama.rst)?
+pub(crate) fn is_ptrace_restricted() -> bool {
+    // linux/capability.h
+    const CAP_SYS_PTRACE: u32 = 19;
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    match scope.trim() {
+        "2" => !has_capability(CAP_SYS_PTRACE),
+        scope => scope == "3",
+    }
+}
+
+/// Has this process the capability, in its user namespace?
+fn has_capability(number: u32) -> bool {
+    // capabilities(7): the effective set is a number of 16 hexadecimal digits.
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
-    effective & (1 << CAP_SYS_ADMIN) == 0 && get_no_new_privs() == Ok(false)
+    effective & (1 << number) != 0
 }
 
 /// The null-terminated array that exec takes.
@@ -143,10 +159,8 @@ pub(crate) fn pidfd_of(process: Pid) -> nix::Result<OwnedFd> {
 /// # Errors
 /// EINVAL where the kernel has that of a process alone.
 pub(crate) fn pidfd_of_thread(thread: Pid) -> nix::Result<OwnedFd> {
-    // linux/pidfd.h, which libc has not for musl.
-    const PIDFD_THREAD: c_int = libc::O_EXCL;
     // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, thread.as_raw(), PIDFD_THREAD) })?;
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, thread.as_raw(), libc::PIDFD_THREAD) })?;
     // SAFETY: the kernel just made `fd`, close-on-exec, for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }

@@ -41,7 +41,7 @@ pub(crate) enum Notice {
     End,
 }
 
-/// What the kernel may lack, in the order in which it is done without: the flag for an interrupt that must not restart a
+/// What the kernel may lack, tried from all flags to none: the flag for an interrupt that must not restart a
 /// call which has been received (Linux 5.19), and the one that leaves speculative loads as they are (4.17).
 const OPTIONAL: [c_ulong; 3] = [
     libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
@@ -97,14 +97,13 @@ pub(crate) fn try_put(notifier: impl AsFd) -> nix::Result<()> {
     }
 }
 
-/// Let the caller's processor be the one that answers, since the caller waits for that (Linux 6.6): the other one need not be
-/// woken for it.
+/// Wake us on the processor of the caller, since that waits (Linux 6.6).
 pub(crate) fn wake_here(notifier: impl AsFd) -> nix::Result<()> {
-    // linux/seccomp.h; libc has no name for them.
+    // linux/seccomp.h; libc has no name for it.
     const SYNC_WAKE_UP: libc::c_ulong = 1;
-    const SET_FLAGS: libc::Ioctl = libc::_IOW::<u64>(b'!' as u32, 4);
+    let request = libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS;
     // SAFETY: this request takes an integer.
-    let done = unsafe { libc::ioctl(notifier.as_fd().as_raw_fd(), SET_FLAGS, SYNC_WAKE_UP) };
+    let done = unsafe { libc::ioctl(notifier.as_fd().as_raw_fd(), request, SYNC_WAKE_UP) };
     Errno::result(done).map(drop)
 }
 

@@ -2,10 +2,10 @@
 //! privileges.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::Mode;
@@ -13,8 +13,8 @@ use nix::sys::stat::Mode;
 use crate::sys;
 use crate::target::Program;
 
-/// How many interpreters of interpreters are followed, as exec does.
-const DEPTH: usize = 4;
+/// A script, and the interpreters of interpreters that exec follows: fs/exec.c, exec_binprm.
+const MOST_FILES: usize = 6;
 
 /// What was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,10 +28,10 @@ pub(crate) struct Traits {
 /// Look at the file that `program` is, as far as it can be read: that of its interpreter, if it is a script.
 pub(crate) fn inspect(program: &Program) -> Traits {
     let mut path = find(program);
-    for _ in 0..DEPTH {
+    for _ in 0..MOST_FILES {
         let Some(found) = path else { break };
         let mut head = [0; 256];
-        let length = File::open(&found).and_then(|mut file| file.read(&mut head)).unwrap_or(0);
+        let length = open_at_once(&found).and_then(|mut file| file.read(&mut head)).unwrap_or(0);
         match &head[..length] {
             // execve(2), Interpreter scripts.
             [b'#', b'!', line @ ..] => {
@@ -45,6 +45,11 @@ pub(crate) fn inspect(program: &Program) -> Traits {
     Traits::default()
 }
 
+/// Whatever it is: a FIFO would wait for its other end.
+fn open_at_once(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
 /// elf(5): the magic number, and ELFCLASS32.
 fn is_32_bit(head: &[u8]) -> bool {
     matches!(head, [0x7f, b'E', b'L', b'F', 1, ..])
@@ -56,7 +61,7 @@ fn is_privileged(path: &Path) -> bool {
     is_set_id || sys::has_capabilities(path)
 }
 
-/// The file that exec would find.
+/// The file that exec would find, by our own PATH.
 fn find(program: &Program) -> Option<PathBuf> {
     let name = Path::new(OsStr::from_bytes(program.words.first()?.to_bytes()));
     let inside = |path: &Path| program.directory.as_deref().unwrap_or(Path::new("")).join(path);

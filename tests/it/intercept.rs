@@ -17,7 +17,7 @@ fn left(supervisor: &Supervisor, name: &str, generations: u64) -> Vec<String> {
     (1..=generations).map(|generation| supervisor.folder.read(&format!("{name}-{generation}"))).collect()
 }
 
-// handoff-run(1), --intercept: "It is not told of any socket, and opens its address itself".
+// handoff-run(1), INTERCEPTION: "a generation is not told of any socket".
 #[test]
 fn a_server_that_knows_nothing_of_us_is_replaced() {
     let code = "
@@ -88,7 +88,7 @@ def answer(client):
     client.close()
 serve()";
 
-// handoff-run(1), INTERCEPTION: "What it had set on its socket is set on ours".
+// handoff-run(1), INTERCEPTION: "the options that it had set, as far as they have a meaning on ours".
 #[test]
 fn what_it_had_set_is_on_our_socket_and_what_an_earlier_one_had_set_is_not() {
     let supervisor = intercept(OPTIONS, &[]).serving();
@@ -105,7 +105,7 @@ fn what_it_had_set_is_on_our_socket_and_what_an_earlier_one_had_set_is_not() {
     supervisor.stopped();
 }
 
-// handoff-run(1), --listen: "backlog=N".
+// handoff-run(1), INTERCEPTION: "its listen(2) does not make our backlog shorter".
 #[test]
 fn the_backlog_is_not_less_than_ours() {
     let code = "
@@ -123,7 +123,7 @@ serve()";
     supervisor.stopped();
 }
 
-// handoff-run(1), INTERCEPTION: "however often it opens it".
+// handoff-run(1), INTERCEPTION: "However often it opens its address, again".
 #[test]
 fn it_may_close_its_socket_and_open_it_again() {
     let code = "
@@ -185,7 +185,7 @@ while True:
     }
 }
 
-// handoff-run(1), INTERCEPTION: "Its workers may each open it".
+// handoff-run(1), INTERCEPTION: "once for each worker".
 #[test]
 fn workers_that_each_open_it_share_the_socket_of_their_generation() {
     let code = "
@@ -275,7 +275,7 @@ serve()";
     supervisor.stopped();
 }
 
-// handoff-run(1), INTERCEPTION: "Another supervisor takes its place".
+// handoff-run(1), INTERCEPTION: "On SIGUSR2 the next supervisor goes on answering".
 #[test]
 fn another_supervisor_starts_further_generations_and_answers_those_that_there_are() {
     let code = "
@@ -302,7 +302,7 @@ fn notifiers(supervisor: &Supervisor) -> usize {
     descriptors(supervisor.pid).into_iter().filter(|(_, link)| link == "anon_inode:seccomp notify").count()
 }
 
-// handoff-run(1), INTERCEPTION: "When the supervisor has died ... ENOSYS".
+// handoff-run(1), INTERCEPTION: "any further bind(2) of it fails with ENOSYS".
 #[test]
 fn a_server_serves_on_when_its_supervisor_has_died_and_can_open_no_further_socket() {
     let code = "
@@ -337,7 +337,7 @@ fn a_shared_socket_is_given_as_well() {
     supervisor.stopped();
 }
 
-// handoff-run(1), --ready fd:N: the number must be free, and with --intercept all are.
+// No number is taken by our sockets.
 #[test]
 fn readiness_may_be_told_at_the_number_of_the_first_socket() {
     let code = "s = opened()\nos.write(3, b'x')\nserve()";

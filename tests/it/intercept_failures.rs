@@ -79,12 +79,7 @@ fn a_program_of_32_bits_is_refused() {
     for name in ["old", "script"] {
         let path = folder.text(name);
         let output = run(&path).output();
-        let told = format!(
-            "generation 1: cannot be started: --intercept: {path} is a program of 32 bits, whose system calls are not \
-             intercepted\n"
-        );
-        assert_eq!(output.code(), 125);
-        assert!(output.stderr.contains(&told), "{output:?}");
+        refused(&output, &format!("{path} is a program of 32 bits, whose system calls are not reported"), OTHERWISE);
     }
 }
 
@@ -134,7 +129,7 @@ fn a_program_that_would_gain_privileges_is_warned_of_where_it_will_not() {
     assert!(!run("plain", false).contains("no_new_privs"));
 }
 
-// handoff-run(1), INTERCEPTION: "another port".
+// handoff-run(1), INTERCEPTION: "the report names the address and the line that would work".
 #[test]
 fn one_that_opens_another_address_is_told_which_line_works() {
     let code = "
@@ -183,7 +178,7 @@ sys.exit(78)";
     assert!(log.contains(&told), "{log}");
 }
 
-// As one that has a port for its metrics, too.
+// handoff-run(1), INTERCEPTION: "A further port that a server opens, as for metrics, wants a --listen of its own".
 #[test]
 fn one_whose_other_port_is_not_listed_is_told_to_list_it() {
     let code = "
@@ -200,7 +195,8 @@ serve()";
     let output = supervisor.reload();
     let told = format!(
         "handoff-run: generation 2: ended with status 1 before it was ready\n\
-         handoff-run: the one that serves has opened 127.0.0.1:{port} itself, where no other can: add --listen 127.0.0.1:{port}\n"
+         handoff-run: the one that serves has opened 127.0.0.1:{port} itself; if this one failed because of that, add --listen \
+         127.0.0.1:{port}\n"
     );
     assert_eq!(output.failure(), (1, told.as_str()));
     assert_eq!(supervisor.answer().generation, 1);

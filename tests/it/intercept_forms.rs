@@ -1,5 +1,7 @@
 //! --intercept: the forms in which programs open a socket, and the circumstances in which they do.
 
+use std::fs;
+
 use nix::sys::signal::{Signal, kill};
 
 use crate::harness::intercept::intercept;
@@ -159,18 +161,24 @@ fn names_are_looked_up_while_the_supervisor_is_stopped() {
     let code = "
 s = opened()
 import threading
+def bind():
+    wait_for('look')
+    mark('thread', str(threading.get_native_id()))
+    mark('bound', str(socket.create_server(('127.0.0.1', 0)).getsockname()[1]))
 def look():
     wait_for('look')
     mark('found', str(len(socket.getaddrinfo('localhost', 80))))
-    mark('bound', str(socket.create_server(('127.0.0.1', 0)).getsockname()[1]))
-threading.Thread(target=look, daemon=True).start()
+for act in (bind, look): threading.Thread(target=act, daemon=True).start()
 serve()";
     let supervisor = intercept(code, &[]).serving();
     kill(supervisor.pid, Signal::SIGSTOP).unwrap();
     wait_for("it to stop", || (stat(supervisor.pid).unwrap()[0] == "T").then_some(()));
     supervisor.folder.open("look");
     assert_ne!(supervisor.folder.read("found"), "0");
-    // A bind to an internet address waits.
+    // A bind to an internet address waits. proc_pid_syscall(5): the number of the call that a thread is in.
+    let call = format!("/proc/{}/task/{}/syscall", supervisor.generation(1), supervisor.folder.read("thread"));
+    let is_bind = |call: String| call.split(' ').next().unwrap().parse() == Ok(libc::SYS_bind);
+    wait_for("it to wait in bind(2)", || is_bind(fs::read_to_string(&call).unwrap()).then_some(()));
     assert!(!supervisor.folder.path("bound").exists());
     kill(supervisor.pid, Signal::SIGCONT).unwrap();
     supervisor.folder.read("bound");
@@ -216,7 +224,7 @@ fn one_that_has_given_up_its_user_is_served_by_a_supervisor_that_may_look() {
     }
 }
 
-// handoff-run(1), INTERCEPTION: "CAP_SYS_PTRACE". Containers have no such capability, as a rule.
+// handoff-run(1), INTERCEPTION: "else every bind(2) of it fails with EACCES". Containers have no such capability, as a rule.
 #[test]
 fn one_that_has_given_up_its_user_gets_an_error_where_we_may_not_look() {
     if !is_root_to("change the user") {

@@ -4,9 +4,12 @@ use std::net::UdpSocket;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use crate::harness::client::ask;
 use crate::harness::intercept::intercept;
-use crate::harness::socket::ipv6_is_missing;
-use crate::harness::{DEADLINE, Supervisor, is_root_to, wait_for};
+use crate::harness::process::sockets;
+use crate::harness::setup::Setup;
+use crate::harness::socket::{ipv6_is_missing, tcp};
+use crate::harness::{DEADLINE, Server, Supervisor, is_root_to, supervise, wait_for};
 
 /// Opens what `how` says, and leaves what address it then has.
 fn opening(how: &str) -> String {
@@ -54,7 +57,7 @@ fn every_spelling_of_an_address_that_is_in_the_way_of_ours_gets_it() {
             assert_eq!(name(&supervisor, generation), format!("('{name_then}', {port})"), "{spec} {how}");
         }
         let local = if how == V6_ONLY { format!("[::1]:{port}") } else { format!("127.0.0.1:{port}") };
-        assert_eq!(crate::harness::client::ask(&local).unwrap().generation, 2);
+        assert_eq!(ask(&local).unwrap().generation, 2);
         supervisor.stopped();
     }
 }
@@ -67,7 +70,7 @@ signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 while True:
     for s in select.select([v4, v6], [], [])[0]: answer(s.accept()[0])";
 
-// handoff-run(1), INTERCEPTION: "It may open one for each".
+// handoff-run(1), INTERCEPTION: "what it opens, one or both".
 #[test]
 fn a_port_alone_is_opened_for_each_ip_version_by_one_that_does_so() {
     if ipv6_is_missing() {
@@ -78,7 +81,7 @@ fn a_port_alone_is_opened_for_each_ip_version_by_one_that_does_so() {
     let port = port(&supervisor);
     for generation in 1..=3 {
         for host in ["127.0.0.1", "[::1]"] {
-            assert_eq!(crate::harness::client::ask(&format!("{host}:{port}")).unwrap().generation, generation);
+            assert_eq!(ask(&format!("{host}:{port}")).unwrap().generation, generation);
         }
         supervisor.upgrade();
         assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
@@ -86,7 +89,7 @@ fn a_port_alone_is_opened_for_each_ip_version_by_one_that_does_so() {
     supervisor.stopped();
 }
 
-// handoff-run(1), INTERCEPTION: "A later one that opens another is a failed reload".
+// handoff-run(1), INTERCEPTION: "A later generation that opens another version fails".
 #[test]
 fn a_later_generation_of_another_ip_version_fails_and_is_told_why() {
     if ipv6_is_missing() {
@@ -110,7 +113,7 @@ fn a_later_generation_of_another_ip_version_fails_and_is_told_why() {
     }
 }
 
-// handoff-run(1), INTERCEPTION: "one of IPv6 is not given to a program that asks for IPv4".
+// handoff-run(1), INTERCEPTION: "So does an IPv4 program where an IPv6 address is listed".
 #[test]
 fn a_program_of_ipv4_does_not_get_a_dual_stack_socket() {
     if ipv6_is_missing() {
@@ -133,12 +136,19 @@ for port in (second, first):
     s.listen()
     sockets.append(s)
 assert [s.getsockname()[1] for s in sockets] == [second, first]
+mark('ports-' + gen, f'{first} {second}')
 while True:
     for s in select.select(sockets, [], [])[0]: answer(s.accept()[0])";
-    let setup = crate::harness::supervise(crate::harness::Server::Python(code), &["--intercept", "--env", "SOCKET="]);
+    let setup = supervise(Server::Python(code), &["--intercept", "--env", "SOCKET="]);
     let setup = setup.options(&["--env", "PORTS={port:one} {port:two}"]);
     let supervisor = setup.listen("one=127.0.0.1:0").listen("two=127.0.0.1:0").serving();
-    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    for generation in [1, 2] {
+        let ports = supervisor.folder.read(&format!("ports-{generation}"));
+        for port in ports.split(' ') {
+            assert_eq!(ask(&format!("127.0.0.1:{port}")).unwrap().generation, generation);
+        }
+        assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    }
     supervisor.stopped();
 }
 
@@ -244,14 +254,16 @@ fn unix_sockets_of_every_type_are_given() {
             "
 s = opened(socket.AF_UNIX, {kind})
 mark('inode-' + gen, str(inode(s)))
-signal.pause()"
+while True: select.select([s], [], [])"
         );
-        let setup = intercept(&code, &["--stop-signal", "KILL", "--ready", "after:100ms"]);
+        let setup = intercept(&code, &["--stop-signal", "KILL"]);
         let path = setup.folder.text("s");
         let supervisor = setup.listen(&format!("unix-{word}:{path}")).start();
-        let inode = supervisor.folder.read("inode-1");
-        assert!(inode.parse::<u64>().is_ok());
-        drop(supervisor);
+        for generation in 1..=2 {
+            let inode = supervisor.folder.read(&format!("inode-{generation}")).parse().unwrap();
+            assert!(sockets(supervisor.pid).contains(&inode));
+            assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+        }
     }
 }
 
@@ -293,7 +305,7 @@ while True:
     for ready in select.select([s, datagrams], [], [])[0]:
         if ready is s: answer(s.accept()[0])
         else: datagrams.sendto(gen.encode(), datagrams.recvfrom(100)[1])";
-    let (listener, address) = crate::harness::socket::tcp();
+    let (listener, address) = tcp();
     drop(listener);
     let setup = intercept_at(code, &address);
     let supervisor = setup.serving();
@@ -304,14 +316,14 @@ while True:
         let mut answer = [0; 100];
         let length = client.recv(&mut answer).unwrap();
         assert_eq!(&answer[..length], generation.to_string().as_bytes());
-        assert_eq!(crate::harness::client::ask(&address).unwrap().generation, generation);
+        assert_eq!(ask(&address).unwrap().generation, generation);
         assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
     }
     supervisor.stopped();
 }
 
-fn intercept_at(code: &str, address: &str) -> crate::harness::setup::Setup {
-    let setup = crate::harness::supervise(crate::harness::Server::Python(code), &["--intercept", "--env", "SOCKET="]);
+fn intercept_at(code: &str, address: &str) -> Setup {
+    let setup = supervise(Server::Python(code), &["--intercept", "--env", "SOCKET="]);
     let setup = setup.options(&["--env", "ADDRESS={addr:t}"]);
     setup.listen(&format!("t={address}")).listen(&format!("u=udp:{address}"))
 }

@@ -9,7 +9,7 @@ use libc::c_int;
 use crate::socket::address::UnixName;
 
 /// The longest address, sizeof(struct sockaddr_storage): bind(2) takes none that is longer.
-pub(crate) const LONGEST: usize = 128;
+pub(crate) const LONGEST_ADDRESS: usize = 128;
 
 /// An address of a family that we listen at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_too_odd(bytes in proptest::collection::vec(any::<u8>(), 0..LONGEST), family in 0u8..50) {
+        fn no_bytes_are_too_odd(bytes in proptest::collection::vec(any::<u8>(), 0..LONGEST_ADDRESS), family in 0u8..50) {
             let _ = Asked::parse(&bytes);
             let mut bytes = bytes;
             if bytes.len() > 1 {

@@ -10,7 +10,7 @@ use crate::sys;
 
 /// socket(7), tcp(7), ip(7), ipv6(7), udp(7), unix(7): what is inherited by connections, or has a meaning for a socket that
 /// listens or receives datagrams. Without what binds the socket (SO_REUSEPORT, SO_BINDTODEVICE, IPV6_V6ONLY) and what marks
-/// it for us (TCP_WINDOW_CLAMP). Of the last ones libc has no name.
+/// it for us (TCP_WINDOW_CLAMP).
 const OPTIONS: &[(c_int, c_int)] = &[
     (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
     (libc::SOL_SOCKET, libc::SO_LINGER),
@@ -39,7 +39,7 @@ const OPTIONS: &[(c_int, c_int)] = &[
     (libc::IPPROTO_TCP, libc::TCP_CONGESTION),
     (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
     (libc::IPPROTO_TCP, libc::TCP_FASTOPEN),
-    (libc::IPPROTO_TCP, 25), // TCP_NOTSENT_LOWAT
+    (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT),
     (libc::IPPROTO_IP, libc::IP_TOS),
     (libc::IPPROTO_IP, libc::IP_TTL),
     (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
@@ -58,7 +58,7 @@ const OPTIONS: &[(c_int, c_int)] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
-    (libc::SOL_UDP, 104), // UDP_GRO
+    (libc::SOL_UDP, libc::UDP_GRO),
 ];
 
 /// The kernel reports twice what was asked for (socket(7)).

@@ -12,7 +12,7 @@ const ARCHITECTURE: u32 = 4;
 /// The lower half of the third argument, which is the length of an address.
 const LENGTH: u32 = if cfg!(target_endian = "big") { 36 } else { 32 };
 
-/// That of this program, as linux/audit.h has it: a target of the other ones that Rust has is not filtered.
+/// This program's architecture (linux/audit.h); on another one --intercept is refused.
 const AUDIT_ARCH: Option<u32> = if cfg!(all(target_arch = "x86_64", target_pointer_width = "64")) {
     Some(0xc000_003e)
 } else if cfg!(target_arch = "aarch64") {
@@ -36,23 +36,25 @@ pub(crate) enum Lengths {
 
 /// The filter; none on a processor whose calls are not known here.
 pub(crate) fn bind_filter(lengths: Lengths) -> Option<Vec<sock_filter>> {
-    let mut tests = vec![(ARCHITECTURE, AUDIT_ARCH?, IfEqual::GoOn), (NUMBER, libc::SYS_bind as u32, IfEqual::GoOn)];
-    if lengths == Lengths::AllButNetlink {
-        tests.push((LENGTH, NETLINK_LENGTH, IfEqual::Pass));
-    }
-    let mut program = vec![step(RETURN, libc::SECCOMP_RET_USER_NOTIF), step(RETURN, libc::SECCOMP_RET_ALLOW)];
-    for (offset, value, then) in tests.into_iter().rev() {
-        let pass = program.len() as u8 - 1;
-        let (equal, other) = if then == IfEqual::GoOn { (0, pass) } else { (pass, 0) };
-        program.splice(0..0, [step(LOAD_WORD, offset), branch(IF_EQUAL, value, equal, other)]);
-    }
-    Some(program)
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum IfEqual {
-    GoOn,
-    Pass,
+    let (load, otherwise) = (|offset| step(LOAD_WORD, offset), |value, skip| branch(IF_EQUAL, value, 0, skip));
+    let (bind, report, pass) =
+        (libc::SYS_bind as u32, step(RETURN, libc::SECCOMP_RET_USER_NOTIF), step(RETURN, libc::SECCOMP_RET_ALLOW));
+    let architecture = AUDIT_ARCH?;
+    Some(match lengths {
+        Lengths::All => {
+            vec![load(ARCHITECTURE), otherwise(architecture, 3), load(NUMBER), otherwise(bind, 1), report, pass]
+        }
+        Lengths::AllButNetlink => vec![
+            load(ARCHITECTURE),
+            otherwise(architecture, 5),
+            load(NUMBER),
+            otherwise(bind, 3),
+            load(LENGTH),
+            branch(IF_EQUAL, NETLINK_LENGTH, 1, 0),
+            report,
+            pass,
+        ],
+    })
 }
 
 #[cfg(test)]

@@ -20,13 +20,13 @@ enum Socket {
     V6Only,
 }
 
-fn request(socket: Socket, ip: &str, port: u16) -> Request {
+fn request(socket: Socket, ip: &str, port: u16) -> BindRequest {
     let endpoint = Endpoint::Inet {
         kind: Transport::Tcp,
         address: (ip.parse::<IpAddr>().unwrap(), port).into(),
         v6only: socket == Socket::V6Only,
     };
-    Request { is_v6: socket != Socket::V4, endpoint }
+    BindRequest { is_v6: socket != Socket::V4, endpoint }
 }
 
 /// The kernel's answer to a bind(2) of this.
@@ -110,7 +110,7 @@ fn an_address_that_is_written_out_is_given_to_whoever_can_use_it() {
 fn a_datagram_socket_is_of_the_version_that_was_asked_for() {
     let udp = |ip: &str, is_v6| {
         let address = (ip.parse::<IpAddr>().unwrap(), 80).into();
-        Request { is_v6, endpoint: Endpoint::Inet { kind: Transport::Udp, address, v6only: false } }
+        BindRequest { is_v6, endpoint: Endpoint::Inet { kind: Transport::Udp, address, v6only: false } }
     };
     let decided =
         |ours: &str, ip: &str, is_v6| decide(&[(udp(ours, false).endpoint, Versions::Given)], &udp(ip, is_v6));
@@ -127,7 +127,7 @@ fn a_datagram_socket_is_of_the_version_that_was_asked_for() {
 
 #[test]
 fn the_first_program_chooses_the_versions_of_all_addresses() {
-    let open = |asked| decided(Versions::Open, (Socket::V6, DUAL), asked);
+    let open = |asked| decided(Versions::Undecided, (Socket::V6, DUAL), asked);
     assert_eq!(open((Socket::V6, DUAL)), Decision::Ours(0));
     assert_eq!(open((Socket::V4, V4)), Decision::Anew(0, every(V4, false)));
     assert_eq!(open((Socket::V4, "127.0.0.1")), Decision::Anew(0, every(V4, false)));

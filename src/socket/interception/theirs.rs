@@ -1,18 +1,18 @@
 //! The socket that a program gave to bind(2): whether ours may take its place.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use libc::c_int;
 
 use crate::socket::address::UnixKind;
 use crate::socket::endpoint::Endpoint;
-use crate::socket::interception::Request;
+use crate::socket::interception::BindRequest;
 use crate::socket::interception::asked::Asked;
 use crate::sys::{self, Transport};
 
 /// What bind(2) would bind the socket `theirs` to, for an address of this family; none if it would refuse, or if we have
 /// no socket of that kind.
-pub(crate) fn request(theirs: &OwnedFd, family: c_int, asked: Asked) -> Option<Request> {
+pub(crate) fn request(theirs: &OwnedFd, family: c_int, asked: Asked) -> Option<BindRequest> {
     let of = |name| sys::option(theirs, libc::SOL_SOCKET, name).ok();
     let (domain, kind, protocol) = (of(libc::SO_DOMAIN)?, of(libc::SO_TYPE)?, of(libc::SO_PROTOCOL)?);
     let is_its = domain == family || (domain, family) == (libc::AF_INET, libc::AF_UNSPEC);
@@ -45,7 +45,7 @@ pub(crate) fn request(theirs: &OwnedFd, family: c_int, asked: Asked) -> Option<R
         Asked::Vsock { cid, port } if kind == libc::SOCK_STREAM => Endpoint::Vsock { cid, port },
         Asked::Vsock { .. } => return None,
     };
-    Some(Request { is_v6, endpoint })
+    Some(BindRequest { is_v6, endpoint })
 }
 
 /// Has it an address?
@@ -54,7 +54,7 @@ fn is_bound(socket: &OwnedFd) -> bool {
 }
 
 /// Are both of one network namespace, as far as the kernel shows it (Linux 5.14)?
-pub(crate) fn is_same_network(theirs: &OwnedFd, ours: impl std::os::fd::AsFd) -> bool {
+pub(crate) fn is_same_network(theirs: &OwnedFd, ours: impl AsFd) -> bool {
     match (sys::network_of(theirs), sys::network_of(ours)) {
         (Ok(theirs), Ok(ours)) => theirs == ours,
         _ => true,

@@ -64,9 +64,9 @@ pub(crate) struct Generation {
     unkillable: Vec<Pid>,
     /// How its main process ended; it stays unreaped until nothing is left, so that its group keeps its number.
     pub(crate) ended: Option<Ending>,
-    /// Why a bind(2) of it was refused last, and what helps.
+    /// Why its last bind(2) was refused, and what helps; none once one has succeeded.
     pub(crate) refusal: Option<Findings>,
-    /// To look at what it gives to bind(2) took long once.
+    /// To read what it gives to bind(2) took too long once.
     pub(crate) is_slow: bool,
     /// Some other process sent to its notify socket.
     pub(crate) stranger_reported: bool,
@@ -224,17 +224,16 @@ impl Generation {
         read.is_ok_and(|length| length > 0)
     }
 
-    /// Take the notifier of its bind(2)s, which it has sent by now, or has ended.
+    /// Receive the notifier of its bind(2)s; at the end of the file its exec error shows why there is none.
     pub(crate) fn receive_notifier(&mut self) {
         let Some(channel) = self.descriptors.get(Role::NotifierChannel) else { return };
         match sys::receive_descriptor(channel) {
             Err(Errno::EAGAIN) => return,
             Ok(Some(notifier)) => {
-                // It is only faster.
+                // Without it, answers are only slower.
                 let _ = sys::wake_here(&notifier);
                 self.descriptors.add(Role::Notifier, notifier);
             }
-            // Why it did not is its exec error.
             Ok(None) => (),
             Err(errno) => warn!("generation {}: cannot receive what reports its bind(2)s: {errno}", self.id),
         }
@@ -251,7 +250,7 @@ impl Generation {
         self.descriptors.get(Role::Notifier)
     }
 
-    /// No process of it is left that could call bind(2).
+    /// Close the notifier: no process with the filter is left.
     pub(crate) fn close_notifier(&mut self) {
         self.descriptors.close(Role::Notifier);
     }

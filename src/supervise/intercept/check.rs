@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io::IoSliceMut;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use log::warn;
 use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
@@ -22,6 +22,10 @@ const CANNOT_PUT: u8 = 255;
 /// What helps a server all the same.
 const OTHERWISE: &str = "leave --intercept out, and hand the socket over: see 'handoff-run --help-servers'";
 
+/// What helps where Yama is strict.
+const PTRACE: &str =
+    "set it to 1, or where it is 2, run the supervisor with CAP_SYS_PTRACE (in a container: --cap-add SYS_PTRACE)";
+
 /// What helps where something is forbidden.
 const PERMIT: &str = "in a unit: SystemCallFilter=@system-service seccomp pidfd_getfd; in a container: --cap-add SYS_PTRACE, \
                       and a seccomp profile that has them";
@@ -30,11 +34,12 @@ const PERMIT: &str = "in a unit: SystemCallFilter=@system-service seccomp pidfd_
 ///
 /// # Errors
 /// What is missing, and what to do.
-pub(crate) fn check(program: &Program) -> failure::Result<()> {
+pub(crate) fn check_facilities(program: &Program) -> failure::Result<()> {
     if program.handing != Handing::Interception {
         return Ok(());
     }
-    let filter = bind_filter(Lengths::All).context("--intercept does not know the system calls of this processor")?;
+    let unknown = || missing(&"the system calls of this processor are not known", OTHERWISE);
+    let filter = bind_filter(Lengths::All).ok_or_else(unknown)?;
     let tried = sys::in_child(|| match sys::filter_calls(&filter) {
         Err(errno) => errno as u8,
         Ok(notifier) if sys::try_put(&notifier).is_err() => CANNOT_PUT,
@@ -48,6 +53,12 @@ pub(crate) fn check(program: &Program) -> failure::Result<()> {
     });
     judge("process_vm_readv", tried)?;
     judge("pidfd_getfd", sys::try_to_get_descriptors())?;
+    if sys::is_ptrace_restricted() {
+        return Err(missing(&"kernel.yama.ptrace_scope forbids to look at other processes", PTRACE));
+    }
+    if is_32_bit(program) {
+        return Err(missing(&of_32_bits(program), OTHERWISE));
+    }
     are_visible()
         .map_err(|error| missing(&format_args!("/proc does not show processes: {error}"), "mount a proc there"))
 }
@@ -57,9 +68,8 @@ pub(in crate::supervise) fn check_program(program: &Program) -> Result<()> {
     if program.handing != Handing::Interception {
         return Ok(());
     }
-    let traits = inspect(program);
-    let name = program.words[0].to_string_lossy();
-    ensure!(!traits.is_32_bit, "--intercept: {name} is a program of 32 bits, whose system calls are not intercepted");
+    ensure!(!is_32_bit(program), "--intercept does not work here: {}", of_32_bits(program));
+    let (traits, name) = (inspect(program), program.words[0].to_string_lossy());
     if traits.is_privileged && sys::would_give_up_privileges() {
         warn!(
             "{name} is set-uid or set-gid, or has file capabilities, and gets none of that: --intercept without CAP_SYS_ADMIN \
@@ -67,6 +77,15 @@ pub(in crate::supervise) fn check_program(program: &Program) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn is_32_bit(program: &Program) -> bool {
+    inspect(program).is_32_bit
+}
+
+fn of_32_bits(program: &Program) -> String {
+    let name = program.words[0].to_string_lossy();
+    format!("{name} is a program of 32 bits, whose system calls are not reported")
 }
 
 fn judge_filter(tried: Ending) -> failure::Result<()> {

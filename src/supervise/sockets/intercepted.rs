@@ -1,23 +1,23 @@
 //! The sockets that a bind(2) of a program is answered with, which may have to be bound for it first.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use log::info;
+use log::{info, warn};
 
 use crate::failure;
 use crate::socket::address::{UnixKind, UnixName};
 use crate::socket::endpoint::Endpoint;
 use crate::socket::group::Group;
 use crate::socket::interception::asked::Asked;
-use crate::socket::interception::{Decision, Request, Versions, decide};
+use crate::socket::interception::{BindRequest, Decision, Versions, decide};
 use crate::socket::listener::{Listener, Manner, bind_at};
 use crate::socket::spec::Spec;
 use crate::supervise::sockets::{Share, Sockets, reach};
 
 impl Sockets {
     /// What a request is to be answered with.
-    pub(crate) fn decide(&self, request: &Request) -> Decision {
+    pub(crate) fn decide(&self, request: &BindRequest) -> Decision {
         // One that was shut down, and listens on no address of its own any more, cannot be asked for.
         let nowhere = || Endpoint::Vsock { cid: 0, port: 0 };
         let endpoint = |group: &Group| group.listener(0).endpoint().unwrap_or_else(|_| nowhere());
@@ -31,7 +31,7 @@ impl Sockets {
         self.listeners().any(|listener| matches!(listener.endpoint(), Ok(Endpoint::Unix { .. })))
     }
 
-    /// May one of them be meant by this address? That is seen fast; of most calls it is all.
+    /// May one of them be meant by this address? A cheap test that ends most calls.
     pub(crate) fn may_be_asked_for(&self, asked: &Asked) -> bool {
         let may_be = |endpoint: &Endpoint| match (endpoint, asked) {
             (Endpoint::Inet { address, .. }, Asked::Inet(asked)) => address.port() == asked.port(),
@@ -62,7 +62,7 @@ impl Sockets {
 
     /// The socket at this place for a generation that has bound it just now. Where nobody had it, it is in use again.
     pub(crate) fn taken(&mut self, at: usize, share: Share) -> &Listener {
-        if self.versions[at] == Versions::Open {
+        if self.versions[at] == Versions::Undecided {
             self.versions[at] = Versions::Chosen;
         }
         self.groups[at].give(share.slot());
@@ -76,8 +76,8 @@ impl Sockets {
         }
     }
 
-    /// Bind the one at this place to `endpoint` instead, for the generation that has `share`: how many clients waited
-    /// there, which are dropped.
+    /// Bind the one at this place to `endpoint` instead, for the generation that has `share`; the same place. Clients that
+    /// waited there are dropped.
     ///
     /// # Errors
     /// What bind(2) reports; then it is as it was, or where that cannot be, it is gone.
@@ -90,19 +90,17 @@ impl Sockets {
         share: Share,
     ) -> Result<usize> {
         let spec = self.spec(at, specs)?;
-        let old = self.groups.remove(at);
-        self.versions.remove(at);
+        let old = &self.groups[at];
         let (slots, before) = (old.slots(), old.listener(0).endpoint()?);
-        let dropped = (0..slots).map(|slot| old.waiting(slot)).sum();
-        // Both cannot listen.
-        drop(old);
-        let (bound, versions) = match bind_at(spec, endpoint, manner, self.lowest) {
-            Ok(listener) => (Ok((listener, dropped)), Versions::Half),
-            Err(error) => (Err(error), Versions::Open),
-        };
+        let waiting: usize = (0..slots).map(|slot| old.waiting(slot)).sum();
+        // Both cannot listen: it is closed first.
+        self.groups.remove(at);
+        self.versions.remove(at);
+        let bound = plain(bind_at(spec, endpoint, manner, self.lowest));
+        let versions = if bound.is_ok() { Versions::Half } else { Versions::Undecided };
         let (listener, outcome) = match bound {
-            Ok((listener, dropped)) => (listener, Ok(dropped)),
-            Err(error) => (plain(bind_at(spec, &before, manner, self.lowest))?, plain(Err(error))),
+            Ok(listener) => (listener, Ok(at)),
+            Err(error) => (plain(bind_at(spec, &before, manner, self.lowest))?, Err(error)),
         };
         let group = self.begin(listener, slots, share)?;
         self.groups.insert(at, group);
@@ -110,6 +108,9 @@ impl Sockets {
         self.reach = reach(&self.groups);
         if outcome.is_ok() {
             info!("{spec} listens on {endpoint}, as the program asked for");
+        }
+        if waiting > 0 {
+            warn!("{waiting} connections that waited at {before} are reset");
         }
         outcome
     }
@@ -154,7 +155,7 @@ impl Sockets {
     }
 }
 
-fn path(group: &Group) -> Option<(UnixKind, std::path::PathBuf)> {
+fn path(group: &Group) -> Option<(UnixKind, PathBuf)> {
     match group.listener(0).endpoint() {
         Ok(Endpoint::Unix { kind, name: UnixName::Path(path) }) => Some((kind, path)),
         _ => None,

@@ -11,7 +11,7 @@ use super::process::{Ending, exit_at_once, fork, pidfd_of, see_end_of, send_sign
 use crate::sys;
 
 /// How long it may take, in milliseconds.
-const LONGEST: u16 = 500;
+const TIMEOUT: u16 = 500;
 
 /// Fork; the child does `act` and ends with the status that it returns; unknown if that takes too long.
 pub(crate) fn in_child(act: impl FnOnce() -> u8) -> Ending {
@@ -29,7 +29,7 @@ pub(crate) fn in_child(act: impl FnOnce() -> u8) -> Ending {
     // this; it is reaped with the orphans then.
     if let Ok(pidfd) = pidfd_of(child) {
         let mut end = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut end, PollTimeout::from(LONGEST)) == Ok(0) {
+        if poll(&mut end, PollTimeout::from(TIMEOUT)) == Ok(0) {
             let _ = send_signal(&pidfd, child, libc::SIGKILL);
             return Ending::Unknown;
         }
@@ -39,14 +39,20 @@ pub(crate) fn in_child(act: impl FnOnce() -> u8) -> Ending {
     ending
 }
 
-/// epoll_ctl(2), EPOLL_CTL_ADD, by which `socket` is known to `epoll`, another process' own, by its `number` there.
+/// Add `socket` to `epoll` of another process, by the `number` that it has there: epoll_ctl(2), EPOLL_CTL_ADD.
 ///
 /// The kernel knows a registration by the file and by the number that it had in the table of the process that registered
 /// it (epoll(7), Questions and answers): a child has it at that number.
 ///
 /// # Errors
-/// EIO where the child could not do it.
-pub(crate) fn register(epoll: OwnedFd, socket: impl AsFd, number: RawFd, events: u32, data: u64) -> nix::Result<()> {
+/// EIO where the child could not do it, as for a number beyond our RLIMIT_NOFILE; ETIMEDOUT where the epoll is held.
+pub(crate) fn add_to_epoll(
+    epoll: OwnedFd,
+    socket: impl AsFd,
+    number: RawFd,
+    events: u32,
+    data: u64,
+) -> nix::Result<()> {
     let ending = in_child(|| {
         let added = clear_of(epoll, number).and_then(|epoll| {
             // SAFETY: the child ends, and no owner of what was there uses it any more.
@@ -56,10 +62,14 @@ pub(crate) fn register(epoll: OwnedFd, socket: impl AsFd, number: RawFd, events:
             let done = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, number, &raw mut event) };
             Errno::result(done)
         });
-        // Where an interrupted try was made before.
+        // EEXIST: by a call that was interrupted, or by another number of the same epoll.
         matches!(added, Err(errno) if errno != Errno::EEXIST).into()
     });
-    if ending == Ending::Exited(0) { Ok(()) } else { Err(Errno::EIO) }
+    match ending {
+        Ending::Exited(0) => Ok(()),
+        Ending::Unknown => Err(Errno::ETIMEDOUT),
+        _ => Err(Errno::EIO),
+    }
 }
 
 /// The same descriptor at another number than this.
