@@ -4,17 +4,18 @@
 use std::fs;
 use std::io;
 use std::io::IoSliceMut;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use libc::c_int;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::Mode;
 use nix::sys::uio::{RemoteIoVec, pread, process_vm_readv};
 use nix::unistd::{Pid, SysconfVar, pipe2, read, sysconf, write};
 
-use crate::kernel::descriptors::{ForeignFd, Kind, SocketInode, descriptors};
+use crate::kernel::descriptors::{ForeignFd, Kind, SocketInode, first_descriptors, socket_at};
 use crate::kernel::fdinfo::{self, Registration};
 use crate::sys::{self, Ending};
 
@@ -24,6 +25,41 @@ pub(crate) struct Caller {
     thread: Pid,
     /// A look at it has not yet taken too long, which another one may do.
     may_wait: bool,
+}
+
+/// A copy of a socket of another process, which may linger when it is closed.
+#[derive(Debug)]
+pub(crate) struct ForeignSocket(Option<OwnedFd>);
+
+impl Deref for ForeignSocket {
+    type Target = OwnedFd;
+
+    fn deref(&self) -> &OwnedFd {
+        self.0.as_ref().expect("it is taken only when it is dropped")
+    }
+}
+
+impl AsFd for ForeignSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        (**self).as_fd()
+    }
+}
+
+impl Drop for ForeignSocket {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(sys::close_in_time);
+    }
+}
+
+/// The first descriptors of a process, beside the one that it gives to bind(2), are looked at.
+const MOST_DESCRIPTORS: usize = 1024;
+/// As many numbers of a socket, and registrations, are replaced.
+const MOST_USES: usize = 64;
+/// As much is read of all its epolls: some 10,000 registrations.
+const MOST_TEXT: u64 = 1 << 20;
+
+fn errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 /// How a process has a socket open.
@@ -57,8 +93,8 @@ impl FolderId {
     }
 
     fn of(folder: OwnedFd) -> nix::Result<FolderId> {
-        let folder = fstat(folder)?;
-        Ok(FolderId { device: folder.st_dev, inode: folder.st_ino })
+        let (device, inode) = sys::identity_of(folder)?;
+        Ok(FolderId { device, inode })
     }
 }
 
@@ -74,8 +110,11 @@ impl Caller {
     /// EFAULT if it has no such memory; EPERM or EACCES if we may not look, ptrace(2); ETIMEDOUT if whoever is to fetch it,
     /// as of a file or by userfaultfd(2), does not.
     pub(crate) fn read(&self, address: u64, length: usize) -> nix::Result<Vec<u8>> {
-        if self.is_at_hand(address, length) != Ok(false) {
-            return self.read_now(address, length);
+        match self.is_at_hand(address, length) {
+            // It will fail as well.
+            Ok(true) | Err(Errno::EACCES | Errno::EPERM | Errno::EFAULT) => return self.read_now(address, length),
+            Ok(false) | Err(Errno::ENOENT) => (),
+            Err(errno) => return Err(errno),
         }
         let (ours, its) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         self.in_child(|| {
@@ -103,15 +142,27 @@ impl Caller {
         Ok(true)
     }
 
-    /// Add `socket` to an epoll of its process, as its own socket was registered there.
+    /// Add `socket` to these epolls of its process, as its own socket was registered there.
     ///
     /// # Errors
-    /// As of `sys::add_to_epoll`.
-    pub(crate) fn add_to_epoll(&self, epoll: ForeignFd, known: Registration, socket: impl AsFd) -> nix::Result<()> {
-        if !self.may_wait {
-            return Err(Errno::ETIMEDOUT);
-        }
-        sys::add_to_epoll(self.copy(epoll)?, socket, known.number.0, known.events, known.data)
+    /// EIO where it could not be done, as for a number beyond our RLIMIT_NOFILE; ETIMEDOUT where an epoll is held.
+    pub(crate) fn add_to_epolls(&self, epolls: Vec<(OwnedFd, Registration)>, socket: impl AsFd) -> nix::Result<()> {
+        let add = |(epoll, known): (OwnedFd, Registration)| {
+            let Registration { number, events, data } = known;
+            // SAFETY: the child that this is done in ends, and no owner of what was there uses it any more.
+            match unsafe { sys::add_to_epoll(epoll, &socket, number.0, events, data) } {
+                // By a call that was interrupted, or by another number of the same epoll.
+                Err(Errno::EEXIST) => Ok(()),
+                done => done,
+            }
+        };
+        // The first may have the number of a later one: all are above those that are placed.
+        let highest = epolls.iter().map(|(_, known)| known.number.0).max().unwrap_or(0);
+        self.in_child(|| {
+            let apart = |(epoll, known)| Ok((sys::duplicate_from(epoll, highest + 1)?, known));
+            let epolls: Vec<_> = epolls.into_iter().map(apart).collect::<nix::Result<_>>()?;
+            epolls.into_iter().try_for_each(add).map_err(|_| Errno::EIO)
+        })
     }
 
     fn in_child(&self, look: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
@@ -134,6 +185,15 @@ impl Caller {
         }
     }
 
+    /// A copy of a socket of it; none if it has none there.
+    pub(crate) fn copy_socket(&self, number: ForeignFd) -> nix::Result<Option<ForeignSocket>> {
+        // Closing something else could take time, too.
+        match socket_at(self.thread, number).map_err(errno)? {
+            Some(_) => Ok(Some(ForeignSocket(Some(self.copy(number)?)))),
+            None => Ok(None),
+        }
+    }
+
     /// A copy of one of its descriptors.
     pub(crate) fn copy(&self, number: ForeignFd) -> nix::Result<OwnedFd> {
         let pidfd = match sys::pidfd_of_thread(self.thread) {
@@ -151,21 +211,31 @@ impl Caller {
         number.trim().parse().ok().map(Pid::from_raw)
     }
 
-    /// How its process has this socket open.
-    pub(crate) fn uses(&self, socket: SocketInode) -> nix::Result<Uses> {
-        self.look_for(socket).map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    /// How its process has this socket open, at `number` for one.
+    ///
+    /// # Errors
+    /// ENOBUFS if it has it too often.
+    pub(crate) fn uses(&self, socket: SocketInode, number: ForeignFd) -> nix::Result<Uses> {
+        let uses = self.look_for(socket, number).map_err(errno)?;
+        if uses.numbers.len().max(uses.registrations.len()) > MOST_USES { Err(Errno::ENOBUFS) } else { Ok(uses) }
     }
 
-    fn look_for(&self, socket: SocketInode) -> io::Result<Uses> {
-        let (mut uses, sockfs) = (Uses::default(), fdinfo::sockfs()?);
-        for (number, kind) in descriptors(self.thread)? {
+    fn look_for(&self, socket: SocketInode, asked: ForeignFd) -> io::Result<Uses> {
+        let (mut uses, sockfs, mut room) = (Uses::default(), fdinfo::sockfs()?, MOST_TEXT);
+        let mut open = first_descriptors(self.thread, MOST_DESCRIPTORS)?;
+        if !open.iter().any(|(number, _)| *number == asked) {
+            open.extend(socket_at(self.thread, asked)?.map(|inode| (asked, Kind::Socket(inode))));
+        }
+        for (number, kind) in open {
             match kind {
                 Kind::Socket(inode) if inode == socket => {
                     let flags = fdinfo::flags(&fdinfo::read(self.thread, number)?).unwrap_or(0);
                     uses.numbers.push((number, flags & libc::O_CLOEXEC));
                 }
                 Kind::Epoll => {
-                    let registered = fdinfo::registrations(&fdinfo::read(self.thread, number)?, sockfs, socket);
+                    let text = fdinfo::read_at_most(self.thread, number, room)?;
+                    room -= text.len() as u64;
+                    let registered = fdinfo::registrations(&text, sockfs, socket);
                     uses.registrations.extend(registered.into_iter().map(|registration| (number, registration)));
                 }
                 _ => (),

@@ -57,6 +57,11 @@ impl Kind {
 /// EACCES, without permission: another user's process, or one that is not dumpable; EPERM where /proc has other
 /// numbers.
 pub(crate) fn descriptors(pid: Pid) -> io::Result<Vec<(ForeignFd, Kind)>> {
+    first_descriptors(pid, usize::MAX)
+}
+
+/// The same of the first `most` that it has open.
+pub(crate) fn first_descriptors(pid: Pid, most: usize) -> io::Result<Vec<(ForeignFd, Kind)>> {
     if are_visible().is_err_and(|error| !has_vanished(&error)) {
         return Err(Errno::EPERM.into());
     }
@@ -69,15 +74,25 @@ pub(crate) fn descriptors(pid: Pid) -> io::Result<Vec<(ForeignFd, Kind)>> {
         directory = thread;
         numbers = sys::numbers_in(&format!("{directory}/fd"))?;
     }
-    for number in numbers {
-        match fs::read_link(format!("{directory}/fd/{number}")) {
-            Ok(link) => found.extend(Kind::parse(link.as_os_str().as_bytes()).map(|kind| (ForeignFd(number), kind))),
-            // It was closed just now.
-            Err(error) if has_vanished(&error) => {}
-            Err(error) => return Err(error),
-        }
+    for number in numbers.into_iter().take(most) {
+        found.extend(kind_of(&directory, number)?.map(|kind| (ForeignFd(number), kind)));
     }
     Ok(found)
+}
+
+/// What one of them leads to; none if that is something else, or was closed just now.
+fn kind_of(directory: &str, number: c_int) -> io::Result<Option<Kind>> {
+    match fs::read_link(format!("{directory}/fd/{number}")) {
+        Ok(link) => Ok(Kind::parse(link.as_os_str().as_bytes())),
+        Err(error) if has_vanished(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The socket that `pid` has open there, if it is one.
+pub(crate) fn socket_at(pid: Pid, number: ForeignFd) -> io::Result<Option<SocketInode>> {
+    let kind = kind_of(&format!("/proc/{pid}"), number.0)?;
+    Ok(kind.and_then(|kind| if let Kind::Socket(inode) = kind { Some(inode) } else { None }))
 }
 
 /// The directory of a thread that has something open, where the main thread has ended alone, as by pthread_exit(3):

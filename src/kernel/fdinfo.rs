@@ -1,7 +1,7 @@
 //! What epolls and rings of other processes wait for, by `/proc/PID/fdinfo`.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::net::UnixDatagram;
 
 use libc::c_int;
@@ -12,7 +12,16 @@ use crate::kernel::descriptors::{ForeignFd, SocketInode, has_vanished, running_t
 
 /// Empty if the descriptor was closed meanwhile.
 pub(crate) fn read(pid: Pid, fd: ForeignFd) -> io::Result<String> {
-    let read = |directory: &str| match fs::read_to_string(format!("{directory}/fdinfo/{}", fd.0)) {
+    read_at_most(pid, fd, u64::MAX)
+}
+
+/// The same, of its first `most` bytes.
+pub(crate) fn read_at_most(pid: Pid, fd: ForeignFd, most: u64) -> io::Result<String> {
+    let text = |path: String| {
+        let mut text = String::new();
+        File::open(path)?.take(most).read_to_string(&mut text).map(|_| text)
+    };
+    let read = |directory: &str| match text(format!("{directory}/fdinfo/{}", fd.0)) {
         Err(error) if has_vanished(&error) => Ok(None),
         read => read.map(Some),
     };

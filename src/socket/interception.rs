@@ -84,7 +84,7 @@ pub(crate) fn decide(ours: &[(Endpoint, Versions)], request: &BindRequest) -> De
         match versions {
             _ if !is_same_port(endpoint, &request.endpoint) => (),
             // All addresses are ours.
-            Versions::Undecided if wanted == Audience::Both => return Decision::Ours(at),
+            Versions::Undecided if audience(endpoint) == wanted => return Decision::Ours(at),
             Versions::Undecided => return Decision::Anew(at, request.every()),
             _ if !is_in_the_way(endpoint, &request.endpoint) => (),
             Versions::Given if request.can_use(endpoint) => return Decision::Ours(at),

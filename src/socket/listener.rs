@@ -276,7 +276,9 @@ pub(crate) fn bind_first(spec: &Spec, endpoints: &[Endpoint], manner: Manner) ->
 /// Bind `spec` here, and nowhere else, at a number from `lowest` on.
 pub(crate) fn bind_at(spec: &Spec, endpoint: &Endpoint, manner: Manner, lowest: RawFd) -> failure::Result<Listener> {
     let listener = finish(spec, endpoint, manner, open(endpoint, &spec.options, manner))?;
-    Ok(listener.moved(lowest)?)
+    // Where no number is free there, it stays where it is.
+    let Ok(fd) = sys::duplicate_from(&listener.fd, lowest) else { return Ok(listener) };
+    Ok(Listener { fd, ..listener })
 }
 
 /// Make the listener of what was opened, or the error with its remedy.

@@ -32,7 +32,7 @@ pub(crate) struct Slot {
     /// It was shut down and cannot listen again: poll(2) would return at once for ever.
     pub(super) is_lost: bool,
     /// TCP_DEFER_ACCEPT, while that is turned off.
-    deferred: Option<c_int>,
+    pub(super) deferred: Option<c_int>,
     /// The kernel keeps its mark.
     is_marked: bool,
 }
@@ -126,10 +126,12 @@ impl Slot {
         }
     }
 
-    /// A predecessor of this program relieved it, if its option is off though it was asked for.
-    pub(super) fn resume_deferred(&mut self) {
+    /// A predecessor of this program relieved it, and knew this; or, if it did not say so, its option is off though it was
+    /// asked for.
+    pub(super) fn resume_deferred(&mut self, known: Option<c_int>) {
         let asked = self.listener.options_beside().and_then(|options| options.number("defer-accept"));
-        self.deferred = asked.filter(|_| self.defer_accept() == Ok(0)).map(|seconds| seconds as c_int);
+        let asked = asked.filter(|_| self.defer_accept() == Ok(0)).map(|seconds| seconds as c_int);
+        self.deferred = known.or(asked);
     }
 
     fn defer_accept(&self) -> nix::Result<c_int> {

@@ -16,7 +16,6 @@ use crate::supervise::generation::Generation;
 use crate::supervise::generation::child::Launch;
 use crate::supervise::generation::descriptors::Role;
 use crate::supervise::generation::ready::{Watch, unattended};
-use crate::supervise::intercept::check::check_program;
 use crate::supervise::plan::{Event, Id, Order, Reason, Transition};
 use crate::supervise::sockets::Share;
 use crate::supervise::wording::connections;
@@ -71,7 +70,6 @@ impl Supervisor {
 
     fn launch(&mut self, id: Id, share: Share) -> Result<Generation> {
         let program = &self.config.exec.program;
-        check_program(program)?;
         let launch = Launch {
             program,
             handout: self.sockets.handout(share, program),
@@ -167,6 +165,7 @@ impl Supervisor {
         let Some(generation) = self.generations.get(id) else { return };
         let diagnosis = self.diagnose(generation);
         self.reporter.timed_out(id, self.config.limits.ready, &diagnosis, &self.plan);
+        self.sockets.forget_versions();
     }
 
     /// What can be seen of a generation that gets ready. It was surveyed just now.
@@ -266,6 +265,7 @@ impl Supervisor {
             }
         };
         self.reporter.failed_to_start(id, &findings);
+        self.sockets.forget_versions();
     }
 
     /// Processes ended: reap them, and see which generations are gone.

@@ -7,13 +7,16 @@ pub(crate) mod check;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use libc::{c_int, sock_filter};
 use log::{debug, warn};
 use nix::errno::Errno;
+use nix::unistd::Pid;
 
 use crate::kernel::caller::{Caller, FolderId};
 use crate::kernel::descriptors::{ForeignFd, SocketInode};
+use crate::kernel::fdinfo::Registration;
 use crate::socket::address::UnixName;
 use crate::socket::endpoint::Endpoint;
 use crate::socket::interception::asked::{Asked, LONGEST_ADDRESS};
@@ -30,6 +33,8 @@ use crate::target::Handing;
 
 /// At most this many calls of one generation are answered before the others are handled.
 const CALLS_AT_ONCE: usize = 64;
+/// And no further one when this has passed.
+const TIME_AT_ONCE: Duration = Duration::from_millis(20);
 
 /// How a call is answered with an error.
 #[derive(Debug)]
@@ -44,6 +49,7 @@ type Answer = Result<Verdict, Refusal>;
 
 /// A bind(2) whose address was read.
 struct Bind {
+    thread: Pid,
     caller: Caller,
     id: u64,
     number: ForeignFd,
@@ -61,7 +67,11 @@ impl Supervisor {
     /// Answer the calls of a generation that wait.
     pub(super) fn answer_binds(&mut self, generation: Id) {
         // Limited, so that a flood does not keep us from the rest.
+        let begun = sys::now();
         for _ in 0..CALLS_AT_ONCE {
+            if sys::now().saturating_sub(begun) > TIME_AT_ONCE {
+                return;
+            }
             let Some(notifier) = self.notifier(generation) else { return };
             match sys::next_call(notifier) {
                 Ok(Notice::Call(call)) => self.answer_bind(generation, &call),
@@ -91,9 +101,13 @@ impl Supervisor {
                 Verdict::Fails(errno)
             }
         };
-        // Where it has been killed meanwhile, or interrupted by a signal before Linux 5.19, it does not wait any more.
-        if let Some(Err(errno)) = self.notifier(generation).map(|notifier| sys::answer(notifier, call.id, verdict)) {
+        asker.unanswered = None;
+        let answered = asker.notifier().map(|notifier| sys::answer(notifier, call.id, verdict));
+        if let Some(Err(errno)) = answered {
+            // It has been killed meanwhile, or interrupted by a signal before Linux 5.19.
             debug!("generation {generation}: a bind(2) cannot be answered: {errno}");
+            let number = ForeignFd(call.arguments[0] as c_int);
+            asker.unanswered = call.thread.filter(|_| verdict == Verdict::Done).map(|thread| (thread, number));
         }
     }
 
@@ -103,10 +117,10 @@ impl Supervisor {
             Ok(_) => return Ok(Verdict::Continue),
             Err(errno) => return self.unseen(generation, errno),
         };
-        let theirs = match bind.caller.copy(bind.number) {
-            Ok(theirs) => theirs,
+        let theirs = match bind.caller.copy_socket(bind.number) {
+            Ok(Some(theirs)) => theirs,
             // The kernel says so itself.
-            Err(Errno::EBADF | Errno::ESRCH) => return Ok(Verdict::Continue),
+            Ok(None) | Err(Errno::EBADF | Errno::ESRCH) => return Ok(Verdict::Continue),
             Err(errno) => return self.unseen(generation, errno),
         };
         let Some(asker) = self.generations.get(generation) else { return Ok(Verdict::Continue) };
@@ -115,8 +129,9 @@ impl Supervisor {
             return Ok(Verdict::Continue);
         }
         if self.sockets.set(asker.share).inodes.contains(&inode) {
-            // It is ours by now: the call was interrupted, and made again.
-            return Ok(Verdict::Done);
+            // It is ours by now. Unless the call was interrupted, and is made again, the kernel says so.
+            let is_again = asker.unanswered == Some((bind.thread, bind.number));
+            return Ok(if is_again { Verdict::Done } else { Verdict::Continue });
         }
         let Some(request) = request(&theirs, bind.family, bind.asked.clone()) else { return Ok(Verdict::Continue) };
         let decision = self.decide(generation, &bind.caller, &theirs, &request);
@@ -145,7 +160,7 @@ impl Supervisor {
         }
         let family = c_int::from(u16::from_ne_bytes([address[0], address[1]]));
         let number = ForeignFd(number as c_int);
-        Ok(Asked::parse(&address).map(|asked| Bind { caller, id: call.id, number, family, asked }))
+        Ok(Asked::parse(&address).map(|asked| Bind { thread, caller, id: call.id, number, family, asked }))
     }
 
     /// The caller cannot be looked at. While it starts, refuse: the address may be ours. Later the kernel answers.
@@ -257,26 +272,36 @@ impl Supervisor {
         theirs: &OwnedFd,
         inode: SocketInode,
     ) -> nix::Result<()> {
-        let uses = bind.caller.uses(inode)?;
+        let uses = bind.caller.uses(inode, bind.number)?;
         let flags =
             |number: ForeignFd| uses.numbers.iter().find(|(other, _)| *other == number).map(|(_, flags)| *flags);
         let own_flags = flags(bind.number).ok_or(Errno::ENOENT)?;
         let Some(asker) = self.generations.get(generation) else { return Err(Errno::ENOENT) };
+        // Another number is that of a descriptor which has been closed since.
+        let known = uses.registrations.iter().filter(|(_, known)| flags(known.number).is_some());
+        let copied = known.map(|(epoll, known)| Ok((bind.caller.copy(*epoll)?, *known)));
+        let epolls: Vec<(OwnedFd, Registration)> = copied.collect::<nix::Result<_>>()?;
         let notifier = asker.notifier().filter(|notifier| sys::is_pending(notifier, bind.id)).ok_or(Errno::ENOENT)?;
         let ours = self.sockets.taken(at, asker.share);
-        carry_blocking(theirs, ours)?;
-        carry_over(theirs, &sys::similar(theirs)?, ours.pattern().as_ref(), ours);
-        for (epoll, registration) in &uses.registrations {
-            // Another number is that of a descriptor which has been closed since.
-            if flags(registration.number).is_some() {
-                bind.caller.add_to_epoll(*epoll, *registration, ours)?;
-            }
+        let given = SocketInode::of(ours)?;
+        // What a program sets on a further socket of its own, as to try its port, is no concern of the one that serves; nor
+        // is what another generation sets, where both share a socket.
+        let has_it = |generation: &Generation| generation.given.contains(&given);
+        if !self.generations.iter().any(has_it) {
+            carry_blocking(theirs, ours)?;
+            carry_over(theirs, &sys::similar(theirs)?, ours.pattern().as_ref(), ours);
+        }
+        if !epolls.is_empty() {
+            bind.caller.add_to_epolls(epolls, ours)?;
         }
         for (number, flags) in uses.numbers.iter().filter(|(number, _)| *number != bind.number) {
             sys::put(notifier, bind.id, ours, number.0, *flags)?;
         }
         // Last, for by this a call that is interrupted, and made again, is seen to be done.
-        sys::put(notifier, bind.id, ours, bind.number.0, own_flags)
+        sys::put(notifier, bind.id, ours, bind.number.0, own_flags)?;
+        let asker = self.generations.get_mut(generation).filter(|asker| !asker.given.contains(&given));
+        asker.into_iter().for_each(|asker| asker.given.push(given));
+        Ok(())
     }
 }
 

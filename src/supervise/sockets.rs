@@ -45,8 +45,8 @@ pub(crate) struct Sockets {
     lowest: RawFd,
     /// How firmly the address of each group has its IP versions.
     versions: Vec<Versions>,
-    /// The SPECs of the last groups, which were bound beside those of all SPECs.
-    beside_specs: Vec<usize>,
+    /// The SPEC of each group; of one that was bound beside another it is the same.
+    spec_of: Vec<usize>,
 }
 
 /// Which set of sockets a generation serves on.
@@ -109,8 +109,8 @@ impl Sockets {
         let serving = groups.iter().find(|group| group.is_steered()).map_or(0, Group::serving);
         let route = Route { serving, ..Route::default() };
         let reach = reach(&groups);
-        let versions = vec![Versions::Given; groups.len()];
-        Sockets { groups, beside, names, others, route, reach, owners: vec![], lowest, versions, beside_specs: vec![] }
+        let (versions, spec_of) = (vec![Versions::Given; groups.len()], (0..groups.len()).collect());
+        Sockets { groups, beside, names, others, route, reach, owners: vec![], lowest, versions, spec_of }
     }
 
     /// Keep the names of the files that a predecessor made, which may have had no way to.
@@ -295,7 +295,8 @@ impl Sockets {
     pub(crate) fn handout(&self, share: Share, program: &Program) -> Handout<'_> {
         // As they were announced: the first of each address, and what is no socket, is at its number.
         let number = |listener: &Listener| listener.as_fd().as_raw_fd();
-        let sockets = self.groups.iter().map(|group| (number(group.listener(0)), group.listener(share.slot())));
+        let first = self.groups.iter().enumerate().filter(|(at, _)| !self.is_beside(*at)).map(|(_, group)| group);
+        let sockets = first.map(|group| (number(group.listener(0)), group.listener(share.slot())));
         let mut given: Vec<_> = sockets.chain(self.beside.iter().map(|beside| (number(beside), beside))).collect();
         given.sort_by_key(|(number, _)| *number);
         Handout::of(given.into_iter().map(|(_, listener)| listener), program)

@@ -53,6 +53,18 @@ fn entry_names(mut entries: &[u8]) -> impl Iterator<Item = &CStr> {
     })
 }
 
+/// The device and the inode of a file, as far as they are known here: of a file system over a network, statx(2) does not ask.
+pub(crate) fn identity_of(file: impl AsFd) -> nix::Result<(u64, u64)> {
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    // SAFETY: all zero is a valid one.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let number = file.as_fd().as_raw_fd();
+    // SAFETY: the path ends with NUL, and the kernel fills the struct; both live through the call.
+    let done = unsafe { libc::statx(number, c"".as_ptr(), flags, libc::STATX_INO, &raw mut found) };
+    Errno::result(done)?;
+    Ok((libc::makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
+}
+
 /// Has the file capabilities, which exec would add (capabilities(7))?
 pub(crate) fn has_capabilities(path: &Path) -> bool {
     let name = c"security.capability".as_ptr();

@@ -1,6 +1,6 @@
 //! What a child does for us: what may end the process that tries it, or needs a table of descriptors of its own.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -39,40 +39,24 @@ pub(crate) fn in_child(act: impl FnOnce() -> u8) -> Ending {
     ending
 }
 
-/// Add `socket` to `epoll` of another process, by the `number` that it has there: epoll_ctl(2), EPOLL_CTL_ADD.
+/// Add `socket` to `epoll`, by the `number` that it has in the process that the epoll is of: epoll_ctl(2), EPOLL_CTL_ADD.
 ///
 /// The kernel knows a registration by the file and by the number that it had in the table of the process that registered
-/// it (epoll(7), Questions and answers): a child has it at that number.
+/// it (epoll(7), Questions and answers): it is put there first.
 ///
-/// # Errors
-/// EIO where the child could not do it, as for a number beyond our RLIMIT_NOFILE; ETIMEDOUT where the epoll is held.
-pub(crate) fn add_to_epoll(
-    epoll: OwnedFd,
+/// # Safety
+/// As of `place`: what is open as `number` is closed.
+pub(crate) unsafe fn add_to_epoll(
+    epoll: impl AsFd,
     socket: impl AsFd,
     number: RawFd,
     events: u32,
     data: u64,
 ) -> nix::Result<()> {
-    let ending = in_child(|| {
-        let added = clear_of(epoll, number).and_then(|epoll| {
-            // SAFETY: the child ends, and no owner of what was there uses it any more.
-            unsafe { sys::place(&socket, number) }?;
-            let mut event = libc::epoll_event { events, u64: data };
-            // SAFETY: the kernel reads the event, which lives through the call.
-            let done = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, number, &raw mut event) };
-            Errno::result(done)
-        });
-        // EEXIST: by a call that was interrupted, or by another number of the same epoll.
-        matches!(added, Err(errno) if errno != Errno::EEXIST).into()
-    });
-    match ending {
-        Ending::Exited(0) => Ok(()),
-        Ending::Unknown => Err(Errno::ETIMEDOUT),
-        _ => Err(Errno::EIO),
-    }
-}
-
-/// The same descriptor at another number than this.
-fn clear_of(fd: OwnedFd, number: RawFd) -> nix::Result<OwnedFd> {
-    if fd.as_raw_fd() == number { sys::duplicate_from(&fd, number + 1) } else { Ok(fd) }
+    // SAFETY: the caller promises just this.
+    unsafe { sys::place(&socket, number) }?;
+    let mut event = libc::epoll_event { events, u64: data };
+    // SAFETY: the kernel reads the event, which lives through the call.
+    let done = unsafe { libc::epoll_ctl(epoll.as_fd().as_raw_fd(), libc::EPOLL_CTL_ADD, number, &raw mut event) };
+    Errno::result(done).map(drop)
 }

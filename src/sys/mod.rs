@@ -4,6 +4,7 @@
 mod arena;
 mod bpf;
 mod clock;
+mod close;
 mod directory;
 mod fd;
 mod helper;
@@ -17,7 +18,8 @@ mod write;
 
 pub(crate) use bpf::choose_by;
 pub(crate) use clock::{Timestamp, now, processor_time};
-pub(crate) use directory::{change_mode, has_capabilities, numbers_in, rename_to_free};
+pub(crate) use close::close_in_time;
+pub(crate) use directory::{change_mode, has_capabilities, identity_of, numbers_in, rename_to_free};
 #[cfg(not(test))]
 pub(crate) use fd::claim;
 pub(crate) use fd::{
@@ -33,7 +35,7 @@ pub(crate) use process::{
     is_ptrace_restricted, pidfd_getfd, pidfd_of, pidfd_of_child, pidfd_of_thread, see_end_of, send_signal, set_name,
     try_to_get_descriptors, variable, would_give_up_privileges,
 };
-pub(crate) use search::execute;
+pub(crate) use search::{candidates, execute};
 pub(crate) use seccomp::{
     Notice, PendingCall, Verdict, answer, filter_calls, is_pending, next_call, put, try_put, wake_here,
 };

@@ -18,10 +18,8 @@ pub(crate) fn execute(arguments: &[CString], environment: &[impl AsRef<CStr>]) -
     if name.to_bytes().contains(&b'/') {
         return execute_file(name, arguments, environment);
     }
-    let variables: Vec<&CStr> = environment.iter().map(AsRef::as_ref).collect();
-    let path = sys::variable(&variables, "PATH").unwrap_or(WITHOUT_PATH);
     let mut outcome = Errno::ENOENT;
-    for file in files(path, name) {
+    for file in candidates(name, environment) {
         match execute_file(&file, arguments, environment) {
             // There may be another one further on; if not, this is what to report.
             Errno::EACCES => outcome = Errno::EACCES,
@@ -32,6 +30,15 @@ pub(crate) fn execute(arguments: &[CString], environment: &[impl AsRef<CStr>]) -
         }
     }
     outcome
+}
+
+/// The files that `name` may mean, in the order in which they are tried.
+pub(crate) fn candidates(name: &CStr, environment: &[impl AsRef<CStr>]) -> Vec<CString> {
+    if name.to_bytes().contains(&b'/') {
+        return vec![name.to_owned()];
+    }
+    let variables: Vec<&CStr> = environment.iter().map(AsRef::as_ref).collect();
+    files(sys::variable(&variables, "PATH").unwrap_or(WITHOUT_PATH), name).collect()
 }
 
 /// What `name` may be: an empty part of the PATH is the working directory.

@@ -113,7 +113,8 @@ pub(crate) fn next_call(notifier: impl AsFd) -> nix::Result<Notice> {
     poll(&mut fds, PollTimeout::ZERO)?;
     let flags = fds[0].revents().unwrap_or(PollFlags::empty());
     if !flags.contains(PollFlags::POLLIN) {
-        return Ok(if flags.is_empty() { Notice::Nothing } else { Notice::End });
+        // POLLERR is an interrupted look.
+        return Ok(if flags.contains(PollFlags::POLLHUP) { Notice::End } else { Notice::Nothing });
     }
     // SAFETY: the kernel wants zeroes, which every part of it may be.
     let mut call: libc::seccomp_notif = unsafe { mem::zeroed() };

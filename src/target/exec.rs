@@ -20,9 +20,10 @@ use crate::sys;
 use crate::target::env_file;
 use crate::target::environ::{Announcement, Variable, announce};
 use crate::target::handout::Handout;
+use crate::target::inspect::check_interceptable;
 use crate::target::pid_file::PidFile;
 use crate::target::template::{Template, Values};
-use crate::target::{Announce, Begin, Program};
+use crate::target::{Announce, Begin, Handing, Program};
 
 /// PIDFS_MAGIC of linux/magic.h: where a pidfd has an inode of its own (Linux 6.9).
 const PIDFS_MAGIC: FsType = FsType(0x5049_4446);
@@ -57,7 +58,7 @@ pub(crate) fn exec_in_place(
             Failure::from(error).remedy(remedy)
         }
         Ok((target, pid_file)) => {
-            let failure = launch(&target, &handout);
+            let failure = launch(&target, &handout, || Ok(()));
             if let Some(pid_file) = pid_file {
                 pid_file.restore();
             }
@@ -89,11 +90,17 @@ fn prepare<'a>(
     Ok((target, pid_file))
 }
 
-/// Become a generation of `program` with what `handout` gives it. Returns only when that failed.
-pub(crate) fn become_generation(program: &Program, handout: &Handout, instance: Instance) -> Failure {
+/// Become a generation of `program` with what `handout` gives it, or what `intercept` will, which is called last. Returns
+/// only when that failed.
+pub(crate) fn become_generation(
+    program: &Program,
+    handout: &Handout,
+    instance: Instance,
+    intercept: impl FnOnce() -> Result<()>,
+) -> Failure {
     match check_env_file(program).and_then(|()| describe(program, handout, instance)) {
         Err(error) => error.into(),
-        Ok(target) => launch(&target, handout),
+        Ok(target) => launch(&target, handout, intercept),
     }
 }
 
@@ -102,12 +109,18 @@ fn check_env_file(program: &Program) -> Result<()> {
     program.env_file.as_deref().map_or(Ok(()), env_file::check_rereadable)
 }
 
-fn launch(target: &Target, handout: &Handout) -> Failure {
+fn launch(target: &Target, handout: &Handout, intercept: impl FnOnce() -> Result<()>) -> Failure {
     let before = match target.directory.map(enter).transpose() {
         Ok(before) => before,
         Err(error) => return error.into(),
     };
-    let failure = match handout.hand_on().context("cannot hand the sockets on") {
+    let handed = match handout.handing {
+        Handing::Descriptors => handout.hand_on().context("cannot hand the sockets on"),
+        Handing::Interception => {
+            check_interceptable(&target.arguments[0], &target.environment).and_then(|()| intercept())
+        }
+    };
+    let failure = match handed {
         Err(error) => error.into(),
         Ok(()) => cannot_run(&target.arguments[0], sys::execute(&target.arguments, &target.environment)),
     };

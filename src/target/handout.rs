@@ -17,7 +17,7 @@ use crate::target::{Handing, Program};
 #[derive(Debug)]
 pub(crate) struct Handout<'a> {
     given: Vec<Given<'a>>,
-    handing: Handing,
+    pub(super) handing: Handing,
     stdin: Stdin,
 }
 
@@ -72,9 +72,6 @@ impl<'a> Handout<'a> {
 
     /// The last step before exec: from here on the sockets are inherited.
     pub(crate) fn hand_on(&self) -> nix::Result<()> {
-        if self.handing == Handing::Interception {
-            return Ok(());
-        }
         for given in &self.given {
             // SAFETY: this is the last step before exec.
             unsafe { sys::place(given.listener, given.number)? };

@@ -79,7 +79,12 @@ fn a_program_of_32_bits_is_refused() {
     for name in ["old", "script"] {
         let path = folder.text(name);
         let output = run(&path).output();
-        refused(&output, &format!("{path} is a program of 32 bits, whose system calls are not reported"), OTHERWISE);
+        assert_eq!(output.code(), 125);
+        let told = format!(
+            "handoff-run: generation 1: --intercept does not work here: {path} is a program of 32 bits, whose system calls are \
+             not reported; hand the socket over, without --intercept\n"
+        );
+        assert!(output.stderr.contains(&told), "{output:?}");
     }
 }
 

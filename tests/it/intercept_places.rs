@@ -61,8 +61,8 @@ fn every_spelling_of_an_address_that_is_in_the_way_of_ours_gets_it() {
 
 /// Opens the port for each IP version, and serves both.
 const EACH: &str = "
-v4 = opened(socket.AF_INET, host='0.0.0.0')
 v6 = opened(socket.AF_INET6, host='::', prepare=lambda s: s.setsockopt(41, 26, 1))
+v4 = opened(socket.AF_INET, host='0.0.0.0')
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 while True:
     for s in select.select([v4, v6], [], [])[0]: answer(s.accept()[0])";
@@ -73,7 +73,10 @@ fn a_port_alone_is_opened_for_each_ip_version_by_one_that_does_so() {
     if ipv6_is_missing() {
         return;
     }
-    let supervisor = intercept(EACH, &[]).listen(":0").start();
+    // Both are the socket of that name, and the source leads to both.
+    let check = "test -n \"$HANDOFF_SOURCE\"";
+    let options = ["--env", "PORT={port:web}", "--ready", &format!("check:{check}")];
+    let supervisor = intercept(EACH, &options).listen("web=:0").start();
     supervisor.wait_ready(1);
     let port = port(&supervisor);
     for generation in 1..=3 {
@@ -208,4 +211,41 @@ fn intercept_at(code: &str, address: &str) -> Setup {
     let setup = supervise(Server::Python(code), &["--intercept", "--env", "SOCKET="]);
     let setup = setup.options(&["--env", "ADDRESS={addr:t}"]);
     setup.listen(&format!("t={address}")).listen(&format!("u=udp:{address}"))
+}
+
+// Of two ports, the first generation opens one; the second fails when it has opened both.
+#[test]
+fn a_generation_that_fails_has_chosen_nothing() {
+    if ipv6_is_missing() {
+        return;
+    }
+    let code = "
+first, second = (int(port) for port in os.environ['PORTS'].split())
+s = socket.create_server(('127.0.0.1', first))
+if gen == '2':
+    socket.create_server(('0.0.0.0', second))
+    other = socket.socket(socket.AF_INET6)
+    other.setsockopt(41, 26, 1)
+    other.bind(('::', second))
+    sys.exit(3)
+if gen == '3':
+    other = socket.create_server(('::', second), family=socket.AF_INET6, dualstack_ipv6=True)
+    mark('second', str(second))
+    import threading
+    def also():
+        while True: answer(other.accept()[0])
+    threading.Thread(target=also, daemon=True).start()
+os.write(9, b'x')
+serve()";
+    let setup = supervise(Server::Python(code), &["--intercept", "--env", "SOCKET=", "--ready", "fd:9"]);
+    let setup = setup.options(&["--env", "PORTS={port:one} {port:two}"]);
+    let supervisor = setup.listen("one=127.0.0.1:0").listen("two=:0").start();
+    supervisor.wait_ready(1);
+    assert_eq!(supervisor.reload().code(), 1);
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
+    let second = supervisor.folder.read("second");
+    for host in ["127.0.0.1", "[::1]"] {
+        assert_eq!(ask(&format!("{host}:{second}")).unwrap().generation, 3);
+    }
+    supervisor.stopped();
 }

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use anyhow::{Error, Result};
+use libc::c_int;
 use serde::{Deserialize, Serialize};
 
 use crate::saved;
@@ -24,6 +25,8 @@ pub(crate) struct SavedGroup {
     helm: Option<SavedListener>,
     spares: Vec<(u32, SavedListener)>,
     discarded: Vec<(usize, SavedListener)>,
+    /// TCP_DEFER_ACCEPT of the slots where it is turned off.
+    deferred: Vec<(usize, c_int)>,
     places: Places,
     serving: usize,
     is_unsure: bool,
@@ -39,6 +42,7 @@ impl Group {
             helm: steered.helm.as_ref().map(|helm| helm.listener.save()),
             spares: steered.spares.iter().map(|(number, spare)| (*number, spare.listener.save())).collect(),
             discarded: steered.discarded.iter().map(|(slot, listener)| (*slot, listener.save())).collect(),
+            deferred: self.slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.deferred?))).collect(),
             places: steered.places.clone(),
             serving: steered.route.serving,
             is_unsure: steered.is_unsure,
@@ -61,7 +65,10 @@ impl Group {
         let discarded = discarded.collect::<Result<_>>()?;
         let route = Route { serving: saved.serving, ..Route::default() };
         let mut steered = Steered { places: saved.places, helm, spares, discarded, route, is_unsure: saved.is_unsure };
-        slots.iter_mut().for_each(Slot::resume_deferred);
+        for (at, slot) in slots.iter_mut().enumerate() {
+            let known = saved.deferred.iter().find(|(of, _)| *of == at);
+            slot.resume_deferred(known.map(|(_, seconds)| *seconds));
+        }
         for idle in steered.idle_mut() {
             idle.leave_idle()?;
         }

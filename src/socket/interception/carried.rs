@@ -35,7 +35,6 @@ const OPTIONS: &[(c_int, c_int)] = &[
     (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
     (libc::IPPROTO_TCP, libc::TCP_SYNCNT),
     (libc::IPPROTO_TCP, libc::TCP_LINGER2),
-    (libc::IPPROTO_TCP, libc::TCP_MAXSEG),
     (libc::IPPROTO_TCP, libc::TCP_CONGESTION),
     (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
     (libc::IPPROTO_TCP, libc::TCP_FASTOPEN),
@@ -64,28 +63,48 @@ const OPTIONS: &[(c_int, c_int)] = &[
 /// The kernel reports twice what was asked for (socket(7)).
 const DOUBLED: [c_int; 2] = [libc::SO_RCVBUF, libc::SO_SNDBUF];
 
+/// SO_BUF_LOCK (Linux 5.14), of which libc has no name: whether the buffers have the size that was set, or the kernel's.
+const SO_BUF_LOCK: c_int = 72;
+
 /// Set on `ours` what differs between `theirs` and `fresh`, a socket of their kind on which nothing was set; and the rest,
 /// where `usual` has it, as that has it: an earlier program may have set it.
 pub(crate) fn carry_over(theirs: &OwnedFd, fresh: &OwnedFd, usual: Option<&OwnedFd>, ours: impl AsFd) {
     for &(level, option) in OPTIONS {
-        let value = |socket: &OwnedFd| sys::option_bytes(socket, level, option).ok();
-        let set = value(theirs).filter(|set| value(fresh).as_ref() != Some(set));
-        if let Some(wanted) = set.or_else(|| value(usual?))
-            && sys::option_bytes(&ours, level, option).as_ref() != Ok(&wanted)
-        {
+        let value = |socket: BorrowedFd| sys::option_bytes(socket, level, option).ok();
+        if let Some(wanted) = wanted(value, theirs, fresh, usual, ours.as_fd()) {
             // As far as it can be: another version of IP has other options, and some take a privilege.
             let _ = sys::set_option_bytes(&ours, level, option, &wanted);
         }
     }
+    let value = |option| move |socket: BorrowedFd| sys::option(socket, libc::SOL_SOCKET, option).ok();
     for option in DOUBLED {
-        let value = |socket: &OwnedFd| sys::option(socket, libc::SOL_SOCKET, option).ok();
-        let set = value(theirs).filter(|set| value(fresh) != Some(*set));
-        if let Some(wanted) = set.or_else(|| value(usual?))
-            && sys::option(&ours, libc::SOL_SOCKET, option) != Ok(wanted)
-        {
+        if let Some(wanted) = wanted(value(option), theirs, fresh, usual, ours.as_fd()) {
             let _ = sys::set_option(&ours, libc::SOL_SOCKET, option, wanted / 2);
         }
     }
+    // Behind those that set it.
+    if let Some(wanted) = wanted(value(SO_BUF_LOCK), theirs, fresh, usual, ours.as_fd()) {
+        let _ = sys::set_option(&ours, libc::SOL_SOCKET, SO_BUF_LOCK, wanted);
+    }
+    let segment = |socket: BorrowedFd| sys::option(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG).ok();
+    if let Some(wanted) = wanted(segment, theirs, fresh, usual, ours.as_fd()) {
+        // Set as it is read where it was not set, it would be a limit: 0 takes that away.
+        let is_set = segment(theirs.as_fd()) != segment(fresh.as_fd());
+        let _ = sys::set_option(&ours, libc::IPPROTO_TCP, libc::TCP_MAXSEG, if is_set { wanted } else { 0 });
+    }
+}
+
+/// What is to be set on `ours`, if anything.
+fn wanted<T: PartialEq>(
+    value: impl Fn(BorrowedFd) -> Option<T>,
+    theirs: &OwnedFd,
+    fresh: &OwnedFd,
+    usual: Option<&OwnedFd>,
+    ours: BorrowedFd,
+) -> Option<T> {
+    let set = value(theirs.as_fd()).filter(|set| value(fresh.as_fd()).as_ref() != Some(set));
+    let wanted = set.or_else(|| value(usual?.as_fd()))?;
+    (value(ours).as_ref() != Some(&wanted)).then_some(wanted)
 }
 
 /// Make `ours` O_NONBLOCK if `theirs` is, or not.

@@ -78,13 +78,13 @@ impl Launch<'_> {
 
     /// In the child: become the target, or return why not.
     fn become_generation(self, ready: Option<ReadyPipe>, channel: Option<&OwnedFd>) -> Failure {
-        match self.enter(ready, channel) {
+        match self.enter(ready) {
             Err(error) => error.into(),
-            Ok(instance) => exec::become_generation(self.program, &self.handout, instance),
+            Ok(instance) => exec::become_generation(self.program, &self.handout, instance, || self.intercept(channel)),
         }
     }
 
-    fn enter(&self, ready: Option<ReadyPipe>, channel: Option<&OwnedFd>) -> Result<Instance> {
+    fn enter(&self, ready: Option<ReadyPipe>) -> Result<Instance> {
         let own_group = Pid::from_raw(0);
         setpgid(own_group, own_group).context("cannot make a process group")?;
         self.dispositions.restore().context("cannot restore the signals")?;
@@ -100,11 +100,16 @@ impl Launch<'_> {
         if self.watchdog == Watchdog::Watched {
             variables.push(CString::new(format!("WATCHDOG_PID={}", Pid::this()))?);
         }
+        Ok(Instance { generation: self.generation, variables })
+    }
+
+    /// Have the bind(2)s of this process reported from now on.
+    fn intercept(&self, channel: Option<&OwnedFd>) -> Result<()> {
         if let (Some(filter), Some(channel)) = (&self.filter, channel) {
             let notifier = sys::filter_calls(filter).context("cannot intercept bind(2)")?;
             sys::send_descriptor(channel, notifier).context("cannot pass on what reports bind(2)")?;
         }
-        Ok(Instance { generation: self.generation, variables })
+        Ok(())
     }
 }
 

@@ -25,6 +25,7 @@ use nix::unistd::{Pid, getpgid, pipe2, read};
 
 use crate::config::Ready;
 use crate::kernel::connections::{held_by, open_connections};
+use crate::kernel::descriptors::{ForeignFd, SocketInode};
 use crate::kernel::members::Members;
 use crate::kernel::processes::{Process, are_visible};
 use crate::missing::Facility;
@@ -66,6 +67,10 @@ pub(crate) struct Generation {
     pub(crate) ended: Option<Ending>,
     /// Why its last bind(2) was refused, and what helps; none once one has succeeded.
     pub(crate) refusal: Option<Findings>,
+    /// The sockets that it was given in the place of its own.
+    pub(crate) given: Vec<SocketInode>,
+    /// The thread, and the number, of a bind(2) that was done and could not be answered, since a signal had interrupted it.
+    pub(crate) unanswered: Option<(Pid, ForeignFd)>,
     /// To read what it gives to bind(2) took too long once.
     pub(crate) is_slow: bool,
     /// Some other process sent to its notify socket.
@@ -131,6 +136,8 @@ impl Generation {
             unkillable: vec![],
             ended: None,
             refusal: None,
+            given: vec![],
+            unanswered: None,
             is_slow: false,
             stranger_reported: false,
             stopped: None,

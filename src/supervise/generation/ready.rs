@@ -183,6 +183,9 @@ impl Watch {
 
     /// Is some process seen waiting on each socket? Where that cannot be seen, READY=1 must suffice.
     fn accepts(&mut self, members: &[Pid], set: &SocketSet) -> bool {
+        if set.inodes.is_empty() {
+            return false;
+        }
         let seen = observe(members, &set.inodes);
         // A busy process may never be observed waiting; but then it holds connections.
         if unserved(&seen.missing, members, set).is_empty() {

@@ -6,6 +6,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Ready;
+use crate::kernel::descriptors::SocketInode;
 use crate::kernel::members::Members;
 use crate::kernel::processes::Process;
 use crate::saved;
@@ -40,6 +41,9 @@ pub(crate) struct SavedGeneration {
     /// The groups and sessions that members are in, but for the main process' own.
     #[serde(default)]
     groups: Vec<i32>,
+    /// The inodes of the sockets that it was given in the place of its own.
+    #[serde(default)]
+    given: Vec<u64>,
     /// The clients whose connections to it were being made when it was relieved.
     #[serde(default)]
     handshakes: Vec<SocketAddr>,
@@ -80,6 +84,7 @@ impl Generation {
             share: self.share,
             ended: self.ended,
             killed: self.killed,
+            given: self.given.iter().map(|inode| inode.0).collect(),
             watch: self.watch.as_ref().map(Watch::save),
             members: self.members.known().iter().map(SavedProcess::from).collect(),
             groups: self.members.led().iter().map(|number| number.as_raw()).collect(),
@@ -119,6 +124,8 @@ impl Generation {
             unkillable: vec![],
             ended: saved.ended,
             refusal: None,
+            given: saved.given.into_iter().map(SocketInode).collect(),
+            unanswered: None,
             is_slow: false,
             stranger_reported: false,
             stopped: None,

@@ -3,8 +3,7 @@
 use std::fmt::Display;
 use std::io::IoSliceMut;
 
-use anyhow::{Result, anyhow, ensure};
-use log::warn;
+use anyhow::anyhow;
 use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
@@ -13,7 +12,6 @@ use crate::failure::{self, Failure};
 use crate::kernel::processes::are_visible;
 use crate::socket::interception::filter::{Lengths, bind_filter};
 use crate::sys::{self, Ending};
-use crate::target::inspect::inspect;
 use crate::target::{Handing, Program};
 
 /// The status of a child that has a notifier, and cannot put descriptors with it: no errno.
@@ -56,36 +54,8 @@ pub(crate) fn check_facilities(program: &Program) -> failure::Result<()> {
     if sys::is_ptrace_restricted() {
         return Err(missing(&"kernel.yama.ptrace_scope forbids to look at other processes", PTRACE));
     }
-    if is_32_bit(program) {
-        return Err(missing(&of_32_bits(program), OTHERWISE));
-    }
     are_visible()
         .map_err(|error| missing(&format_args!("/proc does not show processes: {error}"), "mount a proc there"))
-}
-
-/// Can the program that is started next be intercepted? A warning, if it will lack a privilege.
-pub(in crate::supervise) fn check_program(program: &Program) -> Result<()> {
-    if program.handing != Handing::Interception {
-        return Ok(());
-    }
-    ensure!(!is_32_bit(program), "--intercept does not work here: {}", of_32_bits(program));
-    let (traits, name) = (inspect(program), program.words[0].to_string_lossy());
-    if traits.is_privileged && sys::would_give_up_privileges() {
-        warn!(
-            "{name} is set-uid or set-gid, or has file capabilities, and gets none of that: --intercept without CAP_SYS_ADMIN \
-             sets no_new_privs"
-        );
-    }
-    Ok(())
-}
-
-fn is_32_bit(program: &Program) -> bool {
-    inspect(program).is_32_bit
-}
-
-fn of_32_bits(program: &Program) -> String {
-    let name = program.words[0].to_string_lossy();
-    format!("{name} is a program of 32 bits, whose system calls are not reported")
 }
 
 fn judge_filter(tried: Ending) -> failure::Result<()> {

@@ -63,7 +63,7 @@ impl Sockets {
     /// The socket at this place for a generation that has bound it just now. Where nobody had it, it is in use again.
     pub(crate) fn taken(&mut self, at: usize, share: Share) -> &Listener {
         if self.versions[at] == Versions::Undecided {
-            self.versions[at] = Versions::Chosen;
+            self.versions[at] = Versions::Half;
         }
         self.groups[at].give(share.slot());
         self.groups[at].listener(share.slot())
@@ -74,6 +74,25 @@ impl Sockets {
         for versions in self.versions.iter_mut().filter(|versions| **versions == Versions::Half) {
             *versions = Versions::Chosen;
         }
+    }
+
+    /// A generation that may have chosen IP versions failed: the next one chooses.
+    pub(crate) fn forget_versions(&mut self) {
+        for at in (0..self.groups.len()).rev().filter(|at| self.versions[*at] == Versions::Half).collect::<Vec<_>>() {
+            if self.is_beside(at) {
+                self.groups.remove(at);
+                self.versions.remove(at);
+                self.spec_of.remove(at);
+            } else {
+                self.versions[at] = Versions::Undecided;
+            }
+        }
+        self.reach = reach(&self.groups);
+    }
+
+    /// Was it bound beside another one, of the same SPEC?
+    pub(crate) fn is_beside(&self, at: usize) -> bool {
+        self.spec_of[..at].contains(&self.spec_of[at])
     }
 
     /// Bind the one at this place to `endpoint` instead, for the generation that has `share`; the same place. Clients that
@@ -96,6 +115,7 @@ impl Sockets {
         // Both cannot listen: it is closed first.
         self.groups.remove(at);
         self.versions.remove(at);
+        let of = self.spec_of.remove(at);
         let bound = plain(bind_at(spec, endpoint, manner, self.lowest));
         let versions = if bound.is_ok() { Versions::Half } else { Versions::Undecided };
         let (listener, outcome) = match bound {
@@ -105,6 +125,7 @@ impl Sockets {
         let group = self.begin(listener, slots, share)?;
         self.groups.insert(at, group);
         self.versions.insert(at, versions);
+        self.spec_of.insert(at, of);
         self.reach = reach(&self.groups);
         if outcome.is_ok() {
             info!("{spec} listens on {endpoint}, as the program asked for");
@@ -129,11 +150,13 @@ impl Sockets {
         share: Share,
     ) -> Result<usize> {
         let spec = self.spec(at, specs)?;
+        let of = self.spec_of[at];
         let listener = plain(bind_at(spec, endpoint, manner, self.lowest))?;
         let group = self.begin(listener, self.groups[at].slots(), share)?;
         self.groups.push(group);
         self.versions.push(Versions::Half);
-        self.beside_specs.push(at);
+        self.spec_of.push(of);
+        self.reach = reach(&self.groups);
         info!("{spec} also listens on {endpoint}, as the program asked for");
         Ok(self.groups.len() - 1)
     }
@@ -151,7 +174,7 @@ impl Sockets {
     }
 
     fn spec<'a>(&self, at: usize, specs: &'a [Spec]) -> Result<&'a Spec> {
-        specs.get(at).context("no SPEC asked for it")
+        specs.get(self.spec_of[at]).context("no SPEC asked for it")
     }
 }
 

@@ -26,8 +26,8 @@ pub(crate) struct SavedSockets {
     beside: Vec<SavedListener>,
     /// How firmly each address has its IP versions.
     versions: Vec<Versions>,
-    /// The SPECs of the last listeners, which were bound beside those of all SPECs.
-    beside_specs: Vec<usize>,
+    /// The SPEC of each listener.
+    spec_of: Vec<usize>,
     /// None: everything that is not taken.
     pub(crate) others: Option<Vec<RawFd>>,
 }
@@ -40,7 +40,7 @@ impl Sockets {
             steered: steered.into_iter().flatten().collect(),
             beside: self.beside.iter().map(Listener::save).collect(),
             versions: self.versions.clone(),
-            beside_specs: self.beside_specs.clone(),
+            spec_of: self.spec_of.clone(),
             others: Some(self.others.iter().map(AsRawFd::as_raw_fd).collect()),
         }
     }
@@ -48,12 +48,8 @@ impl Sockets {
     /// What a predecessor held, which had the same `specs`. A listener that cannot be resumed is reported and left out: the
     /// rest serves on.
     pub(crate) fn resume(saved: SavedSockets, specs: &[Spec], lowest: RawFd, claimed: &mut Claimed) -> Sockets {
-        let (mut steered, beside_specs) = (saved.steered, saved.beside_specs);
-        let first_beside = saved.listeners.len().saturating_sub(beside_specs.len());
-        let spec_of = |at: usize| {
-            let beside = at.checked_sub(first_beside).and_then(|at| beside_specs.get(at)).copied();
-            specs.get(beside.unwrap_or(at))
-        };
+        let (mut steered, spec_of) = (saved.steered, saved.spec_of);
+        let spec = |at: usize| specs.get(spec_of.get(at).copied().unwrap_or(at));
         let mut resume = |(at, saved): (usize, SavedListener)| -> Result<Group> {
             let of_first = |group: &mut SavedGroup| group.first == saved.number();
             let beside = steered.extract_if(.., of_first).next();
@@ -61,7 +57,7 @@ impl Sockets {
             match beside {
                 None => Ok(Group::of(first, lowest)?),
                 Some(beside) => {
-                    let options = spec_of(at).map(|spec| spec.options.clone()).unwrap_or_default();
+                    let options = spec(at).map(|spec| spec.options.clone()).unwrap_or_default();
                     Group::resume(first, beside, options, claimed)
                 }
             }
@@ -73,8 +69,8 @@ impl Sockets {
         let others = saved.others.into_iter().flatten().filter_map(|number| claimed.take_as_it_is(number)).collect();
         let mut sockets = Sockets::looked_after(groups, beside, others, lowest);
         // Where one was lost, it is not known which is which.
-        if saved.versions.len() == sockets.groups.len() {
-            (sockets.versions, sockets.beside_specs) = (saved.versions, beside_specs);
+        if saved.versions.len() == sockets.groups.len() && spec_of.len() == sockets.groups.len() {
+            (sockets.versions, sockets.spec_of) = (saved.versions, spec_of);
         }
         sockets
     }
