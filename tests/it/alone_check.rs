@@ -47,7 +47,7 @@ fn a_dead_release_does_not_pass_a_check_that_comes_from_the_source() {
     supervisor.folder.open("broken-2");
     fs::remove_file(supervisor.folder.path("asked-1")).unwrap();
     let reload = supervisor.command("--reload", &[]).start();
-    assert!(supervisor.folder.read("asked-2").starts_with("127.0.0.2\n"));
+    assert!(supervisor.folder.read_with("asked-2", "127.0.0.2\n").starts_with("127.0.0.2\n"));
     assert_eq!(supervisor.answer().generation, 1);
     let output = reload.output();
     let why =
