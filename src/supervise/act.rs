@@ -12,14 +12,14 @@ use crate::kernel::elsewhere::{ForeignAddress, listening_elsewhere};
 use crate::socket::listener::Listener;
 use crate::supervise::Supervisor;
 use crate::supervise::diagnosis::{Diagnosis, Findings, cut_short, gone_to_background};
-use crate::supervise::generation::Generation;
 use crate::supervise::generation::child::Launch;
 use crate::supervise::generation::descriptors::Role;
 use crate::supervise::generation::ready::{Watch, unattended};
+use crate::supervise::generation::{FIRST_HINT, Generation};
 use crate::supervise::plan::{Event, Id, Order, Reason, Transition};
 use crate::supervise::sockets::Share;
 use crate::supervise::wording::connections;
-use crate::sys::{self, Ending};
+use crate::sys::{self, Ending, Timestamp};
 use crate::target::Handing;
 use crate::target::pid_file::PidFile;
 
@@ -80,7 +80,11 @@ impl Supervisor {
             filter: self.filter(),
             watchdog: self.reporter.manager.watchdog(),
         };
-        Generation::start(launch, share, &self.config.ready, self.sockets.reach(), sys::now())
+        let mut generation = Generation::start(launch, share, &self.config.ready, self.sockets.reach(), sys::now())?;
+        if program.handing == Handing::Descriptors {
+            generation.given = self.sockets.set(share).inodes;
+        }
+        Ok(generation)
     }
 
     /// Ask a generation to stop.
@@ -128,6 +132,13 @@ impl Supervisor {
         }
         self.sockets.settle_versions();
         self.look_after_sockets();
+        if let Some(address) = self.opened_by_serving().filter(|_| id == 1) {
+            let spec = self.sockets.whereabouts(&self.config.exec.program).spec_beside(&address);
+            warn!(
+                "generation {id}: also listens on {address}, which it opened itself: if that port is always the same, the next \
+                 generation cannot open it; add --listen {spec}"
+            );
+        }
         // Before it is reported: a manager or a script looks for it then.
         self.write_pid_file();
         self.reporter.serves(id, after, &self.plan, now);
@@ -168,6 +179,20 @@ impl Supervisor {
         self.sockets.forget_versions();
     }
 
+    /// Report that a generation listens elsewhere before its time is over: somebody may look on.
+    pub(super) fn hint_at_elsewhere(&mut self, now: Timestamp) {
+        let is_due = |generation: &&mut Generation| generation.next_hint.is_some_and(|at| at <= now);
+        let starting = |generation: &&mut Generation| self.plan.is_starting(generation.id);
+        let Some(generation) = self.generations.iter_mut().filter(starting).find(is_due) else { return };
+        generation.next_hint = Some(now + FIRST_HINT);
+        let (id, alive) = (generation.id, generation.members.alive());
+        let elsewhere = listening_elsewhere(&alive, &self.sockets.inodes()).unwrap_or_default();
+        if let Some(other) = elsewhere.into_iter().next() {
+            generation.next_hint = None;
+            self.reporter.progress(id, &format!("not ready yet: it listens on {}, not on our socket", other.address));
+        }
+    }
+
     /// What can be seen of a generation that gets ready. It was surveyed just now.
     fn diagnose(&self, generation: &Generation) -> Diagnosis {
         let (alive, set) = (generation.members.alive(), self.sockets.set(generation.share));
@@ -178,6 +203,7 @@ impl Supervisor {
         let seen = if has_accepted { Some(vec![]) } else { unattended(&alive, &set) };
         Diagnosis {
             elsewhere: elsewhere.into_iter().next(),
+            was_given: !generation.given.is_empty() && self.config.exec.program.handing == Handing::Interception,
             opened_by_serving: self.opened_by_serving(),
             refusal: generation.refusal.clone(),
             stopped: generation.stopped_by(),

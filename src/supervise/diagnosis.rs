@@ -34,8 +34,27 @@ impl Whereabouts {
         match self {
             Whereabouts::Descriptors { .. } => self.to_string(),
             Whereabouts::Intercepted(addresses) => {
-                format!("let it listen on {}, or use --listen {}", addresses.join(" and "), other.spec())
+                format!("let it listen on {}, or use --listen {}", addresses.join(" and "), self.spec_beside(other))
             }
+        }
+    }
+}
+
+impl Whereabouts {
+    /// How it is written for `--listen` beside those that there are: `:PORT` would be in the way of another of that port.
+    pub(crate) fn spec_beside(&self, other: &ForeignAddress) -> String {
+        let port = |port: u16| format!(":{port}");
+        match (self, other) {
+            (Whereabouts::Intercepted(ours), ForeignAddress::Tcp(address))
+                if address.ip().is_unspecified() && ours.iter().any(|ours| ours.ends_with(&port(address.port()))) =>
+            {
+                if address.is_ipv6() {
+                    format!("{address},v6only")
+                } else {
+                    address.to_string()
+                }
+            }
+            _ => other.spec(),
         }
     }
 }
@@ -65,6 +84,8 @@ pub(crate) struct Diagnosis {
     pub(crate) elsewhere: Option<ForeignListener>,
     /// With interception, an address that the serving generation has opened itself.
     pub(crate) opened_by_serving: Option<ForeignAddress>,
+    /// Its bind(2) was answered with a socket of ours.
+    pub(crate) was_given: bool,
     /// Why its last bind(2) was refused.
     pub(crate) refusal: Option<Findings>,
     /// What it is stopped by.
@@ -124,12 +145,14 @@ impl Diagnosis {
         }
         let left = if self.processes > 0 { format!(" and left {}", processes(self.processes)) } else { String::new() };
         let remedy = if let Some(opened_by_serving) = &self.opened_by_serving {
-            let spec = opened_by_serving.spec();
+            let spec = self.whereabouts.spec_beside(opened_by_serving);
             format!(
                 "the one that serves has opened {opened_by_serving} itself; if this one failed because of that, add --listen {spec}"
             )
         } else if self.taken_before {
             "an earlier generation took the socket, so see what this one wrote to the supervisor's stderr".to_owned()
+        } else if self.was_given {
+            "it had got its socket, so see what it wrote to the supervisor's stderr, or to its own log".to_owned()
         } else if let Whereabouts::Intercepted(_) = self.whereabouts {
             // php-fpm and others connect to a path before they bind it.
             let is_path = addresses.iter().any(|address| address.starts_with('/'));
@@ -148,7 +171,9 @@ pub(crate) fn gone_to_background(ending: Ending, left: usize) -> Option<Findings
     (ending == Ending::Exited(0) && left > 0).then(|| Findings {
         text: format!("{ending} and left {} in the background", processes(left)),
         remedy: Some(
-            "it must stay in the foreground: servers have an option for that, such as --nodaemonize".to_owned(),
+            "it must stay in the foreground: servers have an option for that, as nginx 'daemon off;', apache2 -D FOREGROUND, \
+             lighttpd -D, others --nodaemonize"
+                .to_owned(),
         ),
     })
 }
@@ -224,6 +249,13 @@ mod tests {
         let expected = "the one that serves has opened [::]:9090 itself; if this one failed because of that, add \
                         --listen :9090";
         assert_eq!(remedy.as_deref(), Some(expected));
+        let beside = |ours: &str, other: &str| {
+            let whereabouts = Whereabouts::Intercepted(vec![ours.to_owned()]);
+            whereabouts.spec_beside(&ForeignAddress::Tcp(other.parse().unwrap()))
+        };
+        assert_eq!(beside("127.0.0.1:80", "[::]:80"), "[::]:80,v6only");
+        assert_eq!(beside("[::1]:80", "0.0.0.0:80"), "0.0.0.0:80");
+        assert_eq!(beside("127.0.0.1:8080", "[::]:80"), ":80");
         assert_eq!(end(3, 2, false).text, "ended with status 3 before it was ready and left 2 processes");
         let daemon = end(0, 1, false);
         assert_eq!(daemon.text, "ended with status 0 and left 1 process in the background before it was ready");

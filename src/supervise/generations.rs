@@ -12,7 +12,7 @@ use nix::sys::wait::{Id as WaitId, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, geteuid};
 
 use crate::config::Ready;
-use crate::kernel::descriptors::running_thread;
+use crate::kernel::descriptors::{SocketInode, running_thread, sockets};
 use crate::kernel::members::{Members, strangers};
 use crate::kernel::processes::{Process, ProcessState, Processes, are_visible, is_shortage};
 use crate::saved;
@@ -147,10 +147,25 @@ impl Generations {
         for stranger in unknown {
             let directory = running_thread(stranger.pid).unwrap_or_else(|| format!("/proc/{}", stranger.pid));
             let Ok(environment) = fs::read(format!("{directory}/environ")) else { continue };
-            if let Some(owner) = self.all.iter_mut().find(|generation| generation.marks(&environment)) {
-                owner.members.adopt(&stranger);
+            let marked = self.all.iter().position(|generation| generation.marks(&environment));
+            // One that writes its title over its environment, as nginx does, has a socket that no other generation has.
+            if let Some(owner) = marked.or_else(|| self.only_owner_of(&stranger)) {
+                self.all[owner].members.adopt(&stranger);
             }
         }
+    }
+
+    /// The place of the generation that alone was given a socket which this process has.
+    fn only_owner_of(&self, process: &Process) -> Option<usize> {
+        let file = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
+        if file(&process.pid.to_string()) == file("self") {
+            // A child of ours that is about to become a helper, and has all that we have.
+            return None;
+        }
+        let held: Vec<SocketInode> = sockets(process.pid).collect();
+        let has_its = |generation: &Generation| generation.given.iter().any(|inode| held.contains(inode));
+        let mut owners = (0..self.all.len()).filter(|at| has_its(&self.all[*at]));
+        owners.next().filter(|_| owners.next().is_none())
     }
 
     /// Children ended: reap the orphans among them, and take out the generations of which nothing is left and that

@@ -24,6 +24,7 @@ use crate::socket::interception::carried::{carry_blocking, carry_over};
 use crate::socket::interception::filter::{Lengths, bind_filter};
 use crate::socket::interception::theirs::{is_same_network, request};
 use crate::socket::interception::{BindRequest, Decision};
+use crate::socket::listener::Listener;
 use crate::supervise::Supervisor;
 use crate::supervise::diagnosis::Findings;
 use crate::supervise::generation::Generation;
@@ -136,9 +137,27 @@ impl Supervisor {
         let Some(request) = request(&theirs, bind.family, bind.asked.clone()) else { return Ok(Verdict::Continue) };
         let decision = self.decide(generation, &bind.caller, &theirs, &request);
         debug!("generation {generation}: binds {}: {decision:?}", request.endpoint);
-        match self.socket_for(generation, decision, &request.endpoint)? {
-            Some(at) => self.hand_over(generation, at, &bind, &theirs, inode),
-            None => Ok(Verdict::Continue),
+        let Some(at) = self.socket_for(generation, decision, &request.endpoint)? else { return Ok(Verdict::Continue) };
+        let is_first = self.generations.iter().all(|generation| generation.given.is_empty());
+        let answer = self.hand_over(generation, at, &bind, &theirs, inode);
+        if let (true, Ok(Verdict::Done)) = (is_first, &answer) {
+            self.warn_of_wider(at, &request.endpoint);
+        }
+        answer
+    }
+
+    /// A program that wants clients of this machine alone may get those of the whole network.
+    fn warn_of_wider(&self, at: usize, asked: &Endpoint) {
+        let Some(Ok(ours)) = self.sockets.listeners().nth(at).map(Listener::endpoint) else { return };
+        let ip = |endpoint: &Endpoint| match endpoint {
+            Endpoint::Inet { address, .. } => Some(address.ip()),
+            _ => None,
+        };
+        let is_wider = ip(&ours).is_some_and(|ours| ours.is_unspecified());
+        if is_wider && ip(asked).is_some_and(|asked| asked.is_loopback()) {
+            warn!(
+                "the program asked for {asked}, and can be reached on every interface: --listen {asked} would keep it local"
+            );
         }
     }
 

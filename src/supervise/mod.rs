@@ -161,6 +161,7 @@ impl Supervisor {
             self.collect_gone();
         }
         self.generations.observe(&self.sockets, now, &mut self.events);
+        self.hint_at_elsewhere(now);
         self.lead_probes();
         self.observe_check();
         self.observe_handover(now);

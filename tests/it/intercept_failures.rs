@@ -141,8 +141,10 @@ fn one_that_opens_another_address_is_told_which_line_works() {
 s = socket.create_server(('127.0.0.1', 0))
 mark('port', str(s.getsockname()[1]))
 serve()";
-    let mut supervisor = intercept(code, &["--ready-timeout", "2s"]).start();
+    let mut supervisor = intercept(code, &["--ready-timeout", "5s"]).start();
     let port = supervisor.folder.read("port");
+    // Before its time is over, too.
+    supervisor.wait_log(&format!("generation 1: not ready yet: it listens on 127.0.0.1:{port}, not on our socket\n"));
     let (status, log) = supervisor.end();
     assert_eq!(status, 137, "{log}");
     let ours = supervisor.address();
@@ -164,6 +166,62 @@ fn one_that_opens_nothing_is_told_where_it_would_get_its_socket() {
         supervisor.address()
     );
     assert!(log.contains(&told), "{log}");
+}
+
+#[test]
+fn one_that_ends_though_it_had_its_socket_is_not_told_how_to_get_it() {
+    let mut supervisor = intercept("s = opened()\nsys.exit(3)", &[]).start();
+    let (status, log) = supervisor.end();
+    assert_eq!(status, 3, "{log}");
+    let told =
+        "handoff-run: it had got its socket, so see what it wrote to the supervisor's stderr, or to its own log\n";
+    assert!(log.contains(told), "{log}");
+}
+
+// As nginx does it, whose title is written over its environment.
+#[test]
+fn a_daemon_that_nothing_marks_is_found_by_its_socket_and_ended() {
+    let code = "
+import ctypes
+s = opened()
+gone, here = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() != 0: os._exit(0)
+    start, end = (int(field) for field in open('/proc/self/stat').read().rsplit(')', 1)[1].split()[47:49])
+    ctypes.memset(start, 0, end - start)
+    mark('daemon', str(os.getpid()))
+    os.write(here, b'x')
+    signal.pause()
+os.wait()
+os.read(gone, 1)";
+    for options in [&["--shared"][..], &[]] {
+        let mut supervisor = intercept(code, options).start();
+        let daemon = supervisor.folder.read("daemon");
+        let (status, log) = supervisor.end();
+        assert_eq!(status, 1, "{log}");
+        assert!(
+            log.contains("ended with status 0 and left 1 process in the background before it was ready\n"),
+            "{log}"
+        );
+        assert!(!fs::exists(format!("/proc/{daemon}")).unwrap(), "{log}");
+    }
+}
+
+// handoff-run(1), INTERCEPTION: "the program then listens where --listen says".
+#[test]
+fn one_that_wanted_clients_of_this_machine_alone_is_warned_of_the_others() {
+    let supervisor = intercept("s = opened(host='127.0.0.1')\nserve()", &[]).listen("0.0.0.0:0").start();
+    supervisor.wait_ready(1);
+    let port = supervisor.address().rsplit(':').next().unwrap().to_owned();
+    let told = format!(
+        "handoff-run: the program asked for 127.0.0.1:{port}, and can be reached on every interface: --listen 127.0.0.1:{port} \
+         would keep it local\n"
+    );
+    supervisor.wait_log(&told);
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    assert_eq!(supervisor.log().matches("would keep it local").count(), 1);
+    supervisor.stopped();
 }
 
 // As php-fpm does it.
@@ -197,6 +255,7 @@ s = opened()
 serve()";
     let supervisor = intercept(code, &[]).serving();
     let port = supervisor.folder.read("port");
+    supervisor.wait_log(&format!("generation 1: also listens on 127.0.0.1:{port}, which it opened itself: "));
     let output = supervisor.reload();
     let told = format!(
         "handoff-run: generation 2: ended with status 1 before it was ready\n\

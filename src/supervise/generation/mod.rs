@@ -41,6 +41,8 @@ use notify_socket::{Notification, NotifyFile};
 use ready::Watch;
 pub(crate) use save::SavedGeneration;
 
+/// One that is not ready after this time, and then as often, may listen elsewhere.
+pub(crate) const FIRST_HINT: Duration = Duration::from_secs(3);
 /// A generation that ends within this time after the stop signal did not drain what it still had.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
@@ -67,12 +69,14 @@ pub(crate) struct Generation {
     pub(crate) ended: Option<Ending>,
     /// Why its last bind(2) was refused, and what helps; none once one has succeeded.
     pub(crate) refusal: Option<Findings>,
-    /// The sockets that it was given in the place of its own.
+    /// The sockets that it was given: at its start, or in the place of its own.
     pub(crate) given: Vec<SocketInode>,
     /// The thread, and the number, of a bind(2) that was done and could not be answered, since a signal had interrupted it.
     pub(crate) unanswered: Option<(Pid, ForeignFd)>,
     /// To read what it gives to bind(2) took too long once.
     pub(crate) is_slow: bool,
+    /// When it is looked at for a listener elsewhere, while it is not ready; never again once that was reported.
+    pub(crate) next_hint: Option<Timestamp>,
     /// Some other process sent to its notify socket.
     pub(crate) stranger_reported: bool,
     /// What its main process was last seen stopped by.
@@ -139,6 +143,7 @@ impl Generation {
             given: vec![],
             unanswered: None,
             is_slow: false,
+            next_hint: Some(now + FIRST_HINT),
             stranger_reported: false,
             stopped: None,
             asked_to_stop: None,

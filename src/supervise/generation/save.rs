@@ -41,7 +41,7 @@ pub(crate) struct SavedGeneration {
     /// The groups and sessions that members are in, but for the main process' own.
     #[serde(default)]
     groups: Vec<i32>,
-    /// The inodes of the sockets that it was given in the place of its own.
+    /// The inodes of the sockets that it was given.
     #[serde(default)]
     given: Vec<u64>,
     /// The clients whose connections to it were being made when it was relieved.
@@ -127,6 +127,7 @@ impl Generation {
             given: saved.given.into_iter().map(SocketInode).collect(),
             unanswered: None,
             is_slow: false,
+            next_hint: None,
             stranger_reported: false,
             stopped: None,
             asked_to_stop: None,

@@ -128,7 +128,7 @@ impl Sockets {
         self.spec_of.insert(at, of);
         self.reach = reach(&self.groups);
         if outcome.is_ok() {
-            info!("{spec} listens on {endpoint}, as the program asked for");
+            info!("{spec} listens on {endpoint}, of the IP version that the program asked for");
         }
         if waiting > 0 {
             warn!("{waiting} connections that waited at {before} are reset");
@@ -157,7 +157,7 @@ impl Sockets {
         self.versions.push(Versions::Half);
         self.spec_of.push(of);
         self.reach = reach(&self.groups);
-        info!("{spec} also listens on {endpoint}, as the program asked for");
+        info!("{spec} also listens on {endpoint}, of the IP version that the program asked for");
         Ok(self.groups.len() - 1)
     }
 
