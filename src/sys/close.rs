@@ -7,7 +7,7 @@ use libc::c_int;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
 
 /// How often what waits is interrupted, in microseconds.
-const INTERVAL: libc::suseconds_t = 10_000;
+const INTERVAL: u16 = 10_000;
 
 extern "C" fn interrupt(_: c_int) {}
 
@@ -32,8 +32,8 @@ pub(crate) fn close_in_time(fd: OwnedFd) {
     }
 }
 
-fn interrupt_every(microseconds: libc::suseconds_t) {
-    let time = libc::timeval { tv_sec: 0, tv_usec: microseconds };
+fn interrupt_every(microseconds: u16) {
+    let time = libc::timeval { tv_sec: 0, tv_usec: microseconds.into() };
     let timer = libc::itimerval { it_interval: time, it_value: time };
     // SAFETY: the kernel reads the struct, which lives through the call.
     unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
