@@ -6,6 +6,7 @@
 mod act;
 pub(crate) mod control;
 mod diagnosis;
+mod examine;
 mod generation;
 mod generations;
 pub(crate) mod intercept;

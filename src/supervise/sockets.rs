@@ -1,11 +1,12 @@
 //! The sockets of a supervisor, and which of them each generation serves on.
 
+mod given;
 mod intercepted;
 mod names;
 mod save;
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::Result;
 use nix::sys::inotify::Inotify;
@@ -17,18 +18,16 @@ use crate::socket::group::{Group, Look, Route, Trial, check_obedience};
 use crate::socket::interception::Versions;
 use crate::socket::listener::Listener;
 use crate::socket::steering::Client;
-use crate::supervise::diagnosis::Whereabouts;
 use crate::supervise::plan::Id;
 use crate::supervise::poll::{Source, Table};
-use crate::target::handout::Handout;
-use crate::target::{Announce, Handing, Program};
+use crate::target::Handing;
 use names::watch_names;
 pub(crate) use save::SavedSockets;
 
 /// The sockets of all addresses; the first of each is at the number where every generation finds it.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    groups: Vec<Group>,
+    listed: Vec<Listed>,
     /// What was announced to us and is no socket.
     beside: Vec<Listener>,
     /// Reports that the names of their files change.
@@ -43,10 +42,16 @@ pub(crate) struct Sockets {
     owners: Vec<Option<Id>>,
     /// Sockets that no generation has at this number are here or above.
     lowest: RawFd,
-    /// How firmly the address of each group has its IP versions.
-    versions: Vec<Versions>,
-    /// The SPEC of each group; of one that was bound beside another it is the same.
-    spec_of: Vec<usize>,
+}
+
+/// The sockets of one address.
+#[derive(Debug)]
+struct Listed {
+    group: Group,
+    /// Whether its IP versions are still to be chosen.
+    versions: Versions,
+    /// The place of its SPEC; one that was bound beside another has the same.
+    spec: usize,
 }
 
 /// Which set of sockets a generation serves on.
@@ -98,29 +103,38 @@ impl Sockets {
         let (mut listeners, beside): (Vec<_>, _) = given.into_iter().partition(Listener::is_socket);
         check_obedience(&mut listeners);
         let is_open = |first: &Listener| handing == Handing::Interception && first.is_for_any_version();
-        let versions = |first| if is_open(first) { Versions::Undecided } else { Versions::Given };
-        let versions = listeners.iter().map(versions).collect();
-        let groups = listeners.into_iter().map(|first| Group::of(first, lowest)).collect::<nix::Result<_>>()?;
-        Ok(Sockets { versions, ..Sockets::looked_after(groups, beside, others, lowest) })
+        let listed = listeners.into_iter().enumerate().map(|(spec, first)| {
+            let versions = if is_open(&first) { Versions::Undecided } else { Versions::Given };
+            Ok(Listed { group: Group::of(first, lowest)?, versions, spec })
+        });
+        Ok(Sockets::looked_after(listed.collect::<nix::Result<_>>()?, beside, others, lowest))
     }
 
-    fn looked_after(groups: Vec<Group>, beside: Vec<Listener>, others: Vec<OwnedFd>, lowest: RawFd) -> Sockets {
-        let names = watch_names(groups.iter().filter_map(|group| group.listener(0).created()));
-        let serving = groups.iter().find(|group| group.is_steered()).map_or(0, Group::serving);
+    fn looked_after(listed: Vec<Listed>, beside: Vec<Listener>, others: Vec<OwnedFd>, lowest: RawFd) -> Sockets {
+        let groups = || listed.iter().map(|listed| &listed.group);
+        let names = watch_names(groups().filter_map(|group| group.listener(0).created()));
+        let serving = groups().find(|group| group.is_steered()).map_or(0, Group::serving);
         let route = Route { serving, ..Route::default() };
-        let reach = reach(&groups);
-        let (versions, spec_of) = (vec![Versions::Given; groups.len()], (0..groups.len()).collect());
-        Sockets { groups, beside, names, others, route, reach, owners: vec![], lowest, versions, spec_of }
+        let reach = reach(groups());
+        Sockets { listed, beside, names, others, route, reach, owners: vec![], lowest }
+    }
+
+    fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.listed.iter().map(|listed| &listed.group)
+    }
+
+    fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
+        self.listed.iter_mut().map(|listed| &mut listed.group)
     }
 
     /// Keep the names of the files that a predecessor made, which may have had no way to.
     pub(crate) fn keep_names(&mut self) {
-        self.groups.iter_mut().for_each(Group::keep_name);
+        self.groups_mut().for_each(Group::keep_name);
     }
 
     /// Wake when a listener is shut down, its file loses a name, or somebody waits where nobody is.
     pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
-        for (listener, flags) in self.groups.iter().flat_map(Group::polled) {
+        for (listener, flags) in self.groups().flat_map(Group::polled) {
             table.events(Source::Listener, listener.as_fd(), flags);
         }
         if let Some(names) = &self.names {
@@ -132,27 +146,28 @@ impl Sockets {
     pub(crate) fn look_after(&mut self) -> Vec<Look> {
         // What changed is seen below, whatever the events are; they are only taken out.
         while self.names.as_ref().is_some_and(|names| names.read_events().is_ok()) {}
-        self.groups.iter_mut().map(|group| group.look_after(self.lowest)).collect()
+        let lowest = self.lowest;
+        self.groups_mut().map(|group| group.look_after(lowest)).collect()
     }
 
     /// What could not be repaired of each listener, in their order.
     pub(crate) fn problems(&self) -> impl Iterator<Item = Option<&str>> {
-        self.groups.iter().map(Group::problem)
+        self.groups().map(Group::problem)
     }
 
     /// Has each generation a socket of its own at some address?
     pub(crate) fn is_any_steered(&self) -> bool {
-        self.groups.iter().any(Group::is_steered)
+        self.groups().any(Group::is_steered)
     }
 
     /// Has it at every address?
     pub(crate) fn is_all_steered(&self) -> bool {
-        self.groups.iter().all(Group::is_steered)
+        self.groups().all(Group::is_steered)
     }
 
     /// The addresses at which all generations share a socket.
     pub(crate) fn shared(&self) -> impl Iterator<Item = &Listener> {
-        self.groups.iter().filter(|group| !group.is_steered()).map(|group| group.listener(0))
+        self.groups().filter(|group| !group.is_steered()).map(|group| group.listener(0))
     }
 
     /// The set where new connections go.
@@ -165,15 +180,16 @@ impl Sockets {
     /// # Errors
     /// If all are used and no further socket can be bound.
     pub(crate) fn unused(&mut self, used: &[Share]) -> Result<Share> {
-        let Some(slots) = self.groups.iter().find(|group| group.is_steered()).map(Group::slots) else {
+        let Some(slots) = self.groups().find(|group| group.is_steered()).map(Group::slots) else {
             return Ok(Share::One);
         };
         let is_used = |slot: usize| slot == self.route.serving || used.contains(&Share::Slot(slot));
         let unused = (0..slots).find(|slot| !is_used(*slot)).unwrap_or(slots);
-        for group in &mut self.groups {
+        let lowest = self.lowest;
+        for group in self.groups_mut() {
             // One that failed here before may have grown already.
             if group.is_steered() && group.slots() <= unused {
-                group.grow(self.lowest)?;
+                group.grow(lowest)?;
             }
         }
         Ok(Share::Slot(unused))
@@ -183,7 +199,7 @@ impl Sockets {
     /// much that was.
     pub(crate) fn give(&mut self, share: Share, id: Id) -> usize {
         let dropped = match share {
-            Share::Slot(slot) => self.groups.iter_mut().map(|group| group.give(slot)).sum(),
+            Share::Slot(slot) => self.groups_mut().map(|group| group.give(slot)).sum(),
             Share::One => 0,
         };
         self.own(share, id);
@@ -205,13 +221,13 @@ impl Sockets {
     /// Listeners of others, at the address of a steered socket, whom new connections may go to.
     pub(crate) fn strangers(&self) -> Vec<(String, SocketInode)> {
         let ours = self.inodes();
-        let strangers = self.groups.iter().flat_map(Group::beside);
+        let strangers = self.groups().flat_map(Group::beside);
         strangers.filter(|(_, inode)| !ours.contains(inode)).collect()
     }
 
     /// How many connections, or whether datagrams, wait for this set.
     pub(crate) fn waiting(&self, share: Share) -> usize {
-        self.groups.iter().map(|group| group.waiting(share.slot())).sum()
+        self.groups().map(|group| group.waiting(share.slot())).sum()
     }
 
     /// The clients whose connections to a steered address are in these states.
@@ -219,20 +235,20 @@ impl Sockets {
     /// # Errors
     /// If the kernel does not list them, as where no descriptor is left.
     pub(crate) fn peers(&self, states: States) -> nix::Result<Vec<Peer>> {
-        let lists: Vec<Vec<Peer>> = self.groups.iter().map(|group| group.peers(states)).collect::<nix::Result<_>>()?;
+        let lists: Vec<Vec<Peer>> = self.groups().map(|group| group.peers(states)).collect::<nix::Result<_>>()?;
         Ok(lists.concat())
     }
 
     /// Of this set nobody has the sockets that are not `held`.
     pub(crate) fn free_closed(&mut self, share: Share, held: &[SocketInode]) {
         let slot = share.slot();
-        self.groups.iter_mut().filter(|group| !held.contains(&group.inode(slot))).for_each(|group| group.give_up(slot));
+        self.groups_mut().filter(|group| !held.contains(&group.inode(slot))).for_each(|group| group.give_up(slot));
     }
 
     /// Nobody has any but the sets in `used`, and the one where new connections go.
     pub(crate) fn free_all_but(&mut self, used: &[Share]) {
         let (Route { serving, .. }, lowest) = (self.route, self.lowest);
-        for group in &mut self.groups {
+        for group in self.groups_mut() {
             let free = (0..group.slots()).filter(|slot| *slot != serving && !used.contains(&Share::Slot(*slot)));
             free.collect::<Vec<_>>().into_iter().for_each(|slot| group.free(slot, lowest));
         }
@@ -265,7 +281,7 @@ impl Sockets {
 
     /// The TCP and UDP sockets that are not reached from the source of `reach`.
     pub(crate) fn beyond_source(&self) -> impl Iterator<Item = &Listener> {
-        let beyond = self.groups.iter().filter(|group| group.is_steered() && !group.takes_local_v4());
+        let beyond = self.groups().filter(|group| group.is_steered() && !group.takes_local_v4());
         beyond.map(|group| group.listener(0))
     }
 
@@ -276,7 +292,7 @@ impl Sockets {
 
     fn follow(&mut self, route: Route) -> Result<()> {
         // Each of them, whatever became of the others.
-        let outcomes: Vec<Result<()>> = self.groups.iter_mut().map(|group| group.steer(route)).collect();
+        let outcomes: Vec<Result<()>> = self.groups_mut().map(|group| group.steer(route)).collect();
         let outcome: Result<()> = outcomes.into_iter().collect();
         // A probe must not go out where it cannot be led: the next round tries again.
         self.route = if outcome.is_ok() { route } else { Route { exception: None, ..route } };
@@ -284,59 +300,22 @@ impl Sockets {
     }
 
     pub(crate) fn set(&self, share: Share) -> SocketSet<'_> {
-        let groups = || self.groups.iter();
+        let groups = || self.groups();
         SocketSet {
             listeners: groups().map(|group| group.listener(share.slot())).collect(),
             inodes: groups().map(|group| group.inode(share.slot())).collect(),
         }
     }
 
-    /// What a generation that serves on this set is given.
-    pub(crate) fn handout(&self, share: Share, program: &Program) -> Handout<'_> {
-        // As they were announced: the first of each address, and what is no socket, is at its number.
-        let number = |listener: &Listener| listener.as_fd().as_raw_fd();
-        let first = self.groups.iter().enumerate().filter(|(at, _)| !self.is_beside(*at)).map(|(_, group)| group);
-        let sockets = first.map(|group| (number(group.listener(0)), group.listener(share.slot())));
-        let mut given: Vec<_> = sockets.chain(self.beside.iter().map(|beside| (number(beside), beside))).collect();
-        given.sort_by_key(|(number, _)| *number);
-        Handout::of(given.into_iter().map(|(_, listener)| listener), program)
-    }
-
-    /// Where a server finds them.
-    pub(crate) fn whereabouts(&self, program: &Program) -> Whereabouts {
-        if program.handing == Handing::Interception {
-            let address = |listener: &Listener| listener.endpoint().map(|endpoint| endpoint.to_string());
-            return Whereabouts::Intercepted(self.listeners().filter_map(|listener| address(listener).ok()).collect());
-        }
-        let announced = program.announce != Announce::Nothing;
-        Whereabouts::Descriptors { first_fd: program.first_fd, count: self.groups.len(), announced }
-    }
-
-    /// Those of all sockets.
-    pub(crate) fn inodes(&self) -> Vec<SocketInode> {
-        self.groups.iter().flat_map(Group::inodes).collect()
-    }
-
-    /// One listener for each address, as the user asked for them.
-    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Listener> {
-        self.groups.iter().map(|group| group.listener(0))
-    }
-
-    /// Is this the number of a descriptor that every generation has from the start?
-    pub(crate) fn has_number(&self, number: RawFd) -> bool {
-        let given = self.listeners().chain(&self.beside).map(|listener| listener.as_fd().as_raw_fd());
-        given.chain(self.others.iter().map(AsRawFd::as_raw_fd)).any(|fd| fd == number)
-    }
-
     /// Servers call listen(2) again, which may shorten the backlog for all generations.
     pub(crate) fn restore_backlogs(&self) {
-        self.groups.iter().for_each(Group::restore_backlogs);
+        self.groups().for_each(Group::restore_backlogs);
     }
 
     /// What the supervisor that takes the place of this one needs open.
     pub(crate) fn handed_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         // The others were never close-on-exec.
-        self.groups.iter().flat_map(Group::sockets).chain(&self.beside).map(AsFd::as_fd)
+        self.groups().flat_map(Group::sockets).chain(&self.beside).map(AsFd::as_fd)
     }
 
     /// The same with `others` inherited by every generation.
@@ -345,9 +324,9 @@ impl Sockets {
     }
 }
 
-fn reach(groups: &[Group]) -> Reach {
-    let takes_v4 = groups.iter().any(Group::takes_local_v4);
-    let first = groups.first().and_then(Group::reached_at);
+fn reach<'a>(groups: impl Iterator<Item = &'a Group> + Clone) -> Reach {
+    let takes_v4 = groups.clone().any(Group::takes_local_v4);
+    let first = groups.clone().next().and_then(Group::reached_at);
     Reach { first, source: takes_v4.then(own_source).flatten() }
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod child;
 pub(crate) mod descriptors;
 mod handover;
 mod http;
+mod notifier;
 pub(crate) mod notify_socket;
 pub(crate) mod ready;
 mod save;
@@ -234,37 +235,6 @@ impl Generation {
         }
         self.descriptors.close(Role::Ready);
         read.is_ok_and(|length| length > 0)
-    }
-
-    /// Receive the notifier of its bind(2)s; at the end of the file its exec error shows why there is none.
-    pub(crate) fn receive_notifier(&mut self) {
-        let Some(channel) = self.descriptors.get(Role::NotifierChannel) else { return };
-        match sys::receive_descriptor(channel) {
-            Err(Errno::EAGAIN) => return,
-            Ok(Some(notifier)) => {
-                // Without it, answers are only slower.
-                let _ = sys::wake_here(&notifier);
-                self.descriptors.add(Role::Notifier, notifier);
-            }
-            Ok(None) => (),
-            Err(errno) => warn!("generation {}: cannot receive what reports its bind(2)s: {errno}", self.id),
-        }
-        self.descriptors.close(Role::NotifierChannel);
-    }
-
-    /// Are its bind(2)s reported, or will they be?
-    pub(crate) fn is_intercepted(&self) -> bool {
-        [Role::Notifier, Role::NotifierChannel].into_iter().any(|role| self.descriptors.get(role).is_some())
-    }
-
-    /// What reports its bind(2)s.
-    pub(crate) fn notifier(&self) -> Option<BorrowedFd<'_>> {
-        self.descriptors.get(Role::Notifier)
-    }
-
-    /// Close the notifier: no process with the filter is left.
-    pub(crate) fn close_notifier(&mut self) {
-        self.descriptors.close(Role::Notifier);
     }
 
     /// The open connections that it holds of those that came in by its sockets, if the kernel can be asked.

@@ -13,7 +13,7 @@ use crate::socket::interception::asked::Asked;
 use crate::socket::interception::{BindRequest, Decision, Versions, decide};
 use crate::socket::listener::{Listener, Manner, bind_at};
 use crate::socket::spec::Spec;
-use crate::supervise::sockets::{Share, Sockets, reach};
+use crate::supervise::sockets::{Listed, Share, Sockets, reach};
 
 impl Sockets {
     /// What a request is to be answered with.
@@ -22,7 +22,7 @@ impl Sockets {
         let nowhere = || Endpoint::Vsock { cid: 0, port: 0 };
         let endpoint = |group: &Group| group.listener(0).endpoint().unwrap_or_else(|_| nowhere());
         let ours: Vec<(Endpoint, Versions)> =
-            self.groups.iter().map(endpoint).zip(self.versions.iter().copied()).collect();
+            self.listed.iter().map(|listed| (endpoint(&listed.group), listed.versions)).collect();
         decide(&ours, request)
     }
 
@@ -57,42 +57,48 @@ impl Sockets {
                 own_kind == kind && own.file_name() == name.file_name() && is_there(&own)
             })
         };
-        self.groups.iter().position(is_it)
+        self.groups().position(is_it)
     }
 
     /// The socket at this place for a generation that has bound it just now. Where nobody had it, it is in use again.
     pub(crate) fn taken(&mut self, at: usize, share: Share) -> &Listener {
-        if self.versions[at] == Versions::Undecided {
-            self.versions[at] = Versions::Half;
+        let listed = &mut self.listed[at];
+        if listed.versions == Versions::Undecided {
+            listed.versions = Versions::Half;
         }
-        self.groups[at].give(share.slot());
-        self.groups[at].listener(share.slot())
+        listed.group.give(share.slot());
+        listed.group.listener(share.slot())
     }
 
     /// A generation serves: the IP versions of all addresses are those that it has bound.
     pub(crate) fn settle_versions(&mut self) {
-        for versions in self.versions.iter_mut().filter(|versions| **versions == Versions::Half) {
-            *versions = Versions::Chosen;
+        for listed in self.listed.iter_mut().filter(|listed| listed.versions == Versions::Half) {
+            listed.versions = Versions::Chosen;
         }
     }
 
     /// A generation that may have chosen IP versions failed: the next one chooses.
     pub(crate) fn forget_versions(&mut self) {
-        for at in (0..self.groups.len()).rev().filter(|at| self.versions[*at] == Versions::Half).collect::<Vec<_>>() {
+        for at in (0..self.listed.len()).rev() {
+            if self.listed[at].versions != Versions::Half {
+                continue;
+            }
             if self.is_beside(at) {
-                self.groups.remove(at);
-                self.versions.remove(at);
-                self.spec_of.remove(at);
+                self.listed.remove(at);
             } else {
-                self.versions[at] = Versions::Undecided;
+                self.listed[at].versions = Versions::Undecided;
             }
         }
-        self.reach = reach(&self.groups);
+        self.see_reach();
     }
 
     /// Was it bound beside another one, of the same SPEC?
     pub(crate) fn is_beside(&self, at: usize) -> bool {
-        self.spec_of[..at].contains(&self.spec_of[at])
+        self.listed[..at].iter().any(|other| other.spec == self.listed[at].spec)
+    }
+
+    fn see_reach(&mut self) {
+        self.reach = reach(self.listed.iter().map(|listed| &listed.group));
     }
 
     /// Bind the one at this place to `endpoint` instead, for the generation that has `share`; the same place. Clients that
@@ -109,13 +115,11 @@ impl Sockets {
         share: Share,
     ) -> Result<usize> {
         let spec = self.spec(at, specs)?;
-        let old = &self.groups[at];
+        let old = &self.listed[at].group;
         let (slots, before) = (old.slots(), old.listener(0).endpoint()?);
         let waiting: usize = (0..slots).map(|slot| old.waiting(slot)).sum();
         // Both cannot listen: it is closed first.
-        self.groups.remove(at);
-        self.versions.remove(at);
-        let of = self.spec_of.remove(at);
+        let Listed { spec: of, .. } = self.listed.remove(at);
         let bound = plain(bind_at(spec, endpoint, manner, self.lowest));
         let versions = if bound.is_ok() { Versions::Half } else { Versions::Undecided };
         let (listener, outcome) = match bound {
@@ -123,10 +127,8 @@ impl Sockets {
             Err(error) => (plain(bind_at(spec, &before, manner, self.lowest))?, Err(error)),
         };
         let group = self.begin(listener, slots, share)?;
-        self.groups.insert(at, group);
-        self.versions.insert(at, versions);
-        self.spec_of.insert(at, of);
-        self.reach = reach(&self.groups);
+        self.listed.insert(at, Listed { group, versions, spec: of });
+        self.see_reach();
         if outcome.is_ok() {
             info!("{spec} listens on {endpoint}, of the IP version that the program asked for");
         }
@@ -150,15 +152,13 @@ impl Sockets {
         share: Share,
     ) -> Result<usize> {
         let spec = self.spec(at, specs)?;
-        let of = self.spec_of[at];
+        let of = self.listed[at].spec;
         let listener = plain(bind_at(spec, endpoint, manner, self.lowest))?;
-        let group = self.begin(listener, self.groups[at].slots(), share)?;
-        self.groups.push(group);
-        self.versions.push(Versions::Half);
-        self.spec_of.push(of);
-        self.reach = reach(&self.groups);
+        let group = self.begin(listener, self.listed[at].group.slots(), share)?;
+        self.listed.push(Listed { group, versions: Versions::Half, spec: of });
+        self.see_reach();
         info!("{spec} also listens on {endpoint}, of the IP version that the program asked for");
-        Ok(self.groups.len() - 1)
+        Ok(self.listed.len() - 1)
     }
 
     /// A group of as many slots as the others have, of which one generation has one.
@@ -174,7 +174,7 @@ impl Sockets {
     }
 
     fn spec<'a>(&self, at: usize, specs: &'a [Spec]) -> Result<&'a Spec> {
-        specs.get(self.spec_of[at]).context("no SPEC asked for it")
+        specs.get(self.listed[at].spec).context("no SPEC asked for it")
     }
 }
 

@@ -10,7 +10,7 @@ use crate::socket::group::{Group, SavedGroup};
 use crate::socket::interception::Versions;
 use crate::socket::listener::{Listener, SavedListener};
 use crate::socket::spec::Spec;
-use crate::supervise::sockets::Sockets;
+use crate::supervise::sockets::{Listed, Sockets};
 use crate::sys::Claimed;
 
 /// The sockets in a state that is handed on.
@@ -24,7 +24,7 @@ pub(crate) struct SavedSockets {
     steered: Vec<SavedGroup>,
     #[serde(deserialize_with = "saved::lenient")]
     beside: Vec<SavedListener>,
-    /// How firmly each address has its IP versions.
+    /// Whether the IP versions of each listener are still to be chosen.
     versions: Vec<Versions>,
     /// The SPEC of each listener.
     spec_of: Vec<usize>,
@@ -34,13 +34,13 @@ pub(crate) struct SavedSockets {
 
 impl Sockets {
     pub(crate) fn save(&self) -> SavedSockets {
-        let (listeners, steered): (Vec<_>, Vec<_>) = self.groups.iter().map(Group::save).unzip();
+        let (listeners, steered): (Vec<_>, Vec<_>) = self.groups().map(Group::save).unzip();
         SavedSockets {
             listeners,
             steered: steered.into_iter().flatten().collect(),
             beside: self.beside.iter().map(Listener::save).collect(),
-            versions: self.versions.clone(),
-            spec_of: self.spec_of.clone(),
+            versions: self.listed.iter().map(|listed| listed.versions).collect(),
+            spec_of: self.listed.iter().map(|listed| listed.spec).collect(),
             others: Some(self.others.iter().map(AsRawFd::as_raw_fd).collect()),
         }
     }
@@ -48,30 +48,25 @@ impl Sockets {
     /// What a predecessor held, which had the same `specs`. A listener that cannot be resumed is reported and left out: the
     /// rest serves on.
     pub(crate) fn resume(saved: SavedSockets, specs: &[Spec], lowest: RawFd, claimed: &mut Claimed) -> Sockets {
-        let (mut steered, spec_of) = (saved.steered, saved.spec_of);
-        let spec = |at: usize| specs.get(spec_of.get(at).copied().unwrap_or(at));
-        let mut resume = |(at, saved): (usize, SavedListener)| -> Result<Group> {
+        let (mut steered, spec_of, versions) = (saved.steered, saved.spec_of, saved.versions);
+        let mut resume = |(at, saved): (usize, SavedListener)| -> Result<Listed> {
             let of_first = |group: &mut SavedGroup| group.first == saved.number();
             let beside = steered.extract_if(.., of_first).next();
-            let first = Listener::resume(saved, claimed)?;
-            match beside {
-                None => Ok(Group::of(first, lowest)?),
+            let (first, spec) = (Listener::resume(saved, claimed)?, spec_of.get(at).copied().unwrap_or(at));
+            let group = match beside {
+                None => Group::of(first, lowest)?,
                 Some(beside) => {
-                    let options = spec(at).map(|spec| spec.options.clone()).unwrap_or_default();
-                    Group::resume(first, beside, options, claimed)
+                    let options = specs.get(spec).map(|spec| spec.options.clone()).unwrap_or_default();
+                    Group::resume(first, beside, options, claimed)?
                 }
-            }
+            };
+            Ok(Listed { group, versions: versions.get(at).copied().unwrap_or_default(), spec })
         };
         let listeners = saved.listeners.into_iter().enumerate();
-        let groups = listeners.filter_map(|saved| resume(saved).map_err(|error| saved::lost(&error)).ok()).collect();
+        let listed = listeners.filter_map(|saved| resume(saved).map_err(|error| saved::lost(&error)).ok()).collect();
         let mut resume = |saved| Listener::resume_beside(saved, claimed).map_err(|error| saved::lost(&error)).ok();
         let beside = saved.beside.into_iter().filter_map(&mut resume).collect();
         let others = saved.others.into_iter().flatten().filter_map(|number| claimed.take_as_it_is(number)).collect();
-        let mut sockets = Sockets::looked_after(groups, beside, others, lowest);
-        // Where one was lost, it is not known which is which.
-        if saved.versions.len() == sockets.groups.len() && spec_of.len() == sockets.groups.len() {
-            (sockets.versions, sockets.spec_of) = (saved.versions, spec_of);
-        }
-        sockets
+        Sockets::looked_after(listed, beside, others, lowest)
     }
 }
