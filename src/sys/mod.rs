@@ -10,6 +10,7 @@ mod fd;
 mod helper;
 mod in_child;
 mod process;
+mod rights;
 mod search;
 mod seccomp;
 mod signal;
@@ -35,6 +36,7 @@ pub(crate) use process::{
     is_ptrace_restricted, pidfd_getfd, pidfd_of, pidfd_of_child, pidfd_of_thread, see_end_of, send_signal, set_name,
     try_to_get_descriptors, variable, would_give_up_privileges,
 };
+pub(crate) use rights::{receive_descriptor, send_descriptor};
 pub(crate) use search::{candidates, execute};
 pub(crate) use seccomp::{
     Notice, PendingCall, Verdict, answer, filter_calls, is_pending, next_call, put, try_put, wake_here,
@@ -43,7 +45,7 @@ pub(crate) use signal::{
     Disposition, change_mask, disposition, numbers_of, real_time_signals, set_disposition, set_of,
 };
 pub(crate) use socket::{
-    Transport, accept, disconnect, is_shut_down, listen, network_of, option, option_bytes, queue, receive,
-    receive_descriptor, send_descriptor, set_option, set_option_bytes, similar,
+    Transport, accept, disconnect, is_shut_down, listen, network_of, option, option_bytes, queue, receive, set_option,
+    set_option_bytes, similar,
 };
 pub(crate) use write::write_at_once;

@@ -1,14 +1,12 @@
 //! Sockets: integer options, listening, whether it was shut down, accepting, and messages with their sender.
 
 use std::ffi::c_int;
-use std::io::{IoSlice, IoSliceMut};
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, accept4, recvmsg, sendmsg};
+use nix::sys::socket::{SockFlag, accept4};
 
 /// What an internet socket carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,36 +166,6 @@ union Room {
     bytes: [u8; ROOM],
     #[expect(dead_code, reason = "it aligns")]
     header: libc::cmsghdr,
-}
-
-/// Send a descriptor over a Unix socket.
-pub(crate) fn send_descriptor(socket: impl AsFd, fd: impl AsFd) -> nix::Result<()> {
-    let numbers = [fd.as_fd().as_raw_fd()];
-    let rights = [ControlMessage::ScmRights(&numbers)];
-    let text = [IoSlice::new(&[0])];
-    sendmsg::<()>(socket.as_fd().as_raw_fd(), &text, &rights, MsgFlags::MSG_NOSIGNAL, None).map(drop)
-}
-
-/// The descriptor that was sent, close-on-exec; none at the end. Does not wait.
-///
-/// # Errors
-/// EAGAIN if nothing was sent.
-pub(crate) fn receive_descriptor(socket: impl AsFd) -> nix::Result<Option<OwnedFd>> {
-    let mut space = cmsg_space!(RawFd);
-    let mut byte = [0];
-    let mut text = [IoSliceMut::new(&mut byte)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let message = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut text, Some(&mut space), flags)?;
-    let received = message.cmsgs()?.find_map(|part| match part {
-        ControlMessageOwned::ScmRights(numbers) => numbers.first().copied(),
-        _ => None,
-    });
-    // Without a free number the kernel delivers the message alone.
-    if received.is_none() && message.bytes > 0 {
-        return Err(Errno::EMFILE);
-    }
-    // SAFETY: the kernel just made it for us alone.
-    Ok(received.map(|number| unsafe { OwnedFd::from_raw_fd(number) }))
 }
 
 /// A socket of the same family, type and protocol, on which nothing is set.
