@@ -17,7 +17,7 @@ use nix::unistd::{Pid, SysconfVar, pipe2, read, sysconf, write};
 
 use crate::kernel::descriptors::{ForeignFd, Kind, SocketInode, first_descriptors, socket_at};
 use crate::kernel::fdinfo::{self, Registration};
-use crate::sys::{self, Ending};
+use crate::sys::{self, Ending, EpollEntry};
 
 /// The thread.
 #[derive(Debug)]
@@ -145,31 +145,25 @@ impl Caller {
     /// Add `socket` to these epolls of its process, as its own socket was registered there.
     ///
     /// # Errors
-    /// EIO where it could not be done, as for a number beyond our RLIMIT_NOFILE; ETIMEDOUT where an epoll is held.
+    /// What epoll_ctl(2) says, EBADF for a number beyond our RLIMIT_NOFILE; ETIMEDOUT where an epoll is held.
     pub(crate) fn add_to_epolls(&self, epolls: Vec<(OwnedFd, Registration)>, socket: impl AsFd) -> nix::Result<()> {
-        let add = |(epoll, known): (OwnedFd, Registration)| {
+        let entries = epolls.into_iter().map(|(epoll, known)| {
             let Registration { number, events, data } = known;
-            // SAFETY: the child that this is done in ends, and no owner of what was there uses it any more.
-            match unsafe { sys::add_to_epoll(epoll, &socket, number.0, events, data) } {
-                // By a call that was interrupted, or by another number of the same epoll.
-                Err(Errno::EEXIST) => Ok(()),
-                done => done,
-            }
-        };
-        // The first may have the number of a later one: all are above those that are placed.
-        let highest = epolls.iter().map(|(_, known)| known.number.0).max().unwrap_or(0);
-        self.in_child(|| {
-            let apart = |(epoll, known)| Ok((sys::duplicate_from(epoll, highest + 1)?, known));
-            let epolls: Vec<_> = epolls.into_iter().map(apart).collect::<nix::Result<_>>()?;
-            epolls.into_iter().try_for_each(add).map_err(|_| Errno::EIO)
-        })
+            EpollEntry { epoll, number: number.0, events, data }
+        });
+        self.in_time(|| sys::add_to_epolls(entries.collect(), socket))
     }
 
     fn in_child(&self, look: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
+        self.in_time(|| sys::in_child(|| look().err().map_or(0, |errno| errno as u8)))
+    }
+
+    /// What came of a child that ends with 0, or with an errno.
+    fn in_time(&self, child: impl FnOnce() -> Ending) -> nix::Result<()> {
         if !self.may_wait {
             return Err(Errno::ETIMEDOUT);
         }
-        match sys::in_child(|| look().err().map_or(0, |errno| errno as u8)) {
+        match child() {
             Ending::Exited(0) => Ok(()),
             Ending::Exited(status) => Err(Errno::from_raw(status.into())),
             _ => Err(Errno::ETIMEDOUT),

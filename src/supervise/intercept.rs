@@ -15,7 +15,7 @@ use log::{debug, warn};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use crate::kernel::caller::{Caller, FolderId};
+use crate::kernel::caller::{Caller, FolderId, ForeignSocket};
 use crate::kernel::descriptors::{ForeignFd, SocketInode};
 use crate::socket::address::UnixName;
 use crate::socket::endpoint::Endpoint;
@@ -28,6 +28,7 @@ use crate::supervise::Supervisor;
 use crate::supervise::diagnosis::Findings;
 use crate::supervise::generation::Generation;
 use crate::supervise::plan::Id;
+use crate::supervise::sockets::intercepted::Binding;
 use crate::sys::{self, Notice, PendingCall, Verdict};
 use crate::target::Handing;
 
@@ -55,6 +56,12 @@ struct Bind {
     number: ForeignFd,
     family: c_int,
     asked: Asked,
+}
+
+/// The caller's own socket.
+struct Theirs {
+    socket: ForeignSocket,
+    inode: SocketInode,
 }
 
 impl Supervisor {
@@ -117,14 +124,14 @@ impl Supervisor {
             Ok(_) => return Ok(Verdict::Continue),
             Err(errno) => return self.unseen(generation, errno),
         };
-        let theirs = match bind.caller.copy_socket(bind.number) {
-            Ok(Some(theirs)) => theirs,
+        let socket = match bind.caller.copy_socket(bind.number) {
+            Ok(Some(socket)) => socket,
             // The kernel says so itself.
             Ok(None) | Err(Errno::EBADF | Errno::ESRCH) => return Ok(Verdict::Continue),
             Err(errno) => return self.unseen(generation, errno),
         };
         let Some(asker) = self.generations.get(generation) else { return Ok(Verdict::Continue) };
-        let inode = SocketInode::of(&theirs).map_err(|errno| refused("cannot see its socket", errno))?;
+        let inode = SocketInode::of(&socket).map_err(|errno| refused("cannot see its socket", errno))?;
         if !self.is_pending(generation, bind.id) {
             return Ok(Verdict::Continue);
         }
@@ -133,12 +140,12 @@ impl Supervisor {
             let is_again = asker.unanswered == Some((bind.thread, bind.number));
             return Ok(if is_again { Verdict::Done } else { Verdict::Continue });
         }
-        let Some(request) = request(&theirs, bind.family, bind.asked.clone()) else { return Ok(Verdict::Continue) };
-        let decision = self.decide(generation, &bind.caller, &theirs, &request);
+        let Some(request) = request(&socket, bind.family, bind.asked.clone()) else { return Ok(Verdict::Continue) };
+        let decision = self.decide(generation, &bind.caller, &socket, &request);
         debug!("generation {generation}: binds {}: {decision:?}", request.endpoint);
         let Some(at) = self.socket_for(generation, decision, &request.endpoint)? else { return Ok(Verdict::Continue) };
         let is_first = self.generations.iter().all(|generation| generation.given.is_empty());
-        let answer = self.hand_over(generation, at, &bind, &theirs, inode);
+        let answer = self.hand_over(generation, at, &bind, &Theirs { socket, inode });
         if let (true, Ok(Verdict::Done)) = (is_first, &answer) {
             self.warn_of_wider(at, &request.endpoint);
         }
@@ -236,13 +243,13 @@ impl Supervisor {
     /// The place of the socket that was decided for, which is bound first where the program chooses how.
     fn socket_for(&mut self, generation: Id, decision: Decision, asked: &Endpoint) -> Result<Option<usize>, Refusal> {
         let Some(share) = self.generations.get(generation).map(|generation| generation.share) else { return Ok(None) };
-        let (specs, manner) = (&self.config.exec.specs, self.config.exec.manner);
+        let how = Binding { specs: &self.config.exec.specs, manner: self.config.exec.manner, share };
         let bound = match decision {
             Decision::Elsewhere => return Ok(None),
             Decision::Ours(at) => return Ok(Some(at)),
             Decision::OtherVersion(at) => return Err(self.other_version(at, asked)),
-            Decision::Anew(at, endpoint) => self.sockets.bind_anew(at, &endpoint, specs, manner, share),
-            Decision::Beside(at, endpoint) => self.sockets.bind_beside(at, &endpoint, specs, manner, share),
+            Decision::Anew(at, endpoint) => self.sockets.bind_anew(at, &endpoint, &how),
+            Decision::Beside(at, endpoint) => self.sockets.bind_beside(at, &endpoint, &how),
         };
         let reach = self.sockets.reach();
         let watches = self.generations.iter_mut().filter_map(|generation| generation.watch.as_mut());

@@ -1,7 +1,7 @@
 //! The sockets of a supervisor, and which of them each generation serves on.
 
 mod given;
-mod intercepted;
+pub(crate) mod intercepted;
 mod names;
 mod save;
 

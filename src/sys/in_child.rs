@@ -1,14 +1,14 @@
 //! What a child does for us: what may end the process that tries it, or needs a table of descriptors of its own.
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::ForkResult;
 
+use super::fd::{duplicate_from, place};
 use super::process::{Ending, exit_at_once, fork, pidfd_of, see_end_of, send_signal};
-use crate::sys;
 
 /// How long it may take, in milliseconds.
 const TIMEOUT: u16 = 500;
@@ -39,24 +39,45 @@ pub(crate) fn in_child(act: impl FnOnce() -> u8) -> Ending {
     ending
 }
 
-/// Add `socket` to `epoll`, by the `number` that it has in the process that the epoll is of: epoll_ctl(2), EPOLL_CTL_ADD.
+/// How an epoll of another process knows a socket.
+#[derive(Debug)]
+pub(crate) struct EpollEntry {
+    pub(crate) epoll: OwnedFd,
+    /// Of the socket, in that process.
+    pub(crate) number: RawFd,
+    pub(crate) events: u32,
+    pub(crate) data: u64,
+}
+
+/// Add `socket` to these epolls in a child: EPOLL_CTL_ADD of epoll_ctl(2). It ends with 0, or with an errno.
 ///
-/// The kernel knows a registration by the file and by the number that it had in the table of the process that registered
-/// it (epoll(7), Questions and answers): it is put there first.
-///
+/// The kernel knows an entry by the file and by the number that it had in the table of the process that added it (epoll(7),
+/// Questions and answers): the child has it at that number.
+pub(crate) fn add_to_epolls(entries: Vec<EpollEntry>, socket: impl AsFd) -> Ending {
+    // An epoll may have the number of a socket: they are put above those.
+    let above = entries.iter().map(|entry| entry.number).max().unwrap_or(0) + 1;
+    in_child(|| {
+        let moved =
+            entries.into_iter().map(|entry| Ok(EpollEntry { epoll: duplicate_from(&entry.epoll, above)?, ..entry }));
+        let added = moved.collect::<nix::Result<Vec<EpollEntry>>>().and_then(|entries| {
+            // SAFETY: the child ends, and no owner of what was there uses it any more.
+            entries.iter().try_for_each(|entry| unsafe { add(entry, &socket) })
+        });
+        added.err().map_or(0, |errno| errno as u8)
+    })
+}
+
 /// # Safety
-/// As of `place`: what is open as `number` is closed.
-pub(crate) unsafe fn add_to_epoll(
-    epoll: impl AsFd,
-    socket: impl AsFd,
-    number: RawFd,
-    events: u32,
-    data: u64,
-) -> nix::Result<()> {
+/// As of `place`: what is open at the number of the entry is closed.
+unsafe fn add(entry: &EpollEntry, socket: impl AsFd) -> nix::Result<()> {
     // SAFETY: the caller promises just this.
-    unsafe { sys::place(&socket, number) }?;
-    let mut event = libc::epoll_event { events, u64: data };
+    unsafe { place(&socket, entry.number) }?;
+    let mut event = libc::epoll_event { events: entry.events, u64: entry.data };
+    let (epoll, operation) = (entry.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD);
     // SAFETY: the kernel reads the event, which lives through the call.
-    let done = unsafe { libc::epoll_ctl(epoll.as_fd().as_raw_fd(), libc::EPOLL_CTL_ADD, number, &raw mut event) };
-    Errno::result(done).map(drop)
+    match Errno::result(unsafe { libc::epoll_ctl(epoll, operation, entry.number, &raw mut event) }) {
+        // By a call that was interrupted, or by another number of the same epoll.
+        Err(Errno::EEXIST) => Ok(()),
+        added => added.map(drop),
+    }
 }

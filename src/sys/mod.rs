@@ -28,7 +28,7 @@ pub(crate) use fd::{
     place, set_close_on_exec, stdin_listens,
 };
 pub(crate) use helper::{Helper, output};
-pub(crate) use in_child::{add_to_epoll, in_child};
+pub(crate) use in_child::{EpollEntry, add_to_epolls, in_child};
 #[cfg(not(test))]
 pub(crate) use process::record_arguments;
 pub(crate) use process::{

@@ -10,23 +10,16 @@ use crate::kernel::fdinfo::Registration;
 use crate::socket::interception::carried::{carry_blocking, carry_over};
 use crate::supervise::Supervisor;
 use crate::supervise::generation::Generation;
-use crate::supervise::intercept::{Answer, Bind, refused};
+use crate::supervise::intercept::{Answer, Bind, Theirs, refused};
 use crate::supervise::plan::Id;
 use crate::sys::{self, Verdict};
 
 impl Supervisor {
     /// Put our socket in the place of `theirs`, wherever the caller has that.
-    pub(super) fn hand_over(
-        &mut self,
-        generation: Id,
-        at: usize,
-        bind: &Bind,
-        theirs: &OwnedFd,
-        inode: SocketInode,
-    ) -> Answer {
+    pub(super) fn hand_over(&mut self, generation: Id, at: usize, bind: &Bind, theirs: &Theirs) -> Answer {
         // The program may have removed its file just now, or shut it down before.
         self.look_after_sockets();
-        match self.replace(generation, at, bind, theirs, inode) {
+        match self.replace(generation, at, bind, theirs) {
             // The call does not wait any more, or the number is another file's by now.
             Err(Errno::ENOENT) => Ok(Verdict::Continue),
             Err(errno) => {
@@ -42,15 +35,8 @@ impl Supervisor {
         }
     }
 
-    fn replace(
-        &mut self,
-        generation: Id,
-        at: usize,
-        bind: &Bind,
-        theirs: &OwnedFd,
-        inode: SocketInode,
-    ) -> nix::Result<()> {
-        let uses = bind.caller.uses(inode, bind.number)?;
+    fn replace(&mut self, generation: Id, at: usize, bind: &Bind, theirs: &Theirs) -> nix::Result<()> {
+        let uses = bind.caller.uses(theirs.inode, bind.number)?;
         let flags =
             |number: ForeignFd| uses.numbers.iter().find(|(other, _)| *other == number).map(|(_, flags)| *flags);
         let own_flags = flags(bind.number).ok_or(Errno::ENOENT)?;
@@ -66,8 +52,8 @@ impl Supervisor {
         // is what another generation sets, where both share a socket.
         let has_it = |generation: &Generation| generation.given.contains(&given);
         if !self.generations.iter().any(has_it) {
-            carry_blocking(theirs, ours)?;
-            carry_over(theirs, &sys::similar(theirs)?, ours.pattern().as_ref(), ours);
+            carry_blocking(&theirs.socket, ours)?;
+            carry_over(&theirs.socket, &sys::similar(&theirs.socket)?, ours.pattern().as_ref(), ours);
         }
         if !epolls.is_empty() {
             bind.caller.add_to_epolls(epolls, ours)?;

@@ -14,6 +14,16 @@ use crate::socket::interception::{BindRequest, Decision, Versions, decide};
 use crate::socket::listener::{Listener, Manner, bind_at};
 use crate::socket::spec::Spec;
 use crate::supervise::sockets::{Listed, Share, Sockets, reach};
+use crate::supervise::wording::connections;
+
+/// How a socket is bound for a generation.
+pub(crate) struct Binding<'a> {
+    pub(crate) specs: &'a [Spec],
+    /// As far as a SPEC does not say it.
+    pub(crate) manner: Manner,
+    /// What the generation has.
+    pub(crate) share: Share,
+}
 
 impl Sockets {
     /// What a request is to be answered with.
@@ -101,60 +111,45 @@ impl Sockets {
         self.reach = reach(self.listed.iter().map(|listed| &listed.group));
     }
 
-    /// Bind the one at this place to `endpoint` instead, for the generation that has `share`; the same place. Clients that
+    /// Bind the one at this place to `endpoint` instead, as `how` says; the same place. Clients that
     /// waited there are dropped.
     ///
     /// # Errors
     /// What bind(2) reports; then it is as it was, or where that cannot be, it is gone.
-    pub(crate) fn bind_anew(
-        &mut self,
-        at: usize,
-        endpoint: &Endpoint,
-        specs: &[Spec],
-        manner: Manner,
-        share: Share,
-    ) -> Result<usize> {
-        let spec = self.spec(at, specs)?;
+    pub(crate) fn bind_anew(&mut self, at: usize, endpoint: &Endpoint, how: &Binding) -> Result<usize> {
+        let spec = self.spec(at, how.specs)?;
         let old = &self.listed[at].group;
         let (slots, before) = (old.slots(), old.listener(0).endpoint()?);
         let waiting: usize = (0..slots).map(|slot| old.waiting(slot)).sum();
         // Both cannot listen: it is closed first.
         let Listed { spec: of, .. } = self.listed.remove(at);
-        let bound = plain(bind_at(spec, endpoint, manner, self.lowest));
+        let bound = plain(bind_at(spec, endpoint, how.manner, self.lowest));
         let versions = if bound.is_ok() { Versions::Half } else { Versions::Undecided };
         let (listener, outcome) = match bound {
             Ok(listener) => (listener, Ok(at)),
-            Err(error) => (plain(bind_at(spec, &before, manner, self.lowest))?, Err(error)),
+            Err(error) => (plain(bind_at(spec, &before, how.manner, self.lowest))?, Err(error)),
         };
-        let group = self.begin(listener, slots, share)?;
+        let group = self.begin(listener, slots, how.share)?;
         self.listed.insert(at, Listed { group, versions, spec: of });
         self.see_reach();
         if outcome.is_ok() {
             info!("{spec} listens on {endpoint}, of the IP version that the program asked for");
         }
         if waiting > 0 {
-            warn!("{waiting} connections that waited at {before} are reset");
+            warn!("what waited at {before} is reset{}", connections(Some(waiting)));
         }
         outcome
     }
 
-    /// Bind one more, to `endpoint`, for the SPEC of the one at this place and for the generation that has `share`; its
-    /// place.
+    /// Bind one more, to `endpoint`, for the SPEC of the one at this place and as `how` says; its place.
     ///
     /// # Errors
     /// What bind(2) reports.
-    pub(crate) fn bind_beside(
-        &mut self,
-        at: usize,
-        endpoint: &Endpoint,
-        specs: &[Spec],
-        manner: Manner,
-        share: Share,
-    ) -> Result<usize> {
-        let spec = self.spec(at, specs)?;
+    pub(crate) fn bind_beside(&mut self, at: usize, endpoint: &Endpoint, how: &Binding) -> Result<usize> {
+        let spec = self.spec(at, how.specs)?;
         let of = self.listed[at].spec;
-        let listener = plain(bind_at(spec, endpoint, manner, self.lowest))?;
-        let group = self.begin(listener, self.listed[at].group.slots(), share)?;
+        let listener = plain(bind_at(spec, endpoint, how.manner, self.lowest))?;
+        let group = self.begin(listener, self.listed[at].group.slots(), how.share)?;
         self.listed.push(Listed { group, versions: Versions::Half, spec: of });
         self.see_reach();
         info!("{spec} also listens on {endpoint}, of the IP version that the program asked for");
