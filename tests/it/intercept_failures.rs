@@ -132,6 +132,17 @@ fn a_program_that_would_gain_privileges_is_warned_of_where_it_will_not() {
         assert!(!run(name, true).contains("no_new_privs"), "{}", run(name, true));
     }
     assert!(!run("plain", false).contains("no_new_privs"));
+    // It is set only where it has to be.
+    fs::copy("/bin/grep", folder.path("look")).unwrap();
+    let program =
+        [program.to_str().unwrap(), "-q", "-l", "127.0.0.1:0", "--supervise", "--intercept", "--"].map(str::to_owned);
+    let look = [folder.text("look"), "NoNewPrivs".into(), "/proc/self/status".into()];
+    let user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"].map(str::to_owned);
+    for (words, set) in [(&[][..], "0"), (&user[..], "1")] {
+        let line = [words, &program, &look].concat();
+        let output = Run::of(&line[0]).args(&line[1..]).current_dir("/").output();
+        assert_eq!(output.stdout, format!("NoNewPrivs:\t{set}\n"), "{output:?}");
+    }
 }
 
 // handoff-run(1), INTERCEPTION: "the report names the address and the line that would work".

@@ -1,11 +1,17 @@
 //! --intercept: which path, or abstract name, is ours.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
 
 use crate::harness::intercept::intercept;
 use crate::harness::process::sockets;
-use crate::harness::{is_root_to, wait_for};
+use crate::harness::{Supervisor, is_root_to, wait_for};
+
+/// A supervisor that listens at `s` in its folder, and serves.
+fn at_path(code: &str) -> Supervisor {
+    let setup = intercept(code, &[]);
+    let path = setup.folder.text("s");
+    setup.listen(&format!("unix:{path}")).serving()
+}
 
 // handoff-run(1), INTERCEPTION: "A path is the same file by whatever name".
 #[test]
@@ -42,9 +48,7 @@ except OSError as error: mark('error-' + gen, str(error.errno))
 s = opened(socket.AF_UNIX)
 assert inode(s) != inode(other)
 serve()";
-    let setup = intercept(code, &[]);
-    let path = setup.folder.text("s");
-    let supervisor = setup.listen(&format!("unix:{path}")).serving();
+    let supervisor = at_path(code);
     assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
     // Of another type, it is the kernel's answer that the name is taken.
     assert_eq!(supervisor.folder.read("error-2"), libc::EADDRINUSE.to_string());
@@ -70,9 +74,7 @@ s.bind('/s')
 s.listen()
 assert inode(s) != inode(other)
 serve()";
-    let setup = intercept(code, &[]);
-    let path = setup.folder.text("s");
-    let supervisor = setup.listen(&format!("unix:{path}")).serving();
+    let supervisor = at_path(code);
     assert_eq!(supervisor.reload_and_wait().failure(), (0, ""), "{}", supervisor.log());
     assert_eq!(supervisor.answer().generation, 2);
     supervisor.stopped();
@@ -129,10 +131,8 @@ try: socket.socket(socket.AF_UNIX).bind(path('missing/s'))
 except OSError as error: mark('error', str(error.errno))
 s = opened(socket.AF_UNIX)
 serve()";
-    let setup = intercept(code, &[]);
-    let path = setup.folder.text("s");
-    let supervisor = setup.listen(&format!("unix:{path}")).serving();
+    let supervisor = at_path(code);
     assert_eq!(supervisor.folder.read("error"), libc::ENOENT.to_string());
-    wait_for("the name", || Path::new(&path).exists().then_some(()));
+    wait_for("the name", || supervisor.folder.path("s").exists().then_some(()));
     supervisor.stopped();
 }

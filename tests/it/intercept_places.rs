@@ -1,8 +1,9 @@
 //! --intercept: which address is ours, of every family.
 
+use std::io::ErrorKind;
 use std::net::UdpSocket;
 
-use crate::harness::client::ask;
+use crate::harness::client::{Client, ask};
 use crate::harness::intercept::intercept;
 use crate::harness::setup::Setup;
 use crate::harness::socket::{ipv6_is_missing, tcp};
@@ -211,6 +212,24 @@ fn intercept_at(code: &str, address: &str) -> Setup {
     let setup = supervise(Server::Python(code), &["--intercept", "--env", "SOCKET="]);
     let setup = setup.options(&["--env", "ADDRESS={addr:t}"]);
     setup.listen(&format!("t={address}")).listen(&format!("u=udp:{address}"))
+}
+
+// handoff-run(1), INTERCEPTION: "who has connected before is reset where that is another".
+#[test]
+fn who_connects_before_the_version_is_chosen_is_reset_where_it_is_another() {
+    if ipv6_is_missing() {
+        return;
+    }
+    let supervisor = intercept(&format!("wait_for('go')\n{}", opening(V4)), &[]).listen(":0").start();
+    let port = port(&supervisor);
+    let mut client = Client::connect(&format!("127.0.0.1:{port}")).unwrap();
+    client.send().unwrap();
+    supervisor.folder.open("go");
+    assert_eq!(client.answer().unwrap_err().kind(), ErrorKind::ConnectionReset);
+    supervisor.wait_log(&format!("handoff-run: what waited at [::]:{port} is reset, 1 connection\n"));
+    supervisor.wait_ready(1);
+    assert_eq!(ask(&format!("127.0.0.1:{port}")).unwrap().generation, 1);
+    supervisor.stopped();
 }
 
 // Of two ports, the first generation opens one; the second fails when it has opened both.
