@@ -23,7 +23,7 @@ use crate::sys::{self, Ending, EpollEntry};
 #[derive(Debug)]
 pub(crate) struct Caller {
     thread: Pid,
-    /// A look at it has not yet taken too long, which another one may do.
+    /// A child that looks at it may be waited for: none has taken too long yet.
     may_wait: bool,
 }
 
@@ -51,7 +51,7 @@ impl Drop for ForeignSocket {
     }
 }
 
-/// The first descriptors of a process, beside the one that it gives to bind(2), are looked at.
+/// As many descriptors of a process are looked at, the first ones, beside the one that it gives to bind(2).
 const MOST_DESCRIPTORS: usize = 1024;
 /// As many numbers of a socket, and registrations, are replaced.
 const MOST_USES: usize = 64;

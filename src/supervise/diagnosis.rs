@@ -38,9 +38,7 @@ impl Whereabouts {
             }
         }
     }
-}
 
-impl Whereabouts {
     /// How it is written for `--listen` beside those that there are: `:PORT` would be in the way of another of that port.
     pub(crate) fn spec_beside(&self, other: &ForeignAddress) -> String {
         let port = |port: u16| format!(":{port}");

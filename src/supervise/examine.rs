@@ -7,7 +7,7 @@ use crate::socket::listener::Listener;
 use crate::supervise::Supervisor;
 use crate::supervise::diagnosis::{Diagnosis, Findings};
 use crate::supervise::generation::ready::{Watch, unattended};
-use crate::supervise::generation::{FIRST_HINT, Generation};
+use crate::supervise::generation::{Generation, HINT_INTERVAL};
 use crate::supervise::plan::Id;
 use crate::sys::{Ending, Timestamp};
 use crate::target::Handing;
@@ -41,7 +41,7 @@ impl Supervisor {
         let is_due = |generation: &&mut Generation| generation.next_hint.is_some_and(|at| at <= now);
         let starting = |generation: &&mut Generation| self.plan.is_starting(generation.id);
         let Some(generation) = self.generations.iter_mut().filter(starting).find(is_due) else { return };
-        generation.next_hint = Some(now + FIRST_HINT);
+        generation.next_hint = Some(now + HINT_INTERVAL);
         let (id, alive) = (generation.id, generation.members.alive());
         let elsewhere = listening_elsewhere(&alive, &self.sockets.inodes()).unwrap_or_default();
         if let Some(other) = elsewhere.into_iter().next() {

@@ -43,7 +43,7 @@ use ready::Watch;
 pub(crate) use save::SavedGeneration;
 
 /// One that is not ready after this time, and then as often, may listen elsewhere.
-pub(crate) const FIRST_HINT: Duration = Duration::from_secs(3);
+pub(crate) const HINT_INTERVAL: Duration = Duration::from_secs(3);
 /// A generation that ends within this time after the stop signal did not drain what it still had.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
@@ -144,7 +144,7 @@ impl Generation {
             given: vec![],
             unanswered: None,
             is_slow: false,
-            next_hint: Some(now + FIRST_HINT),
+            next_hint: Some(now + HINT_INTERVAL),
             stranger_reported: false,
             stopped: None,
             asked_to_stop: None,
