@@ -41,9 +41,11 @@ impl Run {
             command.env_remove(variable);
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Under nohup(1) the tests themselves ignore it.
-        // SAFETY: signal is async-signal-safe, and no handler is installed.
-        unsafe { command.pre_exec(|| Ok(signal(Signal::SIGHUP, SigHandler::SigDfl).map(|_| ())?)) };
+        // Under nohup(1) the tests themselves ignore the first, and as a background job of sh the others.
+        for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+            // SAFETY: signal is async-signal-safe, and no handler is installed.
+            unsafe { command.pre_exec(move || Ok(signal(ignored, SigHandler::SigDfl).map(|_| ())?)) };
+        }
         Run { command, inherit: Vec::new() }
     }
 
