@@ -154,10 +154,12 @@ def replace():
             os.dup2(other.fileno(), number)
             os.dup2(0, number)
 threading.Thread(target=replace, daemon=True).start()
-results = set()
-for n in range(3000):
+results, tries = set(), 0
+# On busy processors it may be long before the two threads meet; the next generation has no second one.
+while tries < 3000 or 0 not in results and not exists('over'):
     done = libc.bind(number, sockaddr(port), 16)
     results.add(0 if done == 0 else ctypes.get_errno())
+    tries += 1
 mark('results', ' '.join(errno.errorcode.get(n, str(n)) for n in sorted(results)))
 serve()"
     );
