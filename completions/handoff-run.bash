@@ -23,7 +23,7 @@ _handoff__run() {
 
     case "${cmd}" in
         handoff__run)
-            opts="-l -C -q -v -h -V --listen --backlog --stdin --first-fd --no-pid --chdir --env-file --env --as --lazy --pid-file --supervise --intercept --shared --control --ready --ready-timeout --stop-signal --drain-timeout --drain --settle --restart --reload --status --stop --promote --rollback --canary --check --wait --json --help-servers --quiet --verbose --help --version"
+            opts="-l -C -q -v -h -V --listen --backlog --from --from-signal --stdin --first-fd --no-pid --chdir --env-file --env --as --lazy --pid-file --supervise --intercept --shared --control --ready --ready-timeout --stop-signal --drain-timeout --drain --settle --restart --reload --status --stop --promote --rollback --canary --check --wait --json --help-servers --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -38,6 +38,14 @@ _handoff__run() {
                     return 0
                     ;;
                 --backlog)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --from)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --from-signal)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

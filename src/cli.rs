@@ -11,13 +11,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{NonEmptyStringValueParser, OsStringValueParser, PossibleValuesParser, TypedValueParser};
-use clap::{ArgAction, Parser, ValueHint};
+use clap::{ArgAction, ArgGroup, Parser, ValueHint};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 
 use crate::config::{Drain, Ready, Restart};
 use crate::socket::control_spec::ControlSpec;
 use crate::socket::spec::Spec;
+use crate::socket::takeover::Who;
 use crate::target::preset::{self, Preset};
 use crate::target::template::Setting;
 use values::{Canary, canary, drain, duration, ready, restart, signal};
@@ -40,6 +41,7 @@ const HELP: &str = "Help and messages";
     version,
     disable_help_flag = true,
     disable_version_flag = true,
+    group = ArgGroup::new("successor").multiple(true),
     override_usage = "handoff-run [OPTIONS] [--] PROGRAM [ARG]...\n       handoff-run --reload|--promote|--rollback|--status|--stop PATH"
 )]
 pub(crate) struct Cli {
@@ -57,6 +59,18 @@ pub(crate) struct Cli {
     /// default.
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(0..), help_heading = SOCKETS)]
     backlog: Option<i32>,
+
+    /// Take the sockets over from a running process, and retire it: a pid, a pid file, or auto
+    ///
+    /// auto is the process that has the address. It need not know, and goes on as it was if PROGRAM does not get ready. When
+    /// PROGRAM has settled, it is sent --from-signal, and killed if it has not ended by --drain-timeout. If nobody is there,
+    /// the sockets are bound. See TAKEOVER in the manual.
+    #[arg(long, value_name = "WHO", value_parser = OsStringValueParser::new().try_map(|text| Who::parse(&text)), value_hint = ValueHint::AnyPath, group = "successor", conflicts_with = "lazy", help_heading = SOCKETS)]
+    from: Option<Who>,
+
+    /// The signal that asks the process of --from to drain [default: --stop-signal, or TERM]
+    #[arg(long, value_name = "SIGNAL", requires = "from", value_parser = signal, help_heading = SOCKETS)]
+    from_signal: Option<Signal>,
 
     /// Make the first socket descriptor 0 too
     ///
@@ -123,7 +137,7 @@ pub(crate) struct Cli {
     /// asked to stop only when the new one is ready; a new one that fails changes nothing. SIGTERM, SIGINT and SIGQUIT
     /// drain and stop, or once more, a second later, stop now, as SIGQUIT of the keyboard does. SIGUSR2 replaces the
     /// supervisor itself by the program at its own path.
-    #[arg(long, conflicts_with = "lazy", help_heading = SUPERVISING)]
+    #[arg(long, group = "successor", conflicts_with = "lazy", help_heading = SUPERVISING)]
     supervise: bool,
 
     /// Answer PROGRAM's own bind(2) to an address of --listen with our socket
@@ -138,7 +152,7 @@ pub(crate) struct Cli {
     /// Without it, each generation has a TCP or UDP socket of its own at the same address, and the kernel moves new
     /// connections to the one that serves; see STEERING in the manual. Inherited sockets, Unix sockets, and those with
     /// reuseport are shared in any case.
-    #[arg(long, requires = "supervise", help_heading = SUPERVISING)]
+    #[arg(long, requires = "successor", help_heading = SUPERVISING)]
     shared: bool,
 
     /// Take requests, such as --reload and --status, on this Unix socket: PATH[,OPTION]...
@@ -158,13 +172,13 @@ pub(crate) struct Cli {
     /// check:COMMAND: the command, run by sh, ends with status 0 and, where that can be seen, it waits on every socket.
     /// What comes from the address in HANDOFF_SOURCE, 127.0.0.2, reaches the new generation alone.
     /// after:DURATION: that time has passed and, where that can be seen, it waits on every socket.
-    #[arg(long, value_name = "HOW", requires = "supervise", value_parser = ready, help_heading = SUPERVISING)]
+    #[arg(long, value_name = "HOW", requires = "successor", value_parser = ready, help_heading = SUPERVISING)]
     ready: Option<Ready>,
 
     /// How long a generation may take to get ready [default: 60s]
     ///
     /// Then it is killed and the one that serves stays. A number with ms, s, min or h, as in 1.5s; without a unit, seconds.
-    #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration, help_heading = SUPERVISING)]
+    #[arg(long, value_name = "DURATION", requires = "successor", value_parser = duration, help_heading = SUPERVISING)]
     ready_timeout: Option<Duration>,
 
     /// The signal that asks a generation to drain [default: TERM, or what --as knows]
@@ -174,7 +188,7 @@ pub(crate) struct Cli {
     /// How long a generation may take to drain [default: 30s]
     ///
     /// Then what is left of it is killed.
-    #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration, help_heading = SUPERVISING)]
+    #[arg(long, value_name = "DURATION", requires = "successor", value_parser = duration, help_heading = SUPERVISING)]
     drain_timeout: Option<Duration>,
 
     /// When a generation that has a successor is asked to drain [default: signal]
@@ -182,14 +196,14 @@ pub(crate) struct Cli {
     /// signal: as soon as no connection waits for it.
     /// idle: when its connections have ended, or at --drain-timeout; for servers that drop what they hold when they are
     /// asked to stop. After one more --drain-timeout it is killed. Every socket has to be steered.
-    #[arg(long, value_name = "HOW", requires = "supervise", value_parser = drain, help_heading = SUPERVISING)]
+    #[arg(long, value_name = "HOW", requires = "successor", value_parser = drain, help_heading = SUPERVISING)]
     drain: Option<Drain>,
 
     /// How long the old generation stands by when the new one serves [default: 1s]
     ///
     /// If the new one ends in that time, or accepts no more, the old one serves again and the reload has failed. 0 for
     /// none.
-    #[arg(long, value_name = "DURATION", requires = "supervise", value_parser = duration, help_heading = SUPERVISING)]
+    #[arg(long, value_name = "DURATION", requires = "successor", value_parser = duration, help_heading = SUPERVISING)]
     settle: Option<Duration>,
 
     /// What follows when the generation that serves ends unasked [default: always]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::socket::control_spec::ControlSpec;
 use crate::socket::listener::Manner;
 use crate::socket::spec::Spec;
+use crate::socket::takeover::Who;
 use crate::target::{Begin, Program};
 
 /// What is to be done.
@@ -21,6 +22,8 @@ pub(crate) enum Command {
     ShowServers,
     /// Become a program.
     Exec(Exec),
+    /// Become a program that succeeds another process, which is watched until that is over.
+    Succeed(Supervise),
     /// Stay as its parent.
     Supervise(Supervise),
     /// Send a request to the supervisor at this control socket.
@@ -34,6 +37,8 @@ pub(crate) struct Exec {
     pub(crate) specs: Vec<Spec>,
     /// How sockets are bound, as far as a SPEC does not say it.
     pub(crate) manner: Manner,
+    /// Where those are taken from that were not inherited.
+    pub(crate) from: Option<Who>,
     /// When to become it.
     pub(crate) begin: Begin,
     /// Where to leave the process id.
@@ -55,6 +60,8 @@ pub(crate) struct Supervise {
     pub(crate) limits: Limits,
     /// What asks a generation to drain.
     pub(crate) stop_signal: Signal,
+    /// What asks the process that is succeeded to drain.
+    pub(crate) from_signal: Signal,
 }
 
 /// When a generation counts as ready.

@@ -9,6 +9,7 @@ mod logging;
 mod manager;
 mod missing;
 mod output;
+mod pid_file;
 mod saved;
 mod socket;
 mod supervise;
@@ -29,9 +30,11 @@ use socket::acquire::{self, Acquired};
 use socket::announced::Announced;
 use socket::candidate::Candidates;
 use socket::listener::{self, Listener};
+use socket::takeover::Predecessor;
 use supervise::intercept;
 use supervise::upgrade::Mode;
 use sys::Claimed;
+use target::handout::Handout;
 use target::{exec, preset};
 
 /// C's main, so that nothing of Rust's runtime comes first: it would ignore SIGPIPE and open closed descriptors, and
@@ -64,9 +67,17 @@ fn run(claimed: nix::Result<Claimed>) -> Result<u8> {
     match cli.into_command() {
         Command::ShowServers => Ok(output::print(&preset::list()).map(|()| 0)?),
         Command::Exec(config) => {
-            let (listeners, _others) = arrange(&config, config.program.first_fd, claimed)?;
             // The others only have to stay open until then.
-            Err(exec::exec_in_place(&config.program, &listeners, config.begin, config.pid_file.as_deref()))
+            let Arranged { listeners, others: _others, .. } = arrange(&config, config.program.first_fd, claimed)?;
+            Err(become_program(&config, &listeners))
+        }
+        Command::Succeed(config) => {
+            let Arranged { listeners, others, predecessor } =
+                arrange(&config.exec, config.exec.program.first_fd, claimed)?;
+            Err(match predecessor {
+                Some(predecessor) => supervise::succeed(config, listeners, others, predecessor),
+                None => become_program(&config.exec, &listeners),
+            })
         }
         Command::Supervise(config) => supervise(config, claimed),
         Command::Request(path, request) => Ok(supervise::control::client::ask(&path, request)?),
@@ -94,17 +105,34 @@ fn supervise(config: Supervise, claimed: nix::Result<Claimed>) -> Result<u8> {
         }
         None => {
             intercept::check::check_facilities(&config.exec.program)?;
-            let (listeners, others) = arrange(&config.exec, supervise::first_number(&config), claimed)?;
-            Ok(supervise::supervise(config, listeners, others)?)
+            let Arranged { listeners, others, predecessor } =
+                arrange(&config.exec, supervise::first_number(&config), claimed)?;
+            Ok(supervise::supervise(config, listeners, others, predecessor)?)
         }
     }
 }
 
-/// The listeners at their numbers, `first` and those that follow, and what stays open beside them.
-fn arrange(config: &Exec, first: RawFd, claimed: nix::Result<Claimed>) -> Result<(Vec<Listener>, Vec<OwnedFd>)> {
+/// Become the program. Returns only when that failed.
+fn become_program(config: &Exec, listeners: &[Listener]) -> Failure {
+    let handout = Handout::of(listeners, &config.program);
+    exec::exec_in_place(&config.program, &handout, config.begin, config.pid_file.as_deref(), vec![])
+}
+
+/// What is handed on, at its numbers.
+struct Arranged {
+    listeners: Vec<Listener>,
+    /// What stays open beside them.
+    others: Vec<OwnedFd>,
+    predecessor: Option<Predecessor>,
+}
+
+/// The listeners at their numbers, `first` and those that follow.
+fn arrange(config: &Exec, first: RawFd, claimed: nix::Result<Claimed>) -> Result<Arranged> {
     let claimed = claimed.map_err(|errno| Error::new(errno).context("cannot see the open descriptors"))?;
-    let acquired = acquire(config, claimed)?;
-    Ok(listener::arrange(acquired.listeners, acquired.others, first)?)
+    let Acquired { listeners, others, predecessor } = acquire(config, claimed)?;
+    let predecessor = predecessor.map(|predecessor| predecessor.clear_of(first, listeners.len())).transpose()?;
+    let (listeners, others) = listener::arrange(listeners, others, first)?;
+    Ok(Arranged { listeners, others, predecessor })
 }
 
 fn acquire(config: &Exec, claimed: Claimed) -> Result<Acquired> {
@@ -118,5 +146,5 @@ fn acquire(config: &Exec, claimed: Claimed) -> Result<Acquired> {
         warn!("{error}: ignored");
         Announced::default()
     });
-    acquire::acquire(&config.specs, candidates, &announced, config.manner)
+    acquire::acquire(&config.specs, candidates, &announced, config.manner, config.from.as_ref())
 }

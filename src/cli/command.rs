@@ -30,7 +30,8 @@ impl Cli {
             return Command::Request(path, request);
         }
         let by_preset = self.preset.and_then(|preset| signal(preset.stop).ok());
-        let supervise = self.supervise.then(|| {
+        let is_supervised = self.supervise;
+        let supervise = (is_supervised || self.from.is_some()).then(|| {
             let limits = Limits {
                 ready: self.ready_timeout.unwrap_or(Duration::from_secs(60)),
                 drain: self.drain_timeout.unwrap_or(Duration::from_secs(30)),
@@ -39,13 +40,15 @@ impl Cli {
                 restart: self.restart.unwrap_or(Restart::Always),
             };
             let stop_signal = self.stop_signal.or(by_preset).unwrap_or(Signal::SIGTERM);
-            (self.control.clone(), self.ready.clone().unwrap_or(Ready::Auto), limits, stop_signal)
+            let from_signal = self.from_signal.unwrap_or(stop_signal);
+            (self.control.clone(), self.ready.clone().unwrap_or(Ready::Auto), limits, (stop_signal, from_signal))
         });
         let exec = self.into_exec();
         match supervise {
             None => Command::Exec(exec),
-            Some((control, ready, limits, stop_signal)) => {
-                Command::Supervise(Supervise { exec, control, ready, limits, stop_signal })
+            Some((control, ready, limits, (stop_signal, from_signal))) => {
+                let supervise = Supervise { exec, control, ready, limits, stop_signal, from_signal };
+                if is_supervised { Command::Supervise(supervise) } else { Command::Succeed(supervise) }
             }
         }
     }
@@ -90,14 +93,18 @@ impl Cli {
             env_file: self.env_file,
             directory: self.chdir,
         };
+        let sharing = |is_meant: bool| if is_meant && !self.shared { Sharing::Steered } else { Sharing::Shared };
+        let (bound, taken) = (sharing(self.supervise), sharing(self.from.is_some()));
         Exec {
             specs: self.listen.into_iter().map(|spec| fit_preset(spec, self.preset)).collect(),
             manner: Manner {
                 // listen(2) lowers any larger number to what the kernel allows.
                 backlog: self.backlog.unwrap_or(c_int::MAX),
                 naming: if self.supervise { Naming::Kept } else { Naming::Once },
-                sharing: if self.supervise && !self.shared { Sharing::Steered } else { Sharing::Shared },
+                sharing: bound,
+                taking: taken,
             },
+            from: self.from,
             begin: if self.lazy { Begin::FirstClient } else { Begin::Now },
             pid_file: self.pid_file,
             program,

@@ -15,12 +15,25 @@ pub(crate) struct Members {
     led: Vec<Pid>,
     /// `main` has ended.
     ended: bool,
+    /// Groups and sessions count: it is our child, and what is in them was started by it.
+    has_groups: bool,
 }
 
 impl Members {
     /// `main` is to be a child that is not reaped before its group is empty, so that its number is not reused.
     pub(crate) fn of(main: Pid) -> Members {
-        Members { main, known: Vec::new(), led: vec![main], ended: false }
+        Members { main, known: Vec::new(), led: vec![main], ended: false, has_groups: true }
+    }
+
+    /// Those of a process that somebody else started: itself and what descends from it. Who is in its group or session besides
+    /// is not known.
+    pub(crate) fn foreign(main: Pid) -> Members {
+        Members { led: Vec::new(), has_groups: false, ..Members::of(main) }
+    }
+
+    /// The same with what an earlier instance knew.
+    pub(crate) fn resume_foreign(main: Pid, known: Vec<Process>) -> Members {
+        Members { known, ..Members::foreign(main) }
     }
 
     /// The members that an earlier instance of this knew, and the numbers of `led`.
@@ -51,7 +64,7 @@ impl Members {
             known.extend(born);
             next += 1;
         }
-        for leader in known.iter().filter(|process| process.leads()) {
+        for leader in known.iter().filter(|process| self.has_groups && process.leads()) {
             if !self.led.contains(&leader.pid) {
                 self.led.push(leader.pid);
             }
@@ -217,6 +230,18 @@ mod tests {
         let mut other = Members::resume(before.main, vec![process([26, 10, 25, 25], 100)], []);
         other.learn(&table(&[[20, 10, 20, 1], [26, 10, 25, 25]]));
         assert_eq!(alive(&other), [20]);
+    }
+
+    // It was once started from a shell with job control, say, whose other jobs are none of our business.
+    #[test]
+    fn of_a_process_that_is_no_child_of_ours_only_descendants_are_members() {
+        let mut members = Members::foreign(Pid::from_raw(20));
+        members.learn(&table(&[[20, 5, 20, 20], [21, 20, 20, 20], [22, 5, 20, 20], [23, 5, 23, 20]]));
+        assert_eq!(alive(&members), [20, 21]);
+        // The worker of a master that has ended, which has another parent now, is known.
+        members.end_main();
+        members.learn(&table(&[[21, 1, 20, 20], [22, 5, 20, 20], [24, 21, 24, 24]]));
+        assert_eq!(alive(&members), [21, 24]);
     }
 
     #[test]

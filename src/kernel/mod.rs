@@ -6,6 +6,7 @@ pub(crate) mod connections;
 pub(crate) mod descriptors;
 pub(crate) mod elsewhere;
 pub(crate) mod fdinfo;
+pub(crate) mod holders;
 pub(crate) mod members;
 pub(crate) mod proc_net;
 pub(crate) mod processes;

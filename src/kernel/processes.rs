@@ -44,9 +44,15 @@ const LINE: usize = 1024;
 
 impl Processes {
     /// All descendants of this process, and possibly others.
+    #[cfg(test)]
     pub(crate) fn read() -> io::Result<Processes> {
+        Processes::read_with(&[])
+    }
+
+    /// The same, and `beside` them these processes and their descendants, whoever started them.
+    pub(crate) fn read_with(beside: &[Pid]) -> io::Result<Processes> {
         are_visible()?;
-        match Processes::walk() {
+        match Processes::walk(beside) {
             Err(error) if error.kind() == ErrorKind::NotFound => Processes::scan(),
             walked => walked,
         }
@@ -54,13 +60,19 @@ impl Processes {
 
     /// Go down the lists of children (CONFIG_PROC_CHILDREN), which costs time for our processes only, not for all of
     /// the machine.
-    fn walk() -> io::Result<Processes> {
+    fn walk(beside: &[Pid]) -> io::Result<Processes> {
         let mut table = Processes(Vec::new());
         for _ in 0..ATTEMPTS {
             let mut vanished = false;
             table.0.clear();
             let mut waiting = children_of_this_process()?;
+            // Those that ended since are no reason to walk again.
+            waiting.extend(beside.iter().filter(|pid| Process::read(**pid).is_some()));
             while let Some(pid) = waiting.pop() {
+                if !beside.is_empty() && (pid == Pid::this() || table.iter().any(|known| known.pid == pid)) {
+                    // One of them is a descendant of another, or we are.
+                    continue;
+                }
                 let Some(process) = Process::find(pid)? else {
                     vanished = true;
                     continue;
@@ -104,13 +116,18 @@ impl Processes {
         self.0.iter().filter(move |process| process.parent == parent)
     }
 
-    #[cfg(test)]
     pub(crate) fn get(&self, pid: Pid) -> Option<&Process> {
         self.0.iter().find(|process| process.pid == pid)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Process> {
         self.0.iter()
+    }
+
+    /// The parent of `pid`, its parent, and so on, as far as they are in it.
+    pub(crate) fn ancestors(&self, pid: Pid) -> impl Iterator<Item = &Process> {
+        let parent = |process: &&Process| self.get(process.parent);
+        std::iter::successors(self.get(pid).as_ref().and_then(parent), parent)
     }
 }
 
@@ -296,7 +313,7 @@ mod tests {
     fn walking_and_scanning_find_the_same_descendants() {
         let main = Spawned::new(Command::new("sh").args(["-c", "sleep 100 & sleep 100"]));
         until("both find three", || {
-            let mut walked = Processes::walk().unwrap().members(main.pid());
+            let mut walked = Processes::walk(&[]).unwrap().members(main.pid());
             let mut scanned = Processes::scan().unwrap().members(main.pid());
             walked.sort_unstable();
             scanned.sort_unstable();

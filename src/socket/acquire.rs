@@ -12,11 +12,14 @@ use crate::socket::candidate::{Candidate, Candidates};
 use crate::socket::endpoint::{Endpoint, resolve};
 use crate::socket::listener::{Listener, Manner, bind_first};
 use crate::socket::spec::{FdName, Spec};
+use crate::socket::takeover::{self, Predecessor, Taken, Who};
 
 /// What is to be handed on, and what stays open beside it.
 pub(crate) struct Acquired {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) others: Vec<OwnedFd>,
+    /// The process that some of the listeners were taken over from, and that is to be retired.
+    pub(crate) predecessor: Option<Predecessor>,
 }
 
 /// A SPEC that has no socket yet.
@@ -24,6 +27,8 @@ struct Wanted<'a> {
     spec: &'a Spec,
     endpoints: Vec<Endpoint>,
     found: Option<Candidate>,
+    /// It was found by `--from`.
+    is_taken: bool,
 }
 
 /// A listener for each of `specs`, adopted where the kernel shows that it was inherited, else bound.
@@ -32,6 +37,7 @@ pub(crate) fn acquire(
     mut candidates: Candidates,
     announced: &Announced,
     manner: Manner,
+    from: Option<&Who>,
 ) -> Result<Acquired> {
     let mut wanted = specs.iter().map(Wanted::new).collect::<Result<Vec<_>>>()?;
     if !candidates.sockets.is_empty() {
@@ -44,9 +50,26 @@ pub(crate) fn acquire(
     let taken: Vec<u64> = wanted.iter().filter_map(|wanted| Some(wanted.found.as_ref()?.inode)).collect();
     let beside = take_beside(&mut candidates, announced)?;
     let others = candidates.let_go(&taken, announced)?;
-    let listeners = wanted.into_iter().map(|wanted| wanted.into_listener(manner));
+    let predecessor = from.map(|from| take_over(&mut wanted, from)).transpose()?.flatten();
+    let listeners = wanted.into_iter().map(|wanted| wanted.into_listener(manner, predecessor.as_ref()));
     let listeners = listeners.chain(beside.into_iter().map(Ok)).collect::<Result<_>>()?;
-    Ok(Acquired { listeners, others })
+    Ok(Acquired { listeners, others, predecessor })
+}
+
+/// Take what was not inherited from a running process, as far as it has it.
+fn take_over(wanted: &mut [Wanted], from: &Who) -> Result<Option<Predecessor>> {
+    let is_missing = |wanted: &&mut Wanted| wanted.found.is_none() && !wanted.is_descriptor();
+    let mut missing: Vec<&mut Wanted> = wanted.iter_mut().filter(is_missing).collect();
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    let endpoints: Vec<&[Endpoint]> = missing.iter().map(|wanted| wanted.endpoints.as_slice()).collect();
+    let Taken { predecessor, sockets } = takeover::take(from, &endpoints)?;
+    for (wanted, found) in missing.iter_mut().zip(sockets) {
+        wanted.is_taken = found.is_some();
+        wanted.found = found;
+    }
+    Ok(predecessor)
 }
 
 /// Without a SPEC: what LISTEN_FDS announces, or else every socket that serves, or else descriptor 0.
@@ -75,7 +98,7 @@ pub(crate) fn adopt_all(mut candidates: Candidates, announced: &Announced) -> an
     }
     ensure!(listeners.iter().any(Listener::is_socket), "no listening socket was inherited, and no --listen was given");
     let others = candidates.let_go(&taken, announced)?;
-    Ok(Acquired { listeners, others })
+    Ok(Acquired { listeners, others, predecessor: None })
 }
 
 /// What is announced and no socket, as systemd's OpenFile= and ListenFIFO= have it. Asked for each that is open, for the
@@ -104,7 +127,7 @@ fn adopt(listeners: &mut Vec<Listener>, taken: &mut Vec<u64>, socket: Candidate,
 impl<'a> Wanted<'a> {
     fn new(spec: &'a Spec) -> Result<Wanted<'a>> {
         let endpoints = resolve(spec).with_context(|| format!("cannot listen on {spec}"))?;
-        Ok(Wanted { spec, endpoints, found: None })
+        Ok(Wanted { spec, endpoints, found: None, is_taken: false })
     }
 
     /// The address does not identify a socket, and none was found by other means yet.
@@ -120,8 +143,12 @@ impl<'a> Wanted<'a> {
         self.is_descriptor() && socket.serves || self.endpoints.iter().any(|endpoint| socket.is_at(endpoint))
     }
 
-    fn into_listener(self, manner: Manner) -> Result<Listener> {
+    fn into_listener(self, manner: Manner, predecessor: Option<&Predecessor>) -> Result<Listener> {
         match (self.found, &self.spec.address) {
+            (Some(socket), _) if self.is_taken => {
+                debug!("{} is taken over", self.spec);
+                Ok(Listener::taken_over(self.spec, socket.fd, manner, predecessor)?)
+            }
             (Some(socket), _) => {
                 debug!("{} is adopted from descriptor {}", self.spec, socket.number);
                 Ok(Listener::adopted(self.spec.fd_name(), socket.fd))

@@ -88,7 +88,7 @@ impl Candidates {
 }
 
 impl Candidate {
-    fn inspect(fd: OwnedFd, kind: i32) -> nix::Result<Candidate> {
+    pub(super) fn inspect(fd: OwnedFd, kind: i32) -> nix::Result<Candidate> {
         sys::set_close_on_exec(&fd, FdFlag::FD_CLOEXEC)?;
         let endpoint = Endpoint::of(&fd).ok();
         let serves = match kind {
@@ -123,7 +123,7 @@ impl Candidate {
     }
 
     /// In words, for a message.
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         self.endpoint.as_ref().map_or("a socket".to_owned(), |endpoint| format!("a listener on {endpoint}"))
     }
 }

@@ -31,6 +31,9 @@ pub(crate) struct Group {
     /// One if it is shared, else one for each generation.
     slots: Vec<Slot>,
     steered: Option<Steered>,
+    /// Nobody has the first slot, for the process that is succeeded has no socket here: what would go there goes to the
+    /// second one, which is the successor's.
+    is_first_vacant: bool,
 }
 
 /// What steering needs beside the slots.
@@ -86,7 +89,7 @@ impl Group {
     /// `lowest` on.
     pub(crate) fn of(first: Listener, lowest: RawFd) -> nix::Result<Group> {
         let is_steered = first.options_beside().is_some();
-        let mut group = Group { slots: vec![Slot::of(first)?], steered: None };
+        let mut group = Group { slots: vec![Slot::of(first)?], steered: None, is_first_vacant: false };
         if is_steered && let Err(error) = group.begin_steering(lowest) {
             Facility::Steering.report_missing(&format_args!("{error:#}"));
             group.slots.truncate(1);
@@ -101,12 +104,61 @@ impl Group {
         places.join(Member::Slot(0));
         let route = Route::default();
         self.steered = Some(Steered { places, helm: None, spares: vec![], discarded: vec![], route, is_unsure: false });
-        self.slots[0].mark();
+        if self.slots[0].listener.is_taken() {
+            self.join(lowest)?;
+        } else {
+            self.slots[0].mark();
+        }
         while self.slots.len() < SLOTS {
             self.add_slot(lowest)?;
         }
         self.put_helm_last(lowest)?;
         self.attach()
+    }
+
+    /// Bind the second slot beside a socket that a process serves on. Between listen(2), or of datagrams bind(2), and the
+    /// program the kernel may lead clients to either: those that come to the second one wait for the successor.
+    fn join(&mut self, lowest: RawFd) -> Result<()> {
+        ensure!(self.beside().len() <= 1, "several sockets are bound at this address already");
+        let first = &self.slots[0].listener;
+        first.allow_others()?;
+        let second = Slot::of(first.another(lowest)?)?;
+        sys::choose_by(&second.listener, &Course::straight(0).program())
+            .context("the kernel does not take the program")?;
+        self.slots.push(second);
+        self.slots[1].mark();
+        let Some(steered) = &mut self.steered else { return Ok(()) };
+        steered.places.join(Member::Slot(1));
+        Ok(())
+    }
+
+    /// Nobody has the first slot.
+    pub(crate) fn leave_first_vacant(&mut self) -> Result<()> {
+        self.is_first_vacant = self.is_steered();
+        self.attach()
+    }
+
+    /// The process that the first socket was taken over from is gone.
+    pub(crate) fn own(&mut self) {
+        self.slots[0].listener.own();
+    }
+
+    /// Close all but this slot's, for the program that has it: as if it had been bound alone.
+    pub(crate) fn leave_to(mut self, slot: usize) {
+        self.own();
+        if self.steered.take().is_none() {
+            return;
+        }
+        let last = std::mem::take(&mut self.slots).swap_remove(slot);
+        // One that is bound beside it later gets nothing until somebody says so.
+        let _ = sys::choose_by(&last.listener, &Course::straight(0).program());
+        let mut listener = last.listener;
+        listener.stay_alone();
+    }
+
+    /// Whoever has the sockets looks after their names.
+    pub(crate) fn leave_name(&mut self) {
+        self.slots[0].listener.leave_name();
     }
 
     /// Is there a socket for each generation?
@@ -193,6 +245,7 @@ impl Group {
             steered.places.leave(Member::Discarded(slot));
             steered.discarded.remove(at);
         }
+        self.is_first_vacant &= slot != 0;
         if let Err(errno) = self.slots[slot].leave_idle() {
             debug!("slot {slot}: {errno}");
         }
@@ -226,6 +279,7 @@ impl Group {
             steered.places.of(Member::Slot(slot)).with_context(|| format!("slot {slot} has left its group"))
         };
         let Route { serving, exception, trial } = steered.route;
+        let serving = if self.is_first_vacant && serving == 0 { 1 } else { serving };
         let share = trial.map(|Trial { slot, percent, is_sticky, salt }| {
             let by_address = is_sticky || self.slots[serving].is_datagram();
             let choice = if by_address { Choice::Address { salt } } else { Choice::Random };
@@ -248,6 +302,23 @@ impl Group {
     /// Keep the name of the file that a predecessor made, which may have had no way to.
     pub(crate) fn keep_name(&mut self) {
         self.slots[0].listener.keep_name();
+    }
+}
+
+/// Where the process that the first socket was taken over from was not succeeded, that is as it was before.
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.slots.first().is_some_and(|first| first.listener.is_taken()) {
+            return;
+        }
+        self.slots.truncate(1);
+        if self.steered.take().is_some() {
+            let first = &mut self.slots[0];
+            first.engage();
+            // It is alone in its group: an error changes nothing.
+            let _ = sys::choose_by_hash(&first.listener);
+            first.listener.stay_alone();
+        }
     }
 }
 

@@ -13,11 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure;
 use crate::socket::endpoint::Endpoint;
+use crate::socket::joining::why_shared;
 use crate::socket::open::{Opened, open, open_beside, unbound};
 use crate::socket::options::Options;
 use crate::socket::remedy;
 use crate::socket::socket_file::{Created, NameState, Naming, SavedFile};
 use crate::socket::spec::{FdName, Spec};
+use crate::socket::takeover::Predecessor;
 use crate::sys::{self, Claimed};
 
 /// A listener in a state that is handed on.
@@ -30,6 +32,9 @@ pub(crate) struct SavedListener {
     backlog: Option<u32>,
     #[serde(default)]
     file: Option<SavedFile>,
+    /// It is another process' still.
+    #[serde(default)]
+    taken: bool,
 }
 
 /// A socket that the target is given, or what was announced beside sockets.
@@ -48,6 +53,14 @@ pub(crate) struct Listener {
     beside: Option<Options>,
     /// It takes both IP versions because its SPEC has none of them.
     is_for_any_version: bool,
+    /// It was taken over from a process that serves on it.
+    taken: Option<Taken>,
+}
+
+/// What is to be put back if that process is not succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Taken {
+    reuseport: c_int,
 }
 
 /// What the target is given.
@@ -68,7 +81,62 @@ impl SavedListener {
 impl Listener {
     /// A listener that another process bound.
     pub(crate) fn adopted(name: FdName, fd: OwnedFd) -> Listener {
-        Listener { name, fd, backlog: None, created: None, kind: Kind::Socket, beside: None, is_for_any_version: false }
+        Listener {
+            name,
+            fd,
+            backlog: None,
+            created: None,
+            kind: Kind::Socket,
+            beside: None,
+            is_for_any_version: false,
+            taken: None,
+        }
+    }
+
+    /// One that another process serves on, by the kernel's word the one that `spec` asks for. Others may be bound beside it
+    /// if nothing forbids that, which is logged.
+    pub(crate) fn taken_over(
+        spec: &Spec,
+        fd: OwnedFd,
+        manner: Manner,
+        predecessor: Option<&Predecessor>,
+    ) -> Result<Listener> {
+        let listener = Listener::adopted(spec.fd_name(), fd);
+        let Some(predecessor) = predecessor else { return Ok(listener) };
+        let endpoint = listener.endpoint()?;
+        let created = endpoint.path().ok().and(spec.path()).map(Created::taken_over).transpose()?;
+        let obstacle = match manner.taking {
+            Sharing::Shared => None,
+            Sharing::Steered => why_shared(&listener.fd, &endpoint, &spec.options),
+        };
+        if let Some(obstacle) = obstacle {
+            info!("{spec} is shared with {predecessor}: {obstacle}");
+        }
+        let is_steered = manner.taking == Sharing::Steered && obstacle.is_none();
+        let beside = is_steered.then(|| spec.options.clone());
+        let reuseport = sys::option(&listener.fd, libc::SOL_SOCKET, libc::SO_REUSEPORT).unwrap_or_default();
+        Ok(Listener { created, beside, taken: Some(Taken { reuseport }), ..listener })
+    }
+
+    /// Was it taken over from a process that serves on it?
+    pub(crate) fn is_taken(&self) -> bool {
+        self.taken.is_some()
+    }
+
+    /// The process that it was taken over from is gone.
+    pub(crate) fn own(&mut self) {
+        self.taken = None;
+        self.created.iter_mut().for_each(Created::own);
+    }
+
+    /// The process that has it now looks after its name.
+    pub(crate) fn leave_name(&mut self) {
+        self.created.iter_mut().for_each(Created::leave);
+    }
+
+    /// Let others be bound beside it.
+    pub(super) fn allow_others(&self) -> nix::Result<()> {
+        sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)
     }
 
     /// What is announced and no socket.
@@ -87,6 +155,7 @@ impl Listener {
             name: self.name.to_string(),
             backlog: self.backlog,
             file: self.created.as_ref().map(Created::save),
+            taken: self.is_taken(),
         }
     }
 
@@ -101,6 +170,7 @@ impl Listener {
             kind: Kind::Socket,
             beside: None,
             is_for_any_version: false,
+            taken: saved.taken.then_some(Taken { reuseport: 0 }),
         })
     }
 
@@ -127,8 +197,9 @@ impl Listener {
     /// No other may be bound beside it.
     pub(super) fn stay_alone(&mut self) {
         self.beside = None;
+        let before = self.taken.map_or(0, |taken| taken.reuseport);
         // It cannot fail for a socket of ours.
-        let _ = sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 0);
+        let _ = sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, before);
     }
 
     /// A predecessor of this program bound it so that others may be bound beside it.
@@ -148,7 +219,7 @@ impl Listener {
     pub(super) fn another(&self, lowest: RawFd) -> Result<Listener> {
         let options = self.beside.as_ref().context("it is alone at its address")?;
         let backlog = self.backlog.map_or(c_int::MAX, |backlog| backlog as c_int);
-        let fd = open_beside(&self.endpoint()?, options, backlog)?;
+        let fd = open_beside(&self.fd, &self.endpoint()?, options, backlog)?;
         // A limit of open files may be lower.
         let fd = sys::duplicate_from(&fd, lowest).unwrap_or(fd);
         Ok(Listener {
@@ -159,6 +230,7 @@ impl Listener {
             kind: self.kind,
             beside: Some(options.clone()),
             is_for_any_version: self.is_for_any_version,
+            taken: None,
         })
     }
 
@@ -257,7 +329,10 @@ pub(crate) struct Manner {
     pub(crate) backlog: c_int,
     /// What becomes of the names of Unix sockets.
     pub(crate) naming: Naming,
+    /// Of those that are bound here.
     pub(crate) sharing: Sharing,
+    /// Of those that are taken over.
+    pub(crate) taking: Sharing,
 }
 
 /// Bind the first of `endpoints` whose family this kernel has.
@@ -291,7 +366,8 @@ fn finish(spec: &Spec, endpoint: &Endpoint, manner: Manner, outcome: Result<Open
     let beside = (sharing == Sharing::Steered).then(|| spec.options.clone());
     let is_for_any_version = spec.has_any_version() && endpoint.family() == AddressFamily::Inet6;
     let name = spec.fd_name();
-    let listener = Listener { name, fd, backlog, created, kind: Kind::Socket, beside, is_for_any_version };
+    let kind = Kind::Socket;
+    let listener = Listener { name, fd, backlog, created, kind, beside, is_for_any_version, taken: None };
     if endpoint.has_free_port() {
         info!("{spec} listens on {}", listener.endpoint()?);
     } else {

@@ -7,10 +7,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::Result;
 use libc::c_int;
+use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, SockType, bind, socket};
 
 use crate::missing::Facility;
 use crate::socket::endpoint::Endpoint;
+use crate::socket::joining::as_owner_of;
 use crate::socket::listener::{Manner, Sharing};
 use crate::socket::options::Options;
 use crate::socket::socket_file::Created;
@@ -97,9 +99,9 @@ fn allow_others(first: &OwnedFd) -> nix::Result<()> {
     sys::choose_by(first, &Course::straight(0).program())
 }
 
-/// A socket at the same address as a first one, which gets nothing until the program says so.
-pub(super) fn open_beside(endpoint: &Endpoint, options: &Options, backlog: c_int) -> Result<OwnedFd> {
-    let fd = unbound(endpoint, options)?;
+/// A socket at the same address as `first`, and of the same user, which gets nothing until the program says so.
+pub(super) fn open_beside(first: &OwnedFd, endpoint: &Endpoint, options: &Options, backlog: c_int) -> Result<OwnedFd> {
+    let fd = as_owner_of(first, || unbound(endpoint, options)).unwrap_or(Err(Errno::EPERM.into()))?;
     set_reuseport(&fd, 1)?;
     bind(fd.as_raw_fd(), endpoint.to_sockaddr()?.as_ref())?;
     start(&fd, endpoint, backlog)?;

@@ -1,9 +1,7 @@
 //! What helps when an address cannot be bound, and which process has it: the second line of that error.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::os::fd::RawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::Error;
@@ -11,13 +9,11 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{self, ForeignFd, Kind, SocketInode};
-use crate::kernel::processes::{Process, are_visible};
-use crate::kernel::socket_info::{InetSocket, IpVersion, States};
-use crate::kernel::sockets::{inet_sockets, unix_sockets};
-use crate::socket::address::UnixName;
-use crate::socket::bound_file::bound_socket;
+use crate::kernel::holders::{is_service_manager, own_ancestors};
+use crate::kernel::processes::{Process, Processes, are_visible};
 use crate::socket::endpoint::Endpoint;
-use crate::sys::{self, Transport};
+use crate::socket::in_the_way::bound_to;
+use crate::sys;
 
 /// What helps when a socket cannot be bound.
 pub(crate) fn for_listen(endpoint: &Endpoint, error: &Error) -> Option<String> {
@@ -55,9 +51,18 @@ fn held_by(endpoint: &Endpoint) -> String {
     let age = |pid: &Pid| Process::read(*pid).map_or(u64::MAX, |process| process.started);
     match processes.into_iter().map(Pid::from_raw).filter(holds).min_by_key(age) {
         Some(pid) if pid == Pid::this() => "two --listen options ask for the same address".to_owned(),
+        Some(pid) if may_be_succeeded(pid) => {
+            format!("it is held by pid {pid}: {}; --from {pid} takes it over", command(pid))
+        }
         Some(pid) => format!("it is held by pid {pid}: {}", command(pid)),
         None => "it is held by a process that /proc does not show to this user".to_owned(),
     }
+}
+
+/// Whoever started this, or keeps sockets for others, is not retired.
+fn may_be_succeeded(pid: Pid) -> bool {
+    let ancestors = Processes::scan().map(|processes| own_ancestors(&processes)).unwrap_or_default();
+    !ancestors.contains(&pid) && !is_service_manager(pid)
 }
 
 /// The descriptor of this process that one of `held` was inherited at. What it bound or adopted itself is close-on-exec.
@@ -66,33 +71,6 @@ fn inherited(held: &[SocketInode]) -> Option<RawFd> {
     let is_held = |kind: &Kind| matches!(kind, Kind::Socket(inode) if held.contains(inode));
     let numbers = all.into_iter().filter(|(_, kind)| is_held(kind)).map(|(ForeignFd(number), _)| number);
     numbers.filter(|number| sys::is_inheritable(*number)).min()
-}
-
-/// The sockets that are in the way of `endpoint`.
-fn bound_to(endpoint: &Endpoint) -> Vec<SocketInode> {
-    match endpoint {
-        Endpoint::Inet { kind, address, .. } => bound_to_port(*kind, *address),
-        Endpoint::Unix { name: UnixName::Path(path), .. } => bound_socket(path).ok().flatten().into_iter().collect(),
-        Endpoint::Unix { name: UnixName::Abstract(name), .. } => {
-            let name = [b"\0", name.as_bytes()].concat();
-            let sockets = unix_sockets(States::ALL).unwrap_or_default().into_iter();
-            sockets.filter(|socket| socket.name == name && !socket.connected).map(|socket| socket.inode).collect()
-        }
-        Endpoint::Vsock { .. } => vec![],
-    }
-}
-
-/// Those of this port with an address that collides. TCP connections have the port too, but only a listener is in the
-/// way.
-fn bound_to_port(kind: Transport, address: SocketAddr) -> Vec<SocketInode> {
-    let states = if kind == Transport::Tcp { States::LISTENING } else { States::ALL };
-    let sockets = |family| inet_sockets(kind, family, states, Some(address.port())).unwrap_or_default();
-    let collides = |socket: &InetSocket| {
-        let (bound, wanted) = (socket.local.ip().to_canonical(), address.ip());
-        wanted.is_unspecified() || bound.is_unspecified() || bound == wanted
-    };
-    let all = [IpVersion::V4, IpVersion::V6].into_iter().flat_map(sockets);
-    all.filter(collides).map(|socket| socket.inode).collect()
 }
 
 /// The command line of a process, its first 80 characters.

@@ -23,6 +23,19 @@ pub(crate) struct Created {
     inode: FileIdentity,
     /// A second name of it, from which the first is restored.
     link: Option<PathBuf>,
+    at_end: AtEnd,
+}
+
+/// What becomes of the file when nobody serves it any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum AtEnd {
+    /// It is removed.
+    #[default]
+    Remove,
+    /// It is another process' still.
+    #[serde(other)]
+    Leave,
 }
 
 /// The same in a state that is handed on: another file may be at the path by then.
@@ -33,6 +46,8 @@ pub(crate) struct SavedFile {
     inode: libc::ino_t,
     #[serde(default)]
     link: Option<SavedPath>,
+    #[serde(default)]
+    at_end: AtEnd,
 }
 
 /// What becomes of the name of a socket's file.
@@ -54,20 +69,40 @@ pub(crate) enum NameState {
 impl Created {
     /// The file at `path`, which is `inode`.
     pub(crate) fn new(path: &Path, inode: FileIdentity) -> Created {
-        Created { path: path.to_owned(), inode, link: None }
+        Created { path: path.to_owned(), inode, link: None, at_end: AtEnd::Remove }
+    }
+
+    /// The file at `path` of a socket that is taken over.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub(crate) fn taken_over(path: &Path) -> nix::Result<Created> {
+        let mut created = Created::new(path, identity(&lstat(path)?));
+        created.leave();
+        Ok(created)
+    }
+
+    /// The process that it was taken over from has no need of it any more.
+    pub(crate) fn own(&mut self) {
+        self.at_end = AtEnd::Remove;
+    }
+
+    /// Leave it to the process that has the socket now.
+    pub(crate) fn leave(&mut self) {
+        self.at_end = AtEnd::Leave;
     }
 
     /// For the program that takes the place of this one.
     pub(crate) fn save(&self) -> SavedFile {
         let (device, inode) = self.inode;
         let link = self.link.clone().map(SavedPath);
-        SavedFile { path: SavedPath(self.path.clone()), device, inode, link }
+        SavedFile { path: SavedPath(self.path.clone()), device, inode, link, at_end: self.at_end }
     }
 
     /// The file that a predecessor of this program made for the socket it left us.
     pub(crate) fn resume(saved: SavedFile) -> Created {
         let link = saved.link.map(|SavedPath(link)| link);
-        Created { path: saved.path.0, inode: (saved.device, saved.inode), link }
+        Created { path: saved.path.0, inode: (saved.device, saved.inode), link, at_end: saved.at_end }
     }
 
     /// Where it can be watched: by a name that a server does not know.
@@ -85,7 +120,10 @@ impl Created {
         if self.link.is_some() {
             return;
         }
-        let link = beside(&self.path);
+        // A supervisor that it is taken over from removes its own at its end.
+        let is_free = |link: &PathBuf| self.at_end == AtEnd::Remove || !self.is_at(link);
+        let mut names = [".kept", ".taken"].into_iter().map(|suffix| beside(&self.path, suffix));
+        let Some(link) = names.find(is_free) else { return };
         match self.link_to(&link) {
             Ok(()) => self.link = Some(link),
             Err(error) => warn!("cannot keep {} should it be removed: {error:#}", self.path.display()),
@@ -154,7 +192,8 @@ impl Created {
 
 impl Drop for Created {
     fn drop(&mut self) {
-        for path in [Some(&self.path), self.link.as_ref()].into_iter().flatten() {
+        let path = (self.at_end == AtEnd::Remove).then_some(&self.path);
+        for path in path.into_iter().chain(self.link.as_ref()) {
             if self.is_at(path)
                 && let Err(error) = unlink(path)
             {
@@ -164,11 +203,11 @@ impl Drop for Created {
     }
 }
 
-/// `.NAME.kept` in the same folder.
-fn beside(path: &Path) -> PathBuf {
+/// `.NAME.kept`, or the like, in the same folder.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(".kept");
+    name.push(suffix);
     path.with_file_name(name)
 }
 

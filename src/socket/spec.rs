@@ -6,10 +6,11 @@ mod tests;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::socket::address::{Address, Family, Host, Inet};
+use crate::socket::address::{Address, Family, Host, Inet, UnixName};
 use crate::socket::options::Options;
 
 /// One listener as the user asked for it.
@@ -34,6 +35,14 @@ impl Spec {
     pub(crate) fn has_any_version(&self) -> bool {
         let is_open = |inet: &Inet| (&inet.host, inet.family) == (&Host::Every, Family::Either);
         matches!(&self.address, Address::Inet(inet) if is_open(inet)) && !self.options.has("v6only")
+    }
+
+    /// The path, of a Unix socket that has one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match &self.address {
+            Address::Unix { name: UnixName::Path(path), .. } => Some(path),
+            _ => None,
+        }
     }
 
     /// The name for LISTEN_FDNAMES; `unknown` is the protocol's own word for none.

@@ -1,24 +1,23 @@
 //! Carry out the plan's orders on processes, and feed it the events of processes.
 
 use std::ffi::CString;
-use std::process;
 
 use anyhow::Result;
 use log::{debug, error, warn};
 use nix::unistd::Pid;
 
 use crate::failure::ExitStatus;
+use crate::pid_file::PidFile;
 use crate::supervise::Supervisor;
 use crate::supervise::diagnosis::{cut_short, gone_to_background};
 use crate::supervise::generation::Generation;
 use crate::supervise::generation::child::Launch;
 use crate::supervise::generation::descriptors::Role;
-use crate::supervise::plan::{Event, Id, Order, Reason, Transition};
+use crate::supervise::plan::{Event, Id, Order, PREDECESSOR, Reason, Transition};
 use crate::supervise::sockets::Share;
 use crate::supervise::wording::connections;
 use crate::sys;
 use crate::target::Handing;
-use crate::target::pid_file::PidFile;
 
 /// At most this many notifications of one generation are read before the others are handled.
 const NOTIFICATIONS_AT_ONCE: usize = 64;
@@ -94,7 +93,13 @@ impl Supervisor {
         // Before the signal: it may end at once.
         let held = generation.ended.is_none().then(|| generation.connections(&self.sockets));
         let waiting = generation.end_release(&self.sockets);
-        generation.retire(self.config.stop_signal);
+        let (pid, is_there) = (generation.pid, generation.ended.is_none());
+        if id == PREDECESSOR && is_there {
+            self.warn_of_manager(pid);
+        }
+        let signal = self.stop_signal(id);
+        let Some(generation) = self.generations.get_mut(id) else { return };
+        generation.retire(signal);
         if let Some(held) = held {
             generation.asked_to_stop = held.map(|held| (sys::now(), held));
             self.reporter.progress(id, &format!("draining{}", connections(held)));
@@ -139,6 +144,9 @@ impl Supervisor {
     fn settle(&mut self, id: Id) {
         self.watch_sockets();
         self.reporter.settled(id, &self.plan);
+        if self.is_watcher() {
+            self.let_successor_go();
+        }
     }
 
     /// A generation that was on trial, or had not settled, makes room for the one that serves again.
@@ -164,7 +172,7 @@ impl Supervisor {
     /// The supervisor's pid, once something serves.
     fn write_pid_file(&mut self) {
         let Some(path) = self.config.exec.pid_file.as_deref().filter(|_| self.pid_file.is_none()) else { return };
-        match PidFile::write(path, process::id()) {
+        match PidFile::write(path, self.announced_pid()) {
             Ok(pid_file) => self.pid_file = Some(pid_file),
             // An error is no reason to stop serving.
             Err(error) => error!("{error:#}"),
@@ -201,7 +209,7 @@ impl Supervisor {
         self.look_after_sockets();
         let Some(generation) = self.generations.get(id) else { return };
         let exec_error = generation.exec_error();
-        let undrained = generation.died_of(self.config.stop_signal, ending, sys::now());
+        let undrained = generation.died_of(self.stop_signal(id), ending, sys::now());
         if self.plan.is_starting(id) {
             self.report_failed_start(id, ending, exec_error);
         } else if self.plan.is_unsettled(id) {
@@ -231,6 +239,9 @@ impl Supervisor {
                 self.reporter.failure(generation.id, &text, None);
             }
             self.events.push_back(Event::Gone(generation.id));
+            if generation.id == PREDECESSOR {
+                self.succeeded();
+            }
             generation.reap();
         }
     }

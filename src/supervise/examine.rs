@@ -24,6 +24,10 @@ impl Supervisor {
 
     /// A generation ended before it was ready; with an exec error if its program never ran.
     pub(super) fn report_failed_start(&mut self, id: Id, ending: Ending, exec_error: Option<String>) {
+        if self.is_watcher() && exec_error.is_some() {
+            // The process that failed to become the program has said why.
+            return;
+        }
         let Some(generation) = self.generations.get(id) else { return };
         let findings = match exec_error {
             Some(text) => Findings { text, remedy: None },

@@ -51,6 +51,11 @@ impl Generations {
         self.all.push(generation);
     }
 
+    /// Forget one, which goes on as it is.
+    pub(crate) fn forget(&mut self, id: Id) {
+        self.all.retain(|generation| generation.id != id);
+    }
+
     pub(crate) fn get(&self, id: Id) -> Option<&Generation> {
         self.all.iter().find(|generation| generation.id == id)
     }
@@ -109,7 +114,10 @@ impl Generations {
     /// Learn which processes belong to which generation, and return all that there are. Without /proc only the main
     /// processes are known.
     pub(crate) fn survey(&mut self) -> Option<Processes> {
-        match Processes::read() {
+        let foreign = self.all.iter().filter(|generation| generation.is_foreign);
+        let beside: Vec<Pid> =
+            foreign.flat_map(|generation| [generation.pid].into_iter().chain(generation.members.alive())).collect();
+        match Processes::read_with(&beside) {
             Ok(processes) => {
                 self.learn(&processes);
                 Some(processes)

@@ -12,6 +12,7 @@ mod generations;
 pub(crate) mod intercept;
 pub(crate) mod plan;
 mod poll;
+mod predecessor;
 mod report;
 mod requests;
 mod signals;
@@ -20,6 +21,7 @@ mod steer;
 mod succession;
 mod terminal;
 pub(crate) mod upgrade;
+mod watcher;
 mod wording;
 
 use std::collections::VecDeque;
@@ -36,10 +38,11 @@ use nix::poll::PollFlags;
 
 use crate::config::{Limits, Ready, Supervise};
 use crate::manager::Manager;
+use crate::pid_file::PidFile;
 use crate::socket::listener::Listener;
+use crate::socket::takeover::{Claim, Predecessor};
 use crate::sys;
 use crate::target::Handing;
-use crate::target::pid_file::PidFile;
 use control::connection::WaitingFor;
 use control::server::Clients;
 use generations::{Generations, warn_without_proc};
@@ -47,10 +50,11 @@ use plan::{Event, KILLED, Plan};
 use poll::{Source, Table};
 use report::{KILLED_ONE, Reporter};
 use signals::Signals;
-use sockets::Sockets;
+use sockets::{Share, Sockets};
 pub(crate) use succession::{rehearse, take_over};
 use terminal::Terminal;
 use upgrade::{ProgramFile, Upgrade};
+pub(crate) use watcher::succeed;
 use wording::show;
 
 /// The lowest number of what only the supervisor has, as a rule.
@@ -71,25 +75,52 @@ struct Supervisor {
     reporter: Reporter,
     upgrade: Upgrade,
     pid_file: Option<PidFile>,
+    /// Only one takes over from a process at a time.
+    claim: Option<Claim>,
+    duty: Duty,
     finished: Option<u8>,
 }
 
+/// What there is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Duty {
+    /// Supervise until asked to stop.
+    Supervise,
+    /// Watch over a handover between two processes that are no children of ours, of which the new one has this set.
+    Handover(Share),
+}
+
 /// Supervise until asked to stop, or until the first generation fails; return the exit status.
-pub(crate) fn supervise(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<u8> {
-    Ok(Supervisor::new(config, listeners, others)?.run())
+pub(crate) fn supervise(
+    config: Supervise,
+    listeners: Vec<Listener>,
+    others: Vec<OwnedFd>,
+    predecessor: Option<Predecessor>,
+) -> Result<u8> {
+    Ok(Supervisor::new(config, listeners, others, predecessor)?.run())
 }
 
 impl Supervisor {
-    fn new(config: Supervise, listeners: Vec<Listener>, others: Vec<OwnedFd>) -> Result<Supervisor> {
+    fn new(
+        config: Supervise,
+        listeners: Vec<Listener>,
+        others: Vec<OwnedFd>,
+        predecessor: Option<Predecessor>,
+    ) -> Result<Supervisor> {
         sys::occupy_standard().context("cannot occupy the standard descriptors")?;
-        let sockets = Sockets::new(listeners, others, lowest(&config), config.exec.program.handing)?;
+        let claim = predecessor.as_ref().map(Claim::make).transpose()?;
+        let mut sockets = Sockets::new(listeners, others, lowest(&config), config.exec.program.handing)?;
+        if predecessor.is_some() {
+            sockets.begin_beside_predecessor()?;
+        }
         steer::check(&config, &sockets)?;
         check_ready_fd(&config.ready, &sockets)?;
         check_ready_after(&config.ready, config.limits)?;
         let clients = Clients::listen(config.control.as_ref())?;
         let signals = Signals::receive()?;
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
-        let (plan, orders) = Plan::begin(config.limits, sys::now());
+        let begin = if predecessor.is_some() { Plan::succeed } else { Plan::begin };
+        let (plan, orders) = begin(config.limits, sys::now());
         let mut supervisor = Supervisor {
             config,
             directory: logical_directory(),
@@ -102,8 +133,13 @@ impl Supervisor {
             reporter: Reporter::new(clients, Manager::of(&sys::environment()), None),
             upgrade: Upgrade::new(upgrade::own_program()),
             pid_file: None,
+            claim,
+            duty: Duty::Supervise,
             finished: None,
         };
+        if let Some(predecessor) = predecessor {
+            supervisor.add_predecessor(predecessor);
+        }
         supervisor.carry_out(orders);
         Ok(supervisor)
     }
@@ -114,6 +150,9 @@ impl Supervisor {
         self.collect_gone();
         loop {
             self.handle_events();
+            if self.is_watcher() && self.plan.generations().next().is_none() {
+                self.finished = Some(0);
+            }
             if let Some(status) = self.finished {
                 self.leave(status);
                 return status;
@@ -217,6 +256,9 @@ impl Supervisor {
     /// All is over: remove what is ours, and reply to the clients that waited for it.
     fn leave(mut self, status: u8) {
         self.generations.reap_all();
+        if let Duty::Handover(successor) = self.duty {
+            return self.leave_to(successor);
+        }
         if let Some(pid_file) = self.pid_file {
             pid_file.remove();
         }

@@ -27,6 +27,10 @@ pub(crate) use stages::{Cause, Draining, Serving, Standing, Starting, Trial};
 /// Counts the generations, from 1 on.
 pub(crate) type Id = u64;
 
+/// The process that the first generation succeeds. It is somebody else's: it is told to stop only when its successor has
+/// settled, and never if that fails, or when everything stops before.
+pub(crate) const PREDECESSOR: Id = 0;
+
 /// The state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -84,6 +88,18 @@ impl Plan {
         let mut plan = Plan::default();
         let order = plan.start(Cause::First, Rollout::default(), limits, now);
         (plan, vec![order])
+    }
+
+    /// Begin with the first generation beside the process that it succeeds.
+    pub(crate) fn succeed(limits: Limits, now: Timestamp) -> (Plan, Vec<Order>) {
+        let mut plan = Plan { serving: Some(Serving { id: PREDECESSOR, since: now }), ..Plan::default() };
+        let order = plan.start(Cause::First, Rollout::default(), limits, now);
+        (plan, vec![order])
+    }
+
+    /// Does the predecessor serve, or could it again?
+    pub(crate) fn is_predecessor_needed(&self) -> bool {
+        self.is_serving(PREDECESSOR) || self.is_standing_by(PREDECESSOR)
     }
 
     /// Go on in the place of a predecessor, which left these generations; those that it did not know drain.

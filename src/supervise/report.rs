@@ -5,7 +5,7 @@ mod waits;
 
 use std::time::Duration;
 
-use log::{error, info, warn};
+use log::{Level, error, log, warn};
 use nix::sys::signal::Signal;
 
 use crate::config::Limits;
@@ -35,6 +35,10 @@ pub(crate) struct Reporter {
     pub(crate) clients: Clients,
     pub(crate) manager: Manager,
     pub(crate) last_failure: Option<LastFailure>,
+    /// What those are called in the log that are no generations of ours.
+    names: Vec<(Id, String)>,
+    /// That all goes as it is to is not logged but for debugging.
+    is_quiet: bool,
     /// The generation that a reload asked for and that has neither settled nor failed.
     pub(crate) asked: Option<Id>,
     /// The generation that serves while its predecessor stands by.
@@ -65,6 +69,8 @@ impl Reporter {
             clients,
             manager,
             last_failure,
+            names: Vec::new(),
+            is_quiet: false,
             asked: None,
             settling: None,
             broken: Vec::new(),
@@ -78,6 +84,22 @@ impl Reporter {
         Reporter { asked, settling, ..self }
     }
 
+    /// Call this generation so in the log.
+    pub(crate) fn call(&mut self, id: Id, name: String) {
+        self.names.push((id, name));
+    }
+
+    /// Log only what goes wrong.
+    pub(crate) fn be_quiet(&mut self) {
+        self.is_quiet = true;
+    }
+
+    /// What a generation is called in the log.
+    pub(crate) fn name_of(&self, id: Id) -> String {
+        let name = self.names.iter().find(|(other, _)| *other == id);
+        name.map_or_else(|| format!("generation {id}"), |(_, name)| name.clone())
+    }
+
     /// Add the deadlines to the round's table, and what the clients wait for.
     pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
         self.clients.poll(table);
@@ -87,13 +109,14 @@ impl Reporter {
 
     /// What a generation does.
     pub(crate) fn progress(&mut self, id: Id, text: &str) {
-        info!("generation {id}: {text}");
+        let level = if self.is_quiet { Level::Debug } else { Level::Info };
+        log!(level, "{}: {text}", self.name_of(id));
         self.clients.send_all(&Reply::Progress { generation: id, text: text.to_owned() });
     }
 
     /// A signal stopped a generation, which is no failure of it, but serves nobody.
     pub(crate) fn stopped(&mut self, id: Id, signal: Signal) {
-        let text = format!("generation {id}: is stopped by {signal} and serves nobody until SIGCONT");
+        let text = format!("{}: is stopped by {signal} and serves nobody until SIGCONT", self.name_of(id));
         for line in [Some(text.as_str()), why_stopped(signal)].into_iter().flatten() {
             warn!("{line}");
             self.clients.send_all(&Reply::Error(line.to_owned()));
@@ -102,7 +125,7 @@ impl Reporter {
 
     /// What went wrong, with what helps.
     pub(crate) fn failure(&mut self, id: Id, text: &str, remedy: Option<&str>) {
-        let text = format!("generation {id}: {text}");
+        let text = format!("{}: {text}", self.name_of(id));
         for line in [Some(text.as_str()), remedy].into_iter().flatten() {
             error!("{line}");
             self.clients.send_all(&Reply::Error(line.to_owned()));
@@ -152,7 +175,7 @@ impl Reporter {
         if let Some(findings) = daemon {
             return self.failure(id, &findings.text, findings.remedy.as_deref());
         }
-        self.failed(id, format!("generation {id}: {ending}"));
+        self.failed(id, format!("{}: {ending}", self.name_of(id)));
         self.progress(id, ending);
     }
 
@@ -160,7 +183,7 @@ impl Reporter {
     pub(crate) fn ended_without_draining(&mut self, id: Id, ending: Ending, after: Duration, held: usize) {
         let held = connections(Some(held)).replacen(", ", "", 1);
         let text = format!("{ending} {} after the stop signal, with {held}: it does not drain", show(after));
-        warn!("generation {id}: {text}");
+        warn!("{}: {text}", self.name_of(id));
         self.clients.send_all(&Reply::Progress { generation: id, text });
     }
 
@@ -218,7 +241,7 @@ impl Reporter {
             (Reason::CheckTimedOut, _) => "was not checked in time".to_owned(),
             (Reason::Asked, _) => "is rolled back".to_owned(),
         };
-        let serves = plan.serving.map(|serving| format!(": generation {} {goes_on}", serving.id));
+        let serves = plan.serving.map(|serving| format!(": {} {goes_on}", self.name_of(serving.id)));
         self.failure(id, &format!("{why}{}", serves.unwrap_or_default()), None);
         self.did_not_serve(id, 1, plan);
     }
@@ -233,7 +256,7 @@ impl Reporter {
     pub(crate) fn dropped(&mut self, id: Id, count: usize) {
         let what = if count == 1 { "1 client".to_owned() } else { format!("{count} clients") };
         let text = format!("reset {what} that waited for it and cannot be served");
-        warn!("generation {id}: {text}");
+        warn!("{}: {text}", self.name_of(id));
         self.clients.send_all(&Reply::Progress { generation: id, text });
     }
 

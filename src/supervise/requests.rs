@@ -70,6 +70,9 @@ impl Supervisor {
     }
 
     fn reload(&mut self, rollout: Rollout) {
+        if self.is_watcher() {
+            return;
+        }
         let plan = &self.plan;
         let ended =
             plan.serving.is_none() && !plan.starting.as_ref().is_some_and(|starting| starting.cause == Cause::First);
@@ -84,6 +87,9 @@ impl Supervisor {
     }
 
     fn stop(&mut self, mode: StopMode) {
+        if self.is_watcher() {
+            return self.abandon_handover();
+        }
         if self.plan.stopping.is_none() {
             self.reporter.manager.stopping("draining", self.config.limits.drain);
         }
@@ -91,6 +97,9 @@ impl Supervisor {
     }
 
     fn begin_upgrade(&mut self) {
+        if self.is_watcher() {
+            return;
+        }
         if self.upgrade.is_under_way() {
             return info!("the new supervisor is being probed already");
         }

@@ -127,6 +127,29 @@ impl Sockets {
         self.listed.iter_mut().map(|listed| &mut listed.group)
     }
 
+    /// Another process serves on those that were taken over from it. Nobody is to wait at the others for it.
+    ///
+    /// # Errors
+    /// If the kernel does not take the program.
+    pub(crate) fn begin_beside_predecessor(&mut self) -> Result<()> {
+        self.keep_names();
+        self.groups_mut().filter(|group| !group.listener(0).is_taken()).try_for_each(Group::leave_first_vacant)
+    }
+
+    /// That process is gone.
+    pub(crate) fn keep_taken(&mut self) {
+        self.groups_mut().for_each(Group::own);
+    }
+
+    /// The program that has this set goes on alone with it.
+    pub(crate) fn leave_to(self, share: Share) {
+        for Listed { mut group, .. } in self.listed {
+            group.leave_name();
+            group.leave_to(share.slot());
+        }
+        self.beside.into_iter().for_each(|mut beside| beside.leave_name());
+    }
+
     /// Keep the names of the files that a predecessor made, which may have had no way to.
     pub(crate) fn keep_names(&mut self) {
         self.groups_mut().for_each(Group::keep_name);

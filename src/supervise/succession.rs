@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 
 use crate::config::Supervise;
 use crate::manager::Manager;
+use crate::pid_file::PidFile;
 use crate::saved::{self, SavedPath};
-use crate::supervise::Supervisor;
 use crate::supervise::control::server::Clients;
 use crate::supervise::generation::Generation;
 use crate::supervise::generations::Generations;
@@ -24,8 +24,8 @@ use crate::supervise::sockets::Sockets;
 use crate::supervise::terminal::Terminal;
 use crate::supervise::upgrade::state::{NOTIFIERS, SLOTS, State};
 use crate::supervise::upgrade::{self, Upgrade};
+use crate::supervise::{Duty, Supervisor};
 use crate::sys::{self, Claimed};
-use crate::target::pid_file::PidFile;
 
 /// Supervise in the place of a predecessor that left `state`.
 pub(crate) fn take_over(config: Supervise, state: State, claimed: Claimed) -> Result<u8> {
@@ -101,6 +101,8 @@ impl Supervisor {
             } else {
                 state.program.0
             }),
+            claim: None,
+            duty: Duty::Supervise,
             finished: None,
         };
         Ok((supervisor, orders))

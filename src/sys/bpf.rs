@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 /// asm-generic/socket.h, which libc has not for musl.
 const SO_ATTACH_REUSEPORT_CBPF: c_int = 51;
+const SO_DETACH_REUSEPORT_BPF: c_int = 68;
 
 /// Let `program` choose among the sockets of the SO_REUSEPORT group that `socket` is in, or begins (socket(7),
 /// SO_ATTACH_REUSEPORT_CBPF).
@@ -24,4 +25,12 @@ pub(crate) fn choose_by(socket: impl AsFd, program: &[sock_filter]) -> nix::Resu
     let done =
         unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, (&raw const program).cast(), size) };
     Errno::result(done).map(drop)
+}
+
+/// Let the kernel choose by a hash again (SO_DETACH_REUSEPORT_BPF, Linux 5.3).
+///
+/// # Errors
+/// ENOENT if there is no program.
+pub(crate) fn choose_by_hash(socket: impl AsFd) -> nix::Result<()> {
+    super::set_option(socket, libc::SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
 }

@@ -251,8 +251,18 @@ pub(crate) fn see_end_of(child: Pid) -> Option<Ending> {
 
 /// Is the pidfd of a child readable?
 fn has_ended(child: Pid) -> bool {
-    let Ok(pidfd) = pidfd_of(child) else { return false };
-    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
+    pidfd_of(child).is_ok_and(is_readable)
+}
+
+/// Can this be read from now? A pidfd can when its process has ended.
+pub(crate) fn is_readable(fd: impl AsFd) -> bool {
+    poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
+}
+
+/// Let this process, and none but it, look at us where Yama forbids that: PR_SET_PTRACER (PR_SET_PTRACER(2const)).
+pub(crate) fn let_look(process: Pid) {
+    // SAFETY: this operation takes integers only. Without Yama it is unknown, and not needed.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, process.as_raw(), 0, 0, 0) };
 }
 
 /// The last field of `/proc/PID/stat`, in the form of wait(2).

@@ -14,14 +14,13 @@ use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{Pid, chdir, fchdir};
 
 use crate::failure::{ExitStatus, Failure};
-use crate::socket::listener::Listener;
+use crate::pid_file::PidFile;
 use crate::socket::remedy::missing_folder;
 use crate::sys;
 use crate::target::env_file;
 use crate::target::environ::{Announcement, Variable, announce};
 use crate::target::handout::Handout;
 use crate::target::inspect::check_interceptable;
-use crate::target::pid_file::PidFile;
 use crate::target::template::{Template, Values};
 use crate::target::{Announce, Begin, Handing, Program};
 
@@ -44,21 +43,22 @@ pub(crate) struct Instance {
     pub(crate) variables: Vec<CString>,
 }
 
-/// Wait for a client and write a pid file, each if asked for, and become the program. Returns only when that failed.
+/// Wait for a client and write a pid file, each if asked for, and become the program, which gets these variables
+/// (`KEY=VALUE`) besides. Returns only when that failed.
 pub(crate) fn exec_in_place(
     program: &Program,
-    listeners: &[Listener],
+    handout: &Handout,
     begin: Begin,
     pid_file: Option<&Path>,
+    variables: Vec<CString>,
 ) -> Failure {
-    let handout = Handout::of(listeners, program);
-    match prepare(program, &handout, begin, pid_file) {
+    match prepare(program, handout, begin, pid_file, variables) {
         Err(error) => {
             let remedy = pid_file.and_then(|path| missing_folder(path, &error));
             Failure::from(error).remedy(remedy)
         }
         Ok((target, pid_file)) => {
-            let failure = launch(&target, &handout, || Ok(()));
+            let failure = launch(&target, handout, || Ok(()));
             if let Some(pid_file) = pid_file {
                 pid_file.restore();
             }
@@ -73,8 +73,9 @@ fn prepare<'a>(
     handout: &Handout,
     begin: Begin,
     pid_file: Option<&Path>,
+    variables: Vec<CString>,
 ) -> Result<(Target<'a>, Option<PidFile>)> {
-    let describe = || describe(program, handout, Instance { generation: 1, variables: vec![] });
+    let describe = || describe(program, handout, Instance { generation: 1, variables: variables.clone() });
     if begin == Begin::FirstClient {
         check_env_file(program)?;
     }

@@ -5,7 +5,6 @@ pub(crate) mod environ;
 pub(crate) mod exec;
 pub(crate) mod handout;
 pub(crate) mod inspect;
-pub(crate) mod pid_file;
 pub(crate) mod preset;
 pub(crate) mod template;
 

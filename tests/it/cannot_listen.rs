@@ -28,7 +28,7 @@ fn assert_in_use(spec: &str, holder: &Report) {
     let command: String = line.trim_end().chars().take(80).collect();
     let message = format!(
         "handoff-run: cannot listen on {spec}: EADDRINUSE: Address already in use\nhandoff-run: it is held by pid \
-         {pid}: {command}\n"
+         {pid}: {command}; --from {pid} takes it over\n"
     );
     assert_eq!(output.failure(), (125, message.as_str()));
 }

@@ -118,7 +118,8 @@ fn control_characters_of_the_holder_forge_no_line_either() {
     let (stdin, _kept) = UnixStream::pair().unwrap();
     let mut holder = held.stdin(OwnedFd::from(stdin)).start();
     holder.line();
-    let held = format!(r"it is held by pid {}: sh -c echo; read _ a\nhandoff-run: b", holder.pid());
+    let pid = holder.pid();
+    let held = format!(r"it is held by pid {pid}: sh -c echo; read _ a\nhandoff-run: b; --from {pid} takes it over");
     let line = format!("cannot listen on {path}: EADDRINUSE: Address already in use");
     assert_lines(&["-l", &path, "--", "true"], 125, &[&line, &held]);
 }

@@ -110,7 +110,8 @@ fn a_second_supervisor_at_the_same_address_fails_and_is_told_who_has_it() {
         let line = std::fs::read_to_string(format!("/proc/{}/cmdline", supervisor.pid)).unwrap().replace('\0', " ");
         let line: String = line.trim_end().chars().take(80).collect();
         let in_use = cannot_listen(&supervisor.address(), "EADDRINUSE: Address already in use");
-        let message = format!("{in_use}handoff-run: it is held by pid {}: {line}\n", supervisor.pid);
+        let pid = supervisor.pid;
+        let message = format!("{in_use}handoff-run: it is held by pid {pid}: {line}; --from {pid} takes it over\n");
         for _ in 0..2 {
             for options in [&["--supervise"][..], &["--supervise", "--shared"], &[]] {
                 let run = handoff_run_with(options).args(&["-l", &supervisor.address(), "--", "true"]);

@@ -30,6 +30,7 @@ pub(crate) struct SavedGroup {
     places: Places,
     serving: usize,
     is_unsure: bool,
+    is_first_vacant: bool,
 }
 
 impl Group {
@@ -46,6 +47,7 @@ impl Group {
             places: steered.places.clone(),
             serving: steered.route.serving,
             is_unsure: steered.is_unsure,
+            is_first_vacant: self.is_first_vacant,
         });
         (first, beside)
     }
@@ -72,6 +74,6 @@ impl Group {
         for idle in steered.idle_mut() {
             idle.leave_idle()?;
         }
-        Ok(Group { slots, steered: Some(steered) })
+        Ok(Group { slots, steered: Some(steered), is_first_vacant: saved.is_first_vacant })
     }
 }

@@ -21,7 +21,7 @@ const LOWEST: RawFd = 64;
 
 fn listener(spec: &str, sharing: Sharing) -> Listener {
     let spec = Spec::parse(OsStr::new(spec)).unwrap();
-    let manner = Manner { backlog: 1000, naming: Naming::Once, sharing };
+    let manner = Manner { backlog: 1000, naming: Naming::Once, sharing, taking: sharing };
     bind_first(&spec, &resolve(&spec).unwrap(), manner).unwrap_or_else(|_| panic!("{spec} cannot be bound"))
 }
 
@@ -87,7 +87,8 @@ fn new_connections_go_to_the_slot_that_serves_at_every_kind_of_address() {
 fn the_address_is_nobody_elses_until_the_first_is_bound() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let spec = Spec::parse(OsStr::new(&taken.local_addr().unwrap().to_string())).unwrap();
-    let manner = Manner { backlog: 9, naming: Naming::Once, sharing: Sharing::Steered };
+    let sharing = Sharing::Steered;
+    let manner = Manner { backlog: 9, naming: Naming::Once, sharing, taking: sharing };
     assert!(bind_first(&spec, &resolve(&spec).unwrap(), manner).is_err());
     let ours = group("127.0.0.1:0");
     let spec = Spec::parse(OsStr::new(&ours.address().to_string())).unwrap();

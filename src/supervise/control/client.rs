@@ -18,7 +18,7 @@ use crate::output::print;
 use crate::saved;
 use crate::supervise::control::protocol::{Call, Reply, line};
 use crate::supervise::control::replies::Replies;
-use crate::supervise::plan::Id;
+use crate::supervise::plan::{Id, PREDECESSOR};
 use crate::sys::{self, Disposition};
 
 /// Ask the supervisor at `path` and give the exit status.
@@ -93,7 +93,10 @@ impl Screen {
         if log::max_level() < LevelFilter::Info {
             return;
         }
-        let line = format!("generation {id}: {}", OneLine(text));
+        let line = match id {
+            PREDECESSOR => format!("predecessor: {}", OneLine(text)),
+            _ => format!("generation {id}: {}", OneLine(text)),
+        };
         if !self.terminal {
             // An error of stdout does not change the outcome of the request.
             let _ = self.print(&line);

@@ -13,7 +13,7 @@ mod save;
 use std::ffi::CString;
 use std::fs;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -32,6 +32,7 @@ use crate::kernel::processes::{Process, are_visible};
 use crate::missing::Facility;
 use crate::supervise::diagnosis::Findings;
 use crate::supervise::plan;
+use crate::supervise::signals::Dispositions;
 use crate::supervise::sockets::{Reach, Share, Sockets};
 use crate::sys::{self, Ending, Timestamp};
 use check::Check;
@@ -53,6 +54,8 @@ pub(crate) struct Generation {
     pub(crate) id: plan::Id,
     /// Its main process.
     pub(crate) pid: Pid,
+    /// It is no child of ours: only its pidfd shows its end, and it is never signalled by a group's number.
+    pub(crate) is_foreign: bool,
     /// Which sockets it serves on.
     pub(crate) share: Share,
     descriptors: Descriptors,
@@ -111,7 +114,7 @@ impl Generation {
         let mut descriptors = Descriptors::default();
         let notify = notify_socket::open(&notify_socket::folders(&sys::environment()))?;
         let notify_file = NotifyFile::of(&notify);
-        launch.variables.push(CString::new(notify_variable(&notify)?)?);
+        launch.variables.push(CString::new(notify_socket::variable(&notify)?)?);
         descriptors.add(Role::Notify, notify);
         let its = match how {
             Ready::Descriptor(number) => {
@@ -128,15 +131,56 @@ impl Generation {
         if let Some(channel) = started.notifier_channel {
             descriptors.add(Role::NotifierChannel, channel);
         }
+        let members = Members::of(started.pid);
         Ok(Generation {
-            id,
-            pid: started.pid,
-            share,
-            descriptors,
             _notify_file: notify_file,
             watch: Some(Watch::begin(how, started.pid, dispositions, reach, now)),
-            members: Members::of(started.pid),
-            started: now,
+            next_hint: Some(now + HINT_INTERVAL),
+            ..Generation::new(id, started.pid, share, descriptors, members, now)
+        })
+    }
+
+    /// A process that is no child of ours, and what it started.
+    pub(crate) fn foreign(id: plan::Id, pid: Pid, pidfd: OwnedFd, share: Share, started: Timestamp) -> Generation {
+        let mut descriptors = Descriptors::default();
+        descriptors.add(Role::Pidfd, pidfd);
+        let members = Members::foreign(pid);
+        Generation { is_foreign: true, ..Generation::new(id, pid, share, descriptors, members, started) }
+    }
+
+    /// Watch it get ready, which it was not when this was called.
+    pub(crate) fn expect(&mut self, how: &Ready, dispositions: Dispositions, reach: Reach, now: Timestamp) {
+        self.watch = Some(Watch::begin(how, self.pid, dispositions, reach, now));
+        self.next_hint = Some(now + HINT_INTERVAL);
+    }
+
+    /// One more descriptor of it.
+    pub(crate) fn add(&mut self, role: Role, fd: OwnedFd) {
+        if role == Role::Notify {
+            self._notify_file = NotifyFile::of(&fd);
+        }
+        self.descriptors.add(role, fd);
+    }
+
+    /// One of which nothing was seen yet.
+    fn new(
+        id: plan::Id,
+        pid: Pid,
+        share: Share,
+        descriptors: Descriptors,
+        members: Members,
+        started: Timestamp,
+    ) -> Generation {
+        Generation {
+            id,
+            pid,
+            is_foreign: false,
+            share,
+            descriptors,
+            _notify_file: None,
+            watch: None,
+            members,
+            started,
             killed: false,
             unkillable: vec![],
             ended: None,
@@ -144,7 +188,7 @@ impl Generation {
             given: vec![],
             unanswered: None,
             is_slow: false,
-            next_hint: Some(now + HINT_INTERVAL),
+            next_hint: None,
             stranger_reported: false,
             stopped: None,
             asked_to_stop: None,
@@ -155,7 +199,7 @@ impl Generation {
             last_held: None,
             trial_check: None,
             last_check: None,
-        })
+        }
     }
 
     /// The name of its main process, where /proc shows it.
@@ -182,7 +226,10 @@ impl Generation {
         if self.ended.is_some() {
             return None;
         }
-        self.ended = sys::see_end_of(self.pid);
+        self.ended = match self.is_foreign {
+            true => self.descriptors.get(Role::Pidfd).is_none_or(sys::is_readable).then_some(Ending::Unknown),
+            false => sys::see_end_of(self.pid),
+        };
         if self.ended.is_some() {
             self.members.end_main();
             self.watch = None;
@@ -288,17 +335,18 @@ impl Generation {
 
     /// Send a signal to the main process.
     pub(crate) fn signal(&self, signal: i32) -> nix::Result<()> {
-        // It is not reaped before all is over: the number is its own.
+        // A child is not reaped before all is over: the number is its own.
         sys::send_signal(self.descriptors.get(Role::Pidfd).ok_or(Errno::ESRCH)?, self.pid, signal)
     }
 
     /// Send a signal to every remaining process.
     fn signal_all(&self, signal: Signal) {
-        // The main process, ended or not, is not reaped: the group's number is still its own.
-        ignore_gone(killpg(self.pid, signal));
-        for process in self.members.alive_processes().filter(|process| process.group != self.pid) {
-            signal_process(process, signal);
+        if !self.is_foreign {
+            // The main process, ended or not, is not reaped: the group's number is still its own.
+            ignore_gone(killpg(self.pid, signal));
         }
+        let others = self.members.alive_processes().filter(|process| self.is_foreign || process.group != self.pid);
+        others.for_each(|process| signal_process(process, signal));
     }
 
     /// Is nothing left but its unreaped main process, and what may not be killed?
@@ -316,21 +364,16 @@ impl Generation {
     /// Is `pid` one of its processes, and not merely a number that was one's?
     pub(crate) fn has_member(&self, pid: Pid) -> bool {
         // The kernel reports the group even of a process that is too new to be known, or that /proc hides.
-        let in_group = getpgid(Some(pid)) == Ok(self.pid);
+        let in_group = !self.is_foreign && getpgid(Some(pid)) == Ok(self.pid);
         in_group || self.members.alive().contains(&pid) && kill(pid, None) != Err(Errno::ESRCH)
     }
 
     /// A process that left group and parent is still known by its environment: the name of the notify socket is
     /// unique to its generation.
     pub(crate) fn marks(&self, environment: &[u8]) -> bool {
-        let variable = self.descriptors.get(Role::Notify).and_then(|socket| notify_variable(socket).ok());
+        let variable = self.descriptors.get(Role::Notify).and_then(|socket| notify_socket::variable(socket).ok());
         variable.is_some_and(|variable| environment.split(|byte| *byte == 0).any(|entry| entry == variable))
     }
-}
-
-/// The NOTIFY_SOCKET of a generation's environment.
-fn notify_variable(socket: impl AsFd) -> Result<Vec<u8>> {
-    Ok([b"NOTIFY_SOCKET=", notify_socket::address(socket)?.as_slice()].concat())
 }
 
 /// Signal a process that is no child of ours and may have ended: through a descriptor that is opened while the number

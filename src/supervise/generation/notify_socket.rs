@@ -51,6 +51,11 @@ impl Drop for NotifyFile {
     }
 }
 
+/// The NOTIFY_SOCKET of an environment.
+pub(crate) fn variable(socket: impl AsFd) -> Result<Vec<u8>> {
+    Ok([b"NOTIFY_SOCKET=", address(socket)?.as_slice()].concat())
+}
+
 /// A new notify socket, in the first of `folders` where that can be, else at an abstract name that the kernel chooses.
 pub(crate) fn open(folders: &[PathBuf]) -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;

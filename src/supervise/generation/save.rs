@@ -26,6 +26,9 @@ pub(crate) struct SavedGeneration {
     #[serde(deserialize_with = "saved::pid")]
     pid: i32,
     started: Timestamp,
+    /// It is no child of the supervisor's.
+    #[serde(default)]
+    is_foreign: bool,
     descriptors: Vec<SavedDescriptor>,
     #[serde(default, deserialize_with = "saved::or_default")]
     share: Share,
@@ -80,6 +83,7 @@ impl Generation {
             id: self.id,
             pid: self.pid.as_raw(),
             started: self.started,
+            is_foreign: self.is_foreign,
             descriptors: self.descriptors.save(),
             share: self.share,
             ended: self.ended,
@@ -106,38 +110,24 @@ impl Generation {
     ) -> nix::Result<Generation> {
         let pid = Pid::from_raw(saved.pid);
         let known = saved.members.iter().filter_map(SavedProcess::find).collect();
-        let mut members = Members::resume(pid, known, saved.groups.into_iter().map(Pid::from_raw));
+        let mut members = match saved.is_foreign {
+            true => Members::resume_foreign(pid, known),
+            false => Members::resume(pid, known, saved.groups.into_iter().map(Pid::from_raw)),
+        };
         if saved.ended.is_some() {
             members.end_main();
         }
         let descriptors = Descriptors::resume(saved.descriptors, claimed)?;
         Ok(Generation {
-            id: saved.id,
-            pid,
-            share: saved.share,
+            is_foreign: saved.is_foreign,
             _notify_file: descriptors.get(Role::Notify).and_then(NotifyFile::of),
-            descriptors,
             watch: saved.watch.map(|watch| Watch::resume(how, pid, dispositions, reach, watch)),
-            members,
-            started: saved.started,
             killed: saved.killed,
-            unkillable: vec![],
             ended: saved.ended,
-            refusal: None,
             given: saved.given.into_iter().map(SocketInode).collect(),
-            unanswered: None,
-            is_slow: false,
-            next_hint: None,
-            stranger_reported: false,
-            stopped: None,
-            asked_to_stop: None,
             handshakes: saved.handshakes,
-            is_just_relieved: false,
             present: saved.present,
-            handover: None,
-            last_held: None,
-            trial_check: None,
-            last_check: None,
+            ..Generation::new(saved.id, pid, saved.share, descriptors, members, saved.started)
         })
     }
 }

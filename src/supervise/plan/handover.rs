@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::stages::{Draining, Serving, Standing};
-use super::{Id, Order, Plan, Reason, Transition};
+use super::{Id, Order, PREDECESSOR, Plan, Reason, Transition};
 use crate::config::{Drain, Limits};
 use crate::sys::Timestamp;
 
@@ -80,6 +80,10 @@ impl Plan {
             // It holds clients.
             _ => self.release(id, new_until, now, limits, now),
         });
+        if old.id == PREDECESSOR {
+            let status = if let Reason::Ended(status) = reason { status } else { 1 };
+            orders.extend(self.give_up_first(status));
+        }
         orders.extend(self.start_queued(limits, now));
         orders
     }

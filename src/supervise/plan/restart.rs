@@ -18,19 +18,19 @@ impl Plan {
     /// What follows when a generation did not get ready.
     pub(super) fn failed(&mut self, starting: Starting, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
         match starting.cause {
-            Cause::First => {
-                self.stopping.get_or_insert(failure(status));
-                std::mem::take(&mut self.queued)
-                    .then_some(Order::Report(self.next, Transition::Cancelled))
-                    .into_iter()
-                    .collect()
-            }
+            Cause::First => self.give_up_first(status).into_iter().collect(),
             Cause::Reload | Cause::Restart => {
                 let queued = self.start_queued(limits, now);
                 let next = queued.or_else(|| self.restart_or_stop(starting.id, failure(status), limits.restart, now));
                 next.into_iter().collect()
             }
         }
+    }
+
+    /// Without the first generation there is nothing to supervise: everything stops.
+    pub(super) fn give_up_first(&mut self, status: u8) -> Option<Order> {
+        self.stopping.get_or_insert(failure(status));
+        std::mem::take(&mut self.queued).then_some(Order::Report(self.next, Transition::Cancelled))
     }
 
     /// The serving generation ended unasked: clients wait in the accept queue until it is started again.

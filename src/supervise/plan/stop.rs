@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::stages::never;
-use super::{KILLED, Order, Plan, StopMode, Transition};
+use super::{KILLED, Order, PREDECESSOR, Plan, StopMode, Transition};
 use crate::config::Limits;
 use crate::sys::Timestamp;
 
@@ -22,6 +22,10 @@ impl Plan {
         let trial = self.trial.take().map(|trial| (trial.id, trial.new_until()));
         for (id, new_until) in starting.into_iter().chain(trial) {
             orders.extend([Order::Report(id, Transition::Cancelled), self.retire(id, new_until, limits, now)]);
+        }
+        self.serving.take_if(|serving| serving.id == PREDECESSOR);
+        if let (Some(old), Some(serving)) = (self.standing.take_if(|old| old.id == PREDECESSOR), self.serving) {
+            orders.extend([Order::Steer(old.id), Order::Report(serving.id, Transition::Cancelled)]);
         }
         if let (Some(old), Some(serving)) = (self.standing.take(), self.serving) {
             let retired = self.retire(old.id, old.new_until(), limits, now);

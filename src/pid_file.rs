@@ -31,7 +31,19 @@ const MOST_LEFT: u32 = 1000;
 #[derive(Debug)]
 pub(crate) struct PidFile {
     path: PathBuf,
+    /// What we wrote.
+    pid: u32,
     before: Option<Vec<u8>>,
+}
+
+/// What a pid file says, and what is needed to believe it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Announced {
+    pub(crate) pid: i32,
+    /// Whose file it is.
+    pub(crate) owner: u32,
+    /// When it was written, in seconds since 1970.
+    pub(crate) written: i64,
 }
 
 impl PidFile {
@@ -44,12 +56,44 @@ impl PidFile {
             Ok(before)
         };
         let before = write().with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(PidFile { path: path.to_owned(), before })
+        Ok(PidFile { path: path.to_owned(), pid, before })
+    }
+
+    /// What the file at `path` says; none if there is no file, or nothing in it.
+    ///
+    /// # Errors
+    /// If it is no pid file, or a link that may not be followed.
+    pub(crate) fn read(path: &Path) -> Result<Option<Announced>> {
+        let place = match Place::find(path) {
+            Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => return Ok(None),
+            place => place?,
+        };
+        let Some(file) = place.file else { return Ok(None) };
+        let content = place.read()?;
+        let text = content.trim_ascii();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let number = str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let number = number.and_then(|text| text.parse().ok()).filter(|pid| *pid > 0);
+        let pid = number.context("it is no pid file: there is more in it than a process id")?;
+        Ok(Some(Announced { pid, owner: file.st_uid, written: file.st_mtime }))
     }
 
     /// One that this process wrote before it became another program.
     pub(crate) fn written(path: &Path) -> PidFile {
-        PidFile { path: path.to_owned(), before: None }
+        PidFile { path: path.to_owned(), pid: process::id(), before: None }
+    }
+
+    /// Write it again, if somebody removed it or wrote to it.
+    pub(crate) fn renew(&mut self) {
+        if matches!(self.place_if_ours(), Ok(Some(_))) {
+            return;
+        }
+        match PidFile::write(&self.path, self.pid) {
+            Ok(_) => self.before = None,
+            Err(error) => warn!("{error:#}"),
+        }
     }
 
     /// Remove it at the end, if its content is still ours.
@@ -74,7 +118,7 @@ impl PidFile {
     /// Where it is, if it still has what we wrote.
     fn place_if_ours(&self) -> Result<Option<Place>> {
         let place = Place::find(&self.path)?;
-        let ours = format!("{}\n", process::id());
+        let ours = format!("{}\n", self.pid);
         let is_ours = place.file.is_some() && place.read()? == ours.as_bytes();
         Ok(is_ours.then_some(place))
     }

@@ -1,0 +1,64 @@
+//! The process that is to be succeeded, held by a pidfd so that its number cannot be another's.
+
+use std::fmt;
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+use crate::kernel::holders::name_of;
+use crate::kernel::processes::Process;
+use crate::sys;
+
+/// The process.
+#[derive(Debug)]
+pub(crate) struct Predecessor {
+    pub(crate) pid: Pid,
+    /// In clock ticks since boot.
+    pub(crate) started: u64,
+    /// As ps(1) shows it.
+    pub(crate) name: String,
+    pub(crate) pidfd: OwnedFd,
+}
+
+impl Predecessor {
+    /// The process of this number, which started then if that is known; none if it has ended.
+    pub(super) fn of(pid: Pid, started: Option<u64>) -> Result<Option<Predecessor>> {
+        let pidfd = match sys::pidfd_of(pid) {
+            Err(Errno::ESRCH) => return Ok(None),
+            // The number of a thread.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(None),
+            pidfd => pidfd.with_context(|| format!("cannot take over from pid {pid}"))?,
+        };
+        // What is read after it was opened is of the process that it leads to, or that has ended.
+        let Some(process) = Process::read(pid) else { return Ok(None) };
+        let is_it = started.is_none_or(|started| started == process.started);
+        Ok(is_it.then(|| Predecessor { pid, started: process.started, name: name_of(pid), pidfd }))
+    }
+
+    /// The same with a pidfd that has none of the `count` numbers from `first` on.
+    pub(crate) fn clear_of(self, first: RawFd, count: usize) -> Result<Predecessor> {
+        let end = first.saturating_add(RawFd::try_from(count).unwrap_or(RawFd::MAX));
+        if !(first..end).contains(&self.pidfd.as_raw_fd()) {
+            return Ok(self);
+        }
+        let pidfd = sys::duplicate_from(&self.pidfd, end).with_context(|| format!("cannot take over from {self}"))?;
+        Ok(Predecessor { pidfd, ..self })
+    }
+
+    /// Is it in the network namespace that we are in?
+    pub(super) fn is_of_our_network(&self) -> bool {
+        let network = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+        let its = network(&self.pid.to_string());
+        its.is_none() || its == network("self")
+    }
+}
+
+impl fmt::Display for Predecessor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Predecessor { pid, name, .. } = self;
+        if name.is_empty() { write!(f, "pid {pid}") } else { write!(f, "pid {pid} ({name})") }
+    }
+}

@@ -1,0 +1,66 @@
+//! The process that the first generation succeeds: somebody else's, beside the generations of the supervisor.
+
+use std::fs;
+use std::time::Duration;
+
+use log::warn;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, SysconfVar, sysconf};
+
+use crate::socket::takeover::Predecessor;
+use crate::supervise::Supervisor;
+use crate::supervise::generation::Generation;
+use crate::supervise::plan::{Id, PREDECESSOR};
+use crate::sys::{self, Timestamp};
+
+impl Supervisor {
+    /// It serves, on the sockets that were taken over from it.
+    pub(super) fn add_predecessor(&mut self, predecessor: Predecessor) {
+        self.reporter.call(PREDECESSOR, predecessor.to_string());
+        let Predecessor { pid, pidfd, started, .. } = predecessor;
+        let share = self.sockets.serving();
+        let mut generation = Generation::foreign(PREDECESSOR, pid, pidfd, share, since(started));
+        generation.given = self.sockets.set(share).inodes;
+        self.sockets.own(share, PREDECESSOR);
+        self.generations.add(generation);
+    }
+
+    /// What asks this generation to drain.
+    pub(super) fn stop_signal(&self, id: Id) -> Signal {
+        if id == PREDECESSOR { self.config.from_signal } else { self.config.stop_signal }
+    }
+
+    /// It is told to stop now: what may undo that is told before.
+    pub(super) fn warn_of_manager(&self, pid: Pid) {
+        if let Some(unit) = unit_of(&pid.to_string()).filter(|unit| Some(unit) != unit_of("self").as_ref()) {
+            warn!(
+                "{} belongs to {unit}, which may start it again (Restart=): 'systemctl stop' ends the unit",
+                self.reporter.name_of(PREDECESSOR)
+            );
+        }
+    }
+
+    /// Nothing is left of it: its sockets are ours.
+    pub(super) fn succeeded(&mut self) {
+        self.sockets.keep_taken();
+        self.claim = None;
+        // Some servers remove their pid file at their end, which may be this one.
+        if let Some(pid_file) = &mut self.pid_file {
+            pid_file.renew();
+        }
+    }
+}
+
+/// The unit of a process, as its control group shows it (cgroups(7), systemd.exec(5)).
+fn unit_of(process: &str) -> Option<String> {
+    let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    path.split('/').rfind(|part| part.ends_with(".service")).map(str::to_owned)
+}
+
+/// When a process started that did so many clock ticks after the boot.
+fn since(ticks: u64) -> Timestamp {
+    let a_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().map_or(100, |ticks| ticks as u64);
+    // The clock of the ticks counts the time that the machine slept, too.
+    Duration::from_millis(ticks.saturating_mul(1000) / a_second).min(sys::now())
+}

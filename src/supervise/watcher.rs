@@ -1,0 +1,289 @@
+//! Without a supervisor: a program becomes the successor of a process, and one of its own, the watcher, leads over what is
+//! new, tells the old process to stop when the new one has settled, and is gone when that is over.
+//!
+//! The watcher is no child of the program, has a session of its own and nothing open but stderr, and what it watches is as
+//! a generation to a supervisor. If the program fails, the old process was never told anything.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Error, Result, anyhow, ensure};
+use log::{error, warn};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, pipe2, setsid};
+
+use crate::config::{Ready, Restart, Supervise};
+use crate::failure::Failure;
+use crate::logging;
+use crate::manager::Manager;
+use crate::socket::listener::Listener;
+use crate::socket::takeover::{Claim, Predecessor};
+use crate::supervise::control::server::Clients;
+use crate::supervise::generation::descriptors::Role;
+use crate::supervise::generation::{Generation, notify_socket};
+use crate::supervise::generations::Generations;
+use crate::supervise::plan::{Id, PREDECESSOR, Plan};
+use crate::supervise::report::Reporter;
+use crate::supervise::signals::Signals;
+use crate::supervise::sockets::{Share, Sockets};
+use crate::supervise::terminal::Terminal;
+use crate::supervise::upgrade::Upgrade;
+use crate::supervise::{Duty, Supervisor, check_ready_after, check_ready_fd, lowest, steer};
+use crate::sys;
+use crate::target::exec;
+use crate::target::{Begin, Handing};
+
+/// The program that succeeds, as a generation.
+const SUCCESSOR: Id = 1;
+
+/// What both sides have before they part.
+struct Handover {
+    config: Supervise,
+    sockets: Sockets,
+    /// What the program is given.
+    share: Share,
+    predecessor: Predecessor,
+    claim: Claim,
+    /// How the program says that it is ready, if it is to say so.
+    says: Option<Says>,
+}
+
+/// The watcher's end of what the program says by, and what the program has of it.
+enum Says {
+    Pipe { ours: OwnedFd, its: OwnedFd },
+    NotifySocket { ours: OwnedFd, variable: CString },
+}
+
+/// Become the program, and have the process retired that it succeeds. Returns only when that failed.
+pub(crate) fn succeed(
+    config: Supervise,
+    listeners: Vec<Listener>,
+    others: Vec<OwnedFd>,
+    predecessor: Predecessor,
+) -> Failure {
+    let begin = || -> Result<_> {
+        let handover = Handover::prepare(config, listeners, predecessor)?;
+        let pipe = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
+        Ok((handover, pipe))
+    };
+    match begin() {
+        Err(error) => error.into(),
+        Ok((handover, failure)) => match fork_watcher(handover, others, failure) {
+            Err(error) => error.into(),
+            Ok((handover, fails)) => handover.become_program(fails),
+        },
+    }
+}
+
+impl Handover {
+    /// Bind what is to be bound, before anything is started.
+    fn prepare(config: Supervise, listeners: Vec<Listener>, predecessor: Predecessor) -> Result<Handover> {
+        let claim = Claim::make(&predecessor)?;
+        let mut sockets = Sockets::new(listeners, vec![], lowest(&config), Handing::Descriptors)?;
+        sockets.begin_beside_predecessor()?;
+        steer::check(&config, &sockets)?;
+        check_ready_fd(&config.ready, &sockets)?;
+        check_ready_after(&config.ready, config.limits)?;
+        let share = sockets.unused(&[sockets.serving()])?;
+        sockets.give(share, SUCCESSOR);
+        let says = Says::of(&config.ready)?;
+        Ok(Handover { config, sockets, share, predecessor, claim, says })
+    }
+
+    /// In the process that the program is to be: returns only when that failed.
+    fn become_program(mut self, fails: OwnedFd) -> Failure {
+        let program = &self.config.exec.program;
+        let handout = self.sockets.handout(self.share, program);
+        let mut variables = vec![];
+        match (self.says.take(), &self.config.ready) {
+            (Some(Says::Pipe { its, .. }), Ready::Descriptor(number)) => {
+                // SAFETY: nothing has that number, which was checked, and this process is about to exec.
+                if let Err(errno) = unsafe { sys::place(&its, *number) } {
+                    return Error::new(errno).context("cannot place the readiness descriptor").into();
+                }
+            }
+            (Some(Says::NotifySocket { variable, .. }), _) => variables.push(variable),
+            _ => (),
+        }
+        let failure = exec::exec_in_place(program, &handout, Begin::Now, None, variables);
+        // The watcher need not report it, and puts back what was changed.
+        let _ = File::from(fails).write_all(b"x");
+        std::mem::forget(self.sockets);
+        failure
+    }
+}
+
+impl Says {
+    fn of(ready: &Ready) -> Result<Option<Says>> {
+        Ok(match ready {
+            Ready::Descriptor(_) => {
+                let (ours, its) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe for --ready")?;
+                Some(Says::Pipe { ours, its })
+            }
+            Ready::Notify => {
+                let environment = sys::environment();
+                let has_manager = sys::variable(&environment, "NOTIFY_SOCKET").is_some_and(|value| !value.is_empty());
+                ensure!(
+                    !has_manager,
+                    "--ready notify: NOTIFY_SOCKET is the service manager's, which would not hear that PROGRAM is ready; \
+                     --supervise passes it on"
+                );
+                let ours = notify_socket::open(&notify_socket::folders(&environment))?;
+                let variable = CString::new(notify_socket::variable(&ours)?)?;
+                Some(Says::NotifySocket { ours, variable })
+            }
+            _ => None,
+        })
+    }
+}
+
+/// Fork twice, so that the watcher is nobody's child here, and return in the process that the program is to be, once the
+/// watcher watches.
+fn fork_watcher(
+    handover: Handover,
+    others: Vec<OwnedFd>,
+    (failed, fails): (OwnedFd, OwnedFd),
+) -> Result<(Handover, OwnedFd)> {
+    let (ready, its) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
+    let program = Pid::this();
+    // SAFETY: this program has one thread.
+    match unsafe { sys::fork() }.context("cannot fork")? {
+        ForkResult::Child => {
+            // It has no terminal, whose Ctrl-C is not for it. A new child leads no group, so this cannot fail.
+            let _ = setsid();
+            // SAFETY: as above.
+            if let Ok(ForkResult::Child) = unsafe { sys::fork() } {
+                drop((others, ready, fails));
+                match watch(handover, program, failed, its) {
+                    Ok(never) => match never {},
+                    Err(error) => error!("{error:#}"),
+                }
+            }
+            sys::exit_at_once(0)
+        }
+        ForkResult::Parent { child } => {
+            drop(its);
+            let _ = waitpid(child, None);
+            let mut text = String::new();
+            let _ = File::from(ready).read_to_string(&mut text);
+            let watcher = text.parse().map_err(|_| anyhow!("cannot watch over the handover"))?;
+            sys::let_look(Pid::from_raw(watcher));
+            // They stay open until it is the program.
+            std::mem::forget(others);
+            Ok((handover, fails))
+        }
+    }
+}
+
+/// In the watcher: watch to the end.
+fn watch(handover: Handover, program: Pid, failed: OwnedFd, ready: OwnedFd) -> Result<Infallible> {
+    logging::never_wait();
+    leave_standard_descriptors().context("cannot leave the standard descriptors")?;
+    let supervisor = Supervisor::watch(handover, program, failed)?;
+    File::from(ready).write_all(Pid::this().to_string().as_bytes()).context("cannot begin to watch")?;
+    if Pid::parent() == program {
+        warn!(
+            "pid {} watches the handover, and is a child of PROGRAM: there is no other that it could be one of",
+            Pid::this()
+        );
+    }
+    let status = supervisor.run();
+    sys::exit_at_once(status)
+}
+
+/// Whoever waits for the end of these need not wait for us.
+fn leave_standard_descriptors() -> nix::Result<()> {
+    let nothing = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    // SAFETY: no owner uses the standard descriptors.
+    (0..=1).try_for_each(|number| unsafe { sys::place(nothing.as_fd(), number) })
+}
+
+impl Supervisor {
+    /// A supervisor of both processes until the one has succeeded the other.
+    fn watch(handover: Handover, program: Pid, failed: OwnedFd) -> Result<Supervisor> {
+        let Handover { mut config, sockets, share, predecessor, claim, says } = handover;
+        config.limits.restart = Restart::No;
+        let now = sys::now();
+        let signals = Signals::receive()?;
+        let pidfd = sys::pidfd_of(program).context("cannot open a pidfd")?;
+        let mut successor = Generation::foreign(SUCCESSOR, program, pidfd, share, now);
+        successor.given = sockets.set(share).inodes;
+        successor.expect(&config.ready, signals.dispositions(), sockets.reach(), now);
+        successor.add(Role::ExecError, failed);
+        match says {
+            Some(Says::Pipe { ours, .. }) => successor.add(Role::Ready, ours),
+            Some(Says::NotifySocket { ours, .. }) => successor.add(Role::Notify, ours),
+            None => (),
+        }
+        let (plan, _start) = Plan::succeed(config.limits, now);
+        let mut reporter = Reporter::new(Clients::default(), Manager::of(&[]), None);
+        reporter.be_quiet();
+        reporter.call(SUCCESSOR, format!("pid {program}"));
+        let mut supervisor = Supervisor {
+            config,
+            directory: None,
+            signals,
+            terminal: Terminal::default(),
+            plan,
+            events: Default::default(),
+            sockets,
+            generations: Generations::default(),
+            reporter,
+            upgrade: Upgrade::new(Default::default()),
+            pid_file: None,
+            claim: Some(claim),
+            duty: Duty::Handover(share),
+            finished: None,
+        };
+        supervisor.add_predecessor(predecessor);
+        supervisor.generations.add(successor);
+        Ok(supervisor)
+    }
+
+    /// The program that succeeds has settled: what becomes of it from now on is its own affair.
+    pub(super) fn let_successor_go(&mut self) {
+        self.generations.forget(SUCCESSOR);
+        self.plan.serving = None;
+    }
+
+    /// The watcher was asked to end before its work was done.
+    pub(super) fn abandon_handover(&mut self) {
+        let name = self.reporter.name_of(PREDECESSOR);
+        let what = match self.plan.is_predecessor_needed() {
+            true => format!("{name} is not retired"),
+            false => format!("{name} is left as it is"),
+        };
+        error!("the handover is given up: {what}");
+        self.finished = Some(0);
+    }
+
+    /// Let go of everything.
+    pub(super) fn leave_to(mut self, successor: Share) {
+        // A server may have removed its socket's name at its very end.
+        self.look_after_sockets();
+        if self.plan.is_predecessor_needed() || self.plan.stopping.is_some() {
+            if let Some(pid_file) = self.pid_file {
+                pid_file.restore();
+            }
+            // Dropped, they are as they were.
+            return;
+        }
+        self.sockets.leave_to(successor);
+    }
+
+    /// Is this process what the program is started by?
+    pub(super) fn is_watcher(&self) -> bool {
+        self.duty != Duty::Supervise
+    }
+
+    /// The process whose number goes into the pid file.
+    pub(super) fn announced_pid(&self) -> u32 {
+        let successor = self.generations.get(SUCCESSOR).filter(|_| self.is_watcher());
+        successor.map_or_else(std::process::id, |successor| successor.pid.as_raw() as u32)
+    }
+}
