@@ -65,7 +65,7 @@ pub(crate) struct Cli {
     /// auto is the process that has the address. It need not know, and goes on as it was if PROGRAM does not get ready. When
     /// PROGRAM has settled, it is sent --from-signal, and killed if it has not ended by --drain-timeout. If nobody is there,
     /// the sockets are bound. See TAKEOVER in the manual.
-    #[arg(long, value_name = "WHO", value_parser = OsStringValueParser::new().try_map(|text| Who::parse(&text)), value_hint = ValueHint::AnyPath, group = "successor", conflicts_with = "lazy", help_heading = SOCKETS)]
+    #[arg(long, value_name = "WHO", value_parser = OsStringValueParser::new().try_map(|text| Who::parse(&text)), value_hint = ValueHint::AnyPath, group = "successor", requires = "listen", conflicts_with = "lazy", help_heading = SOCKETS)]
     from: Option<Who>,
 
     /// The signal that asks the process of --from to drain [default: --stop-signal, or TERM]

@@ -175,6 +175,12 @@ pub(crate) enum Request {
     Status(Form),
     /// Drain and end.
     Stop,
+    /// Lend the sockets, and perhaps this one, to a successor, until this connection is closed.
+    Lend { control: bool },
+    /// After that: send the descriptors.
+    Descriptors,
+    /// After that: the successor serves; drain and end, without what it has now.
+    Succeeded,
 }
 
 /// When a reload is over for the client that asked.

@@ -17,6 +17,7 @@ mod sys;
 mod target;
 
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
 
 use anyhow::{Context, Error};
 use clap::Parser;
@@ -26,11 +27,13 @@ use log::warn;
 use cli::Cli;
 use config::{Command, Exec, Supervise};
 use failure::{Failure, Result};
-use socket::acquire::{self, Acquired};
+use socket::acquire::{self, Acquired, Source};
 use socket::announced::Announced;
 use socket::candidate::Candidates;
+use socket::endpoint::Endpoint;
 use socket::listener::{self, Listener};
-use socket::takeover::Predecessor;
+use socket::takeover::{self, Predecessor, Who};
+use supervise::control::borrow::borrow;
 use supervise::intercept;
 use supervise::upgrade::Mode;
 use sys::Claimed;
@@ -68,12 +71,12 @@ fn run(claimed: nix::Result<Claimed>) -> Result<u8> {
         Command::ShowServers => Ok(output::print(&preset::list()).map(|()| 0)?),
         Command::Exec(config) => {
             // The others only have to stay open until then.
-            let Arranged { listeners, others: _others, .. } = arrange(&config, config.program.first_fd, claimed)?;
+            let Arranged { listeners, others: _others, .. } = arrange(&config, None, config.program.first_fd, claimed)?;
             Err(become_program(&config, &listeners))
         }
         Command::Succeed(config) => {
             let Arranged { listeners, others, predecessor } =
-                arrange(&config.exec, config.exec.program.first_fd, claimed)?;
+                arrange(&config.exec, None, config.exec.program.first_fd, claimed)?;
             Err(match predecessor {
                 Some(predecessor) => supervise::succeed(config, listeners, others, predecessor),
                 None => become_program(&config.exec, &listeners),
@@ -105,8 +108,10 @@ fn supervise(config: Supervise, claimed: nix::Result<Claimed>) -> Result<u8> {
         }
         None => {
             intercept::check::check_facilities(&config.exec.program)?;
-            let Arranged { listeners, others, predecessor } =
-                arrange(&config.exec, supervise::first_number(&config), claimed)?;
+            let Arranged { listeners, others, predecessor } = {
+                let control = config.control.as_ref().map(|control| control.path.as_path());
+                arrange(&config.exec, control, supervise::first_number(&config), claimed)?
+            };
             Ok(supervise::supervise(config, listeners, others, predecessor)?)
         }
     }
@@ -127,15 +132,16 @@ struct Arranged {
 }
 
 /// The listeners at their numbers, `first` and those that follow.
-fn arrange(config: &Exec, first: RawFd, claimed: nix::Result<Claimed>) -> Result<Arranged> {
+fn arrange(config: &Exec, control: Option<&Path>, first: RawFd, claimed: nix::Result<Claimed>) -> Result<Arranged> {
     let claimed = claimed.map_err(|errno| Error::new(errno).context("cannot see the open descriptors"))?;
-    let Acquired { listeners, others, predecessor } = acquire(config, claimed)?;
+    let Acquired { listeners, others, predecessor } = acquire(config, control, claimed)?;
     let predecessor = predecessor.map(|predecessor| predecessor.clear_of(first, listeners.len())).transpose()?;
     let (listeners, others) = listener::arrange(listeners, others, first)?;
     Ok(Arranged { listeners, others, predecessor })
 }
 
-fn acquire(config: &Exec, claimed: Claimed) -> Result<Acquired> {
+/// The sockets; `control` is where a supervisor is to take requests.
+fn acquire(config: &Exec, control: Option<&Path>, claimed: Claimed) -> Result<Acquired> {
     let candidates = Candidates::sort(claimed.rest())?;
     let announced = Announced::read(&sys::environment());
     if config.specs.is_empty() {
@@ -146,5 +152,17 @@ fn acquire(config: &Exec, claimed: Claimed) -> Result<Acquired> {
         warn!("{error}: ignored");
         Announced::default()
     });
-    acquire::acquire(&config.specs, candidates, &announced, config.manner, config.from.as_ref())
+    let source = config.from.as_ref().map(|who| source(who, config, control)).transpose()?.flatten();
+    acquire::acquire(&config.specs, candidates, &announced, config.manner, source)
+}
+
+/// Where the sockets are taken from; none if that is a supervisor which is not there.
+fn source<'a>(who: &'a Who, config: &Exec, control: Option<&Path>) -> Result<Option<Source<'a>>> {
+    let endpoints = acquire::endpoints_of(&config.specs)?;
+    let endpoints: Vec<&[Endpoint]> = endpoints.iter().map(Vec::as_slice).collect();
+    let Some(path) = takeover::control_of(who, &endpoints)? else { return Ok(Some(Source::Process(who))) };
+    // Above those that the program gets.
+    let lowest = config.program.first_fd.saturating_add(config.specs.len() as RawFd).max(supervise::LOWEST);
+    let borrowed = borrow(&path, control, lowest)?;
+    Ok(borrowed.map(|(predecessor, lent)| Source::Supervisor(predecessor, lent)))
 }

@@ -63,6 +63,19 @@ pub(crate) fn is_service_manager(pid: Pid) -> bool {
     pid.as_raw() == 1 || name_of(pid) == "systemd"
 }
 
+/// Was it started by a supervisor of this program, as its environment shows?
+pub(crate) fn is_generation(pid: Pid) -> bool {
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let mut variables = environment.split(|byte| *byte == 0);
+    variables.any(|variable| {
+        let path = variable.strip_prefix(b"NOTIFY_SOCKET=").unwrap_or_default();
+        path.windows(NOTIFY_FOLDER.len()).any(|part| part == NOTIFY_FOLDER.as_bytes())
+    })
+}
+
+/// How the folder of the notify socket of a generation is called, but for a number.
+pub(crate) const NOTIFY_FOLDER: &str = "/handoff-run-";
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, ensure};
-use log::debug;
+use log::{debug, info};
 
 use crate::failure::Result;
 use crate::socket::address::Address;
@@ -12,7 +12,7 @@ use crate::socket::candidate::{Candidate, Candidates};
 use crate::socket::endpoint::{Endpoint, resolve};
 use crate::socket::listener::{Listener, Manner, bind_first};
 use crate::socket::spec::{FdName, Spec};
-use crate::socket::takeover::{self, Predecessor, Taken, Who};
+use crate::socket::takeover::{self, Lent, Predecessor, Taken, Who};
 
 /// What is to be handed on, and what stays open beside it.
 pub(crate) struct Acquired {
@@ -22,13 +22,28 @@ pub(crate) struct Acquired {
     pub(crate) predecessor: Option<Predecessor>,
 }
 
+/// Where sockets are taken from that were not inherited.
+pub(crate) enum Source<'a> {
+    /// A process, which need not know.
+    Process(&'a Who),
+    /// A supervisor, which lent them.
+    Supervisor(Predecessor, Lent),
+}
+
+/// The endpoints of each of `specs`.
+pub(crate) fn endpoints_of(specs: &[Spec]) -> Result<Vec<Vec<Endpoint>>> {
+    specs.iter().map(|spec| Ok(Wanted::new(spec)?.endpoints)).collect()
+}
+
 /// A SPEC that has no socket yet.
 struct Wanted<'a> {
     spec: &'a Spec,
     endpoints: Vec<Endpoint>,
     found: Option<Candidate>,
-    /// It was found by `--from`.
-    is_taken: bool,
+    /// It was found by `--from`, with these at the same address.
+    taken: Option<Vec<OwnedFd>>,
+    /// A supervisor lent it.
+    lent: Option<Listener>,
 }
 
 /// A listener for each of `specs`, adopted where the kernel shows that it was inherited, else bound.
@@ -37,7 +52,7 @@ pub(crate) fn acquire(
     mut candidates: Candidates,
     announced: &Announced,
     manner: Manner,
-    from: Option<&Who>,
+    from: Option<Source>,
 ) -> Result<Acquired> {
     let mut wanted = specs.iter().map(Wanted::new).collect::<Result<Vec<_>>>()?;
     if !candidates.sockets.is_empty() {
@@ -57,17 +72,28 @@ pub(crate) fn acquire(
 }
 
 /// Take what was not inherited from a running process, as far as it has it.
-fn take_over(wanted: &mut [Wanted], from: &Who) -> Result<Option<Predecessor>> {
+fn take_over(wanted: &mut [Wanted], from: Source) -> Result<Option<Predecessor>> {
     let is_missing = |wanted: &&mut Wanted| wanted.found.is_none() && !wanted.is_descriptor();
     let mut missing: Vec<&mut Wanted> = wanted.iter_mut().filter(is_missing).collect();
     if missing.is_empty() {
         return Ok(None);
     }
+    let from = match from {
+        Source::Process(from) => from,
+        Source::Supervisor(predecessor, mut lent) => {
+            missing.iter_mut().for_each(|wanted| wanted.lent = lent.take(&wanted.endpoints, &wanted.spec.fd_name()));
+            for listener in lent.rest() {
+                let address = listener.endpoint()?;
+                info!("no --listen asks for {address}: {predecessor} serves it until it has drained");
+            }
+            return Ok(Some(predecessor));
+        }
+    };
     let endpoints: Vec<&[Endpoint]> = missing.iter().map(|wanted| wanted.endpoints.as_slice()).collect();
     let Taken { predecessor, sockets } = takeover::take(from, &endpoints)?;
     for (wanted, found) in missing.iter_mut().zip(sockets) {
-        wanted.is_taken = found.is_some();
-        wanted.found = found;
+        let (found, also) = found.map(|found| (found.socket, found.also)).unzip();
+        (wanted.found, wanted.taken) = (found, also);
     }
     Ok(predecessor)
 }
@@ -127,7 +153,7 @@ fn adopt(listeners: &mut Vec<Listener>, taken: &mut Vec<u64>, socket: Candidate,
 impl<'a> Wanted<'a> {
     fn new(spec: &'a Spec) -> Result<Wanted<'a>> {
         let endpoints = resolve(spec).with_context(|| format!("cannot listen on {spec}"))?;
-        Ok(Wanted { spec, endpoints, found: None, is_taken: false })
+        Ok(Wanted { spec, endpoints, found: None, taken: None, lent: None })
     }
 
     /// The address does not identify a socket, and none was found by other means yet.
@@ -144,19 +170,23 @@ impl<'a> Wanted<'a> {
     }
 
     fn into_listener(self, manner: Manner, predecessor: Option<&Predecessor>) -> Result<Listener> {
-        match (self.found, &self.spec.address) {
-            (Some(socket), _) if self.is_taken => {
+        if let Some(lent) = self.lent {
+            debug!("{} is lent", self.spec);
+            return Ok(lent.for_spec(self.spec, manner)?);
+        }
+        match (self.found, self.taken, &self.spec.address) {
+            (Some(socket), Some(also), _) => {
                 debug!("{} is taken over", self.spec);
-                Ok(Listener::taken_over(self.spec, socket.fd, manner, predecessor)?)
+                Ok(Listener::taken_over(self.spec, socket.fd, also, manner, predecessor)?)
             }
-            (Some(socket), _) => {
+            (Some(socket), None, _) => {
                 debug!("{} is adopted from descriptor {}", self.spec, socket.number);
                 Ok(Listener::adopted(self.spec.fd_name(), socket.fd))
             }
-            (None, Address::Descriptor(number)) => {
+            (None, _, Address::Descriptor(number)) => {
                 Err(anyhow::anyhow!("cannot listen on {}: descriptor {number} is not an open socket", self.spec).into())
             }
-            (None, _) => bind_first(self.spec, &self.endpoints, manner),
+            (None, ..) => bind_first(self.spec, &self.endpoints, manner),
         }
     }
 }

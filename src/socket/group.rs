@@ -3,6 +3,7 @@
 //! The promise of the steered ones: new connections go where the route says, whatever a server does to its own socket, and
 //! what waits on a socket that nobody has is reset at once.
 
+mod beside;
 mod repair;
 mod save;
 mod seen;
@@ -20,6 +21,7 @@ use crate::socket::obeyed::is_obeyed;
 use crate::socket::places::{Member, Places};
 use crate::socket::slot::Slot;
 use crate::socket::steering::{Choice, Client, Course, Share};
+use crate::socket::takeover::LentGroup;
 use crate::sys;
 
 /// As many slots are made at the start: one serves, one is next.
@@ -31,13 +33,13 @@ pub(crate) struct Group {
     /// One if it is shared, else one for each generation.
     slots: Vec<Slot>,
     steered: Option<Steered>,
-    /// Nobody has the first slot, for the process that is succeeded has no socket here: what would go there goes to the
-    /// second one, which is the successor's.
-    is_first_vacant: bool,
+    /// The process that is succeeded has no socket here, or one of which nobody knows where it is in the group: what would go
+    /// to its slot goes to another one, which is the successor's.
+    instead: Option<(usize, usize)>,
 }
 
 /// What steering needs beside the slots.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Steered {
     places: Places,
     /// Nobody has it, and it is the last in the group: it moves into the gap where a slot leaves, and no other place
@@ -53,6 +55,10 @@ struct Steered {
     route: Route,
     /// Somebody else was in the group when its order changed.
     is_unsure: bool,
+    /// Sockets of other processes that were in the group before ours, and nobody knows where.
+    foreign: Vec<SocketInode>,
+    /// They move into the gaps that those leave, so that nothing else does.
+    fillers: Vec<Slot>,
 }
 
 /// Where new connections go, by slots.
@@ -87,9 +93,13 @@ pub(crate) fn check_obedience(listeners: &mut [Listener]) {
 impl Group {
     /// The group that `first` begins: steered where others may be bound beside it, with further sockets at numbers from
     /// `lowest` on.
-    pub(crate) fn of(first: Listener, lowest: RawFd) -> nix::Result<Group> {
+    pub(crate) fn of(mut first: Listener, lowest: RawFd) -> Result<Group> {
+        if let Some(LentGroup { saved, mut sockets }) = first.take_group() {
+            let options = first.options_beside().cloned().unwrap_or_default();
+            return Group::resume(first, saved, options, &mut sockets);
+        }
         let is_steered = first.options_beside().is_some();
-        let mut group = Group { slots: vec![Slot::of(first)?], steered: None, is_first_vacant: false };
+        let mut group = Group { slots: vec![Slot::of(first)?], steered: None, instead: None };
         if is_steered && let Err(error) = group.begin_steering(lowest) {
             Facility::Steering.report_missing(&format_args!("{error:#}"));
             group.slots.truncate(1);
@@ -100,13 +110,11 @@ impl Group {
     }
 
     fn begin_steering(&mut self, lowest: RawFd) -> Result<()> {
-        let mut places = Places::default();
-        places.join(Member::Slot(0));
-        let route = Route::default();
-        self.steered = Some(Steered { places, helm: None, spares: vec![], discarded: vec![], route, is_unsure: false });
+        let steered = self.steered.insert(Steered::default());
         if self.slots[0].listener.is_taken() {
             self.join(lowest)?;
         } else {
+            steered.places.join(Member::Slot(0));
             self.slots[0].mark();
         }
         while self.slots.len() < SLOTS {
@@ -114,46 +122,6 @@ impl Group {
         }
         self.put_helm_last(lowest)?;
         self.attach()
-    }
-
-    /// Bind the second slot beside a socket that a process serves on. Between listen(2), or of datagrams bind(2), and the
-    /// program the kernel may lead clients to either: those that come to the second one wait for the successor.
-    fn join(&mut self, lowest: RawFd) -> Result<()> {
-        ensure!(self.beside().len() <= 1, "several sockets are bound at this address already");
-        let first = &self.slots[0].listener;
-        first.allow_others()?;
-        let second = Slot::of(first.another(lowest)?)?;
-        sys::choose_by(&second.listener, &Course::straight(0).program())
-            .context("the kernel does not take the program")?;
-        self.slots.push(second);
-        self.slots[1].mark();
-        let Some(steered) = &mut self.steered else { return Ok(()) };
-        steered.places.join(Member::Slot(1));
-        Ok(())
-    }
-
-    /// Nobody has the first slot.
-    pub(crate) fn leave_first_vacant(&mut self) -> Result<()> {
-        self.is_first_vacant = self.is_steered();
-        self.attach()
-    }
-
-    /// The process that the first socket was taken over from is gone.
-    pub(crate) fn own(&mut self) {
-        self.slots[0].listener.own();
-    }
-
-    /// Close all but this slot's, for the program that has it: as if it had been bound alone.
-    pub(crate) fn leave_to(mut self, slot: usize) {
-        self.own();
-        if self.steered.take().is_none() {
-            return;
-        }
-        let last = std::mem::take(&mut self.slots).swap_remove(slot);
-        // One that is bound beside it later gets nothing until somebody says so.
-        let _ = sys::choose_by(&last.listener, &Course::straight(0).program());
-        let mut listener = last.listener;
-        listener.stay_alone();
     }
 
     /// Whoever has the sockets looks after their names.
@@ -245,7 +213,7 @@ impl Group {
             steered.places.leave(Member::Discarded(slot));
             steered.discarded.remove(at);
         }
-        self.is_first_vacant &= slot != 0;
+        self.instead.take_if(|(vacant, _)| *vacant == slot);
         if let Err(errno) = self.slots[slot].leave_idle() {
             debug!("slot {slot}: {errno}");
         }
@@ -279,7 +247,10 @@ impl Group {
             steered.places.of(Member::Slot(slot)).with_context(|| format!("slot {slot} has left its group"))
         };
         let Route { serving, exception, trial } = steered.route;
-        let serving = if self.is_first_vacant && serving == 0 { 1 } else { serving };
+        let serving = match self.instead {
+            Some((vacant, other)) if vacant == serving => other,
+            _ => serving,
+        };
         let share = trial.map(|Trial { slot, percent, is_sticky, salt }| {
             let by_address = is_sticky || self.slots[serving].is_datagram();
             let choice = if by_address { Choice::Address { salt } } else { Choice::Random };
@@ -305,31 +276,15 @@ impl Group {
     }
 }
 
-/// Where the process that the first socket was taken over from was not succeeded, that is as it was before.
-impl Drop for Group {
-    fn drop(&mut self) {
-        if !self.slots.first().is_some_and(|first| first.listener.is_taken()) {
-            return;
-        }
-        self.slots.truncate(1);
-        if self.steered.take().is_some() {
-            let first = &mut self.slots[0];
-            first.engage();
-            // It is alone in its group: an error changes nothing.
-            let _ = sys::choose_by_hash(&first.listener);
-            first.listener.stay_alone();
-        }
-    }
-}
-
 impl Steered {
     /// Those that nobody has.
     fn idle(&self) -> impl Iterator<Item = &Slot> {
-        self.helm.iter().chain(self.spares.iter().map(|(_, spare)| spare))
+        self.helm.iter().chain(self.spares.iter().map(|(_, spare)| spare)).chain(&self.fillers)
     }
 
     fn idle_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
-        self.helm.iter_mut().chain(self.spares.iter_mut().map(|(_, spare)| spare))
+        let spares = self.spares.iter_mut().map(|(_, spare)| spare);
+        self.helm.iter_mut().chain(spares).chain(&mut self.fillers)
     }
 
     /// A socket for the slot of this number, in its place: of datagrams one that is there already, if there is one, for then

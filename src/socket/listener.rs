@@ -12,6 +12,8 @@ use nix::sys::socket::AddressFamily;
 use serde::{Deserialize, Serialize};
 
 use crate::failure;
+use crate::kernel::descriptors::SocketInode;
+use crate::socket::bound_file::is_bound_at;
 use crate::socket::endpoint::Endpoint;
 use crate::socket::joining::why_shared;
 use crate::socket::open::{Opened, open, open_beside, unbound};
@@ -19,7 +21,7 @@ use crate::socket::options::Options;
 use crate::socket::remedy;
 use crate::socket::socket_file::{Created, NameState, Naming, SavedFile};
 use crate::socket::spec::{FdName, Spec};
-use crate::socket::takeover::Predecessor;
+use crate::socket::takeover::{LentGroup, Predecessor};
 use crate::sys::{self, Claimed};
 
 /// A listener in a state that is handed on.
@@ -55,12 +57,17 @@ pub(crate) struct Listener {
     is_for_any_version: bool,
     /// It was taken over from a process that serves on it.
     taken: Option<Taken>,
+    /// It was lent by a supervisor, with the rest of its group if it is steered.
+    loan: Option<Option<Box<LentGroup>>>,
 }
 
-/// What is to be put back if that process is not succeeded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is known of a socket of another process.
+#[derive(Debug)]
 struct Taken {
+    /// What is to be put back if that process is not succeeded.
     reuseport: c_int,
+    /// Its further sockets at the same address.
+    also: Vec<OwnedFd>,
 }
 
 /// What the target is given.
@@ -90,14 +97,60 @@ impl Listener {
             beside: None,
             is_for_any_version: false,
             taken: None,
+            loan: None,
         }
     }
 
-    /// One that another process serves on, by the kernel's word the one that `spec` asks for. Others may be bound beside it
-    /// if nothing forbids that, which is logged.
+    /// One that a supervisor lends, with the rest of its group if it is steered.
+    pub(crate) fn lent(mut self, group: Option<LentGroup>) -> Listener {
+        // The lender goes on with it if we fail.
+        self.created.iter_mut().for_each(Created::leave_both);
+        Listener { loan: Some(group.map(Box::new)), ..self }
+    }
+
+    /// The same for another SPEC than the lender had.
+    ///
+    /// # Errors
+    /// If it is to be shared, and the socket that is does not come with its group.
+    pub(crate) fn for_spec(self, spec: &Spec, manner: Manner) -> Result<Listener> {
+        let name = spec.fd_name();
+        match (self.loan, manner.taking) {
+            (Some(Some(group)), Sharing::Shared) => {
+                let fd = group.serving().unwrap_or(Ok(self.fd))?;
+                Ok(Listener { name, fd, loan: Some(None), ..self })
+            }
+            (Some(Some(group)), Sharing::Steered) => {
+                Ok(Listener { name, beside: Some(spec.options.clone()), loan: Some(Some(group)), ..self })
+            }
+            (loan, _) => Ok(Listener { name, loan, ..self }),
+        }
+    }
+
+    /// The rest of its group, if it was lent with one.
+    pub(super) fn take_group(&mut self) -> Option<LentGroup> {
+        self.loan.as_mut()?.take().map(|group| *group)
+    }
+
+    /// Is it what bind(2) to `wanted` would have made, and is its name still?
+    pub(crate) fn is_at(&self, wanted: &Endpoint) -> bool {
+        let Ok(bound) = self.endpoint() else { return false };
+        match (wanted.path(), bound.path()) {
+            (Ok(path), Ok(name)) => SocketInode::of(&self.fd).is_ok_and(|inode| is_bound_at(path, inode, name)),
+            _ => wanted.is_served_by(&bound),
+        }
+    }
+
+    /// Has another process it, too, which is to be succeeded?
+    pub(crate) fn is_of_predecessor(&self) -> bool {
+        self.is_taken() || self.loan.is_some()
+    }
+
+    /// One that another process serves on, by the kernel's word the one that `spec` asks for, with what it has `also` at the
+    /// same address. Others may be bound beside it if nothing forbids that, which is logged.
     pub(crate) fn taken_over(
         spec: &Spec,
         fd: OwnedFd,
+        also: Vec<OwnedFd>,
         manner: Manner,
         predecessor: Option<&Predecessor>,
     ) -> Result<Listener> {
@@ -115,7 +168,7 @@ impl Listener {
         let is_steered = manner.taking == Sharing::Steered && obstacle.is_none();
         let beside = is_steered.then(|| spec.options.clone());
         let reuseport = sys::option(&listener.fd, libc::SOL_SOCKET, libc::SO_REUSEPORT).unwrap_or_default();
-        Ok(Listener { created, beside, taken: Some(Taken { reuseport }), ..listener })
+        Ok(Listener { created, beside, taken: Some(Taken { reuseport, also }), ..listener })
     }
 
     /// Was it taken over from a process that serves on it?
@@ -123,15 +176,26 @@ impl Listener {
         self.taken.is_some()
     }
 
+    /// How many connections wait at the further sockets of the process that it was taken over from.
+    pub(super) fn waiting_beside(&self) -> usize {
+        let also = self.taken.iter().flat_map(|taken| &taken.also);
+        also.map(|socket| sys::queue(socket).map_or(0, |queue| queue.length as usize)).sum()
+    }
+
     /// The process that it was taken over from is gone.
     pub(crate) fn own(&mut self) {
-        self.taken = None;
+        (self.taken, self.loan) = (None, None);
         self.created.iter_mut().for_each(Created::own);
     }
 
     /// The process that has it now looks after its name.
     pub(crate) fn leave_name(&mut self) {
         self.created.iter_mut().for_each(Created::leave);
+    }
+
+    /// Another supervisor keeps its names.
+    pub(super) fn leave_both_names(&mut self) {
+        self.created.iter_mut().for_each(Created::leave_both);
     }
 
     /// Let others be bound beside it.
@@ -170,7 +234,8 @@ impl Listener {
             kind: Kind::Socket,
             beside: None,
             is_for_any_version: false,
-            taken: saved.taken.then_some(Taken { reuseport: 0 }),
+            taken: saved.taken.then_some(Taken { reuseport: 0, also: vec![] }),
+            loan: None,
         })
     }
 
@@ -197,7 +262,7 @@ impl Listener {
     /// No other may be bound beside it.
     pub(super) fn stay_alone(&mut self) {
         self.beside = None;
-        let before = self.taken.map_or(0, |taken| taken.reuseport);
+        let before = self.taken.as_ref().map_or(0, |taken| taken.reuseport);
         // It cannot fail for a socket of ours.
         let _ = sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, before);
     }
@@ -231,6 +296,7 @@ impl Listener {
             beside: Some(options.clone()),
             is_for_any_version: self.is_for_any_version,
             taken: None,
+            loan: None,
         })
     }
 
@@ -367,7 +433,7 @@ fn finish(spec: &Spec, endpoint: &Endpoint, manner: Manner, outcome: Result<Open
     let is_for_any_version = spec.has_any_version() && endpoint.family() == AddressFamily::Inet6;
     let name = spec.fd_name();
     let kind = Kind::Socket;
-    let listener = Listener { name, fd, backlog, created, kind, beside, is_for_any_version, taken: None };
+    let listener = Listener { name, fd, backlog, created, kind, beside, is_for_any_version, taken: None, loan: None };
     if endpoint.has_free_port() {
         info!("{spec} listens on {}", listener.endpoint()?);
     } else {

@@ -16,6 +16,10 @@ pub(crate) enum Member {
     Spare(u32),
     /// One that was a slot's and is of no use any more, but is still open somewhere.
     Discarded(usize),
+    /// One of another process, which was there before.
+    Foreign,
+    /// One that nobody has, for the place of one of those.
+    Filler,
 }
 
 /// All of them, in the kernel's order.
@@ -57,6 +61,12 @@ impl Places {
     /// The one that takes the place of one that leaves.
     pub(crate) fn last(&self) -> Option<Member> {
         self.0.last().copied()
+    }
+
+    /// How many that nobody has are behind all others.
+    pub(crate) fn idle_at_end(&self) -> usize {
+        let is_idle = |member: &&Member| matches!(member, Member::Helm | Member::Spare(_) | Member::Filler);
+        self.0.iter().rev().take_while(is_idle).count()
     }
 
     /// The order after these have left, where it does not depend on which of them was first.

@@ -110,6 +110,14 @@ impl Slot {
         Ok(())
     }
 
+    /// Another process may have changed it.
+    pub(super) fn refresh_idle(&mut self) {
+        if std::mem::take(&mut self.is_idle) {
+            // It cannot fail for a socket of ours.
+            let _ = self.leave_idle();
+        }
+    }
+
     /// New connections go elsewhere from now on. One that waits for its first data is given to the server by the client's
     /// next acknowledgement, a second later as a rule: else it would not be seen in the queue for as long as that lasts.
     pub(super) fn relieve(&mut self) {

@@ -34,8 +34,10 @@ enum AtEnd {
     #[default]
     Remove,
     /// It is another process' still.
-    #[serde(other)]
     Leave,
+    /// The second name is, too.
+    #[serde(other)]
+    LeaveBoth,
 }
 
 /// The same in a state that is handed on: another file may be at the path by then.
@@ -87,6 +89,11 @@ impl Created {
         self.at_end = AtEnd::Remove;
     }
 
+    /// Leave it, and the second name, to the process that keeps both.
+    pub(crate) fn leave_both(&mut self) {
+        self.at_end = AtEnd::LeaveBoth;
+    }
+
     /// Leave it to the process that has the socket now.
     pub(crate) fn leave(&mut self) {
         self.at_end = AtEnd::Leave;
@@ -121,7 +128,7 @@ impl Created {
             return;
         }
         // A supervisor that it is taken over from removes its own at its end.
-        let is_free = |link: &PathBuf| self.at_end == AtEnd::Remove || !self.is_at(link);
+        let is_free = |link: &PathBuf| self.at_end != AtEnd::Leave || !self.is_at(link);
         let mut names = [".kept", ".taken"].into_iter().map(|suffix| beside(&self.path, suffix));
         let Some(link) = names.find(is_free) else { return };
         match self.link_to(&link) {
@@ -193,7 +200,8 @@ impl Created {
 impl Drop for Created {
     fn drop(&mut self) {
         let path = (self.at_end == AtEnd::Remove).then_some(&self.path);
-        for path in path.into_iter().chain(self.link.as_ref()) {
+        let link = self.link.as_ref().filter(|_| self.at_end != AtEnd::LeaveBoth);
+        for path in path.into_iter().chain(link) {
             if self.is_at(path)
                 && let Err(error) = unlink(path)
             {

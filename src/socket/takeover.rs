@@ -4,10 +4,16 @@
 //! named by the user, and is held by a pidfd from the first look.
 
 mod claim;
+mod lent;
 mod predecessor;
 mod who;
 
+use std::ffi::OsString;
+use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Error, anyhow};
 use log::info;
@@ -16,14 +22,19 @@ use nix::unistd::Pid;
 
 use crate::failure::{Failure, Result};
 use crate::kernel::descriptors::{self, ForeignFd, Kind, SocketInode};
-use crate::kernel::holders::{Holder, holders_of, is_service_manager, own_ancestors, topmost, with_name};
-use crate::kernel::processes::Processes;
+use crate::kernel::holders::{
+    Holder, holders_of, is_generation, is_service_manager, own_ancestors, topmost, with_name,
+};
+use crate::kernel::processes::{Process, Processes};
+use crate::kernel::socket_info::States;
+use crate::kernel::sockets::unix_sockets;
 use crate::socket::candidate::Candidate;
 use crate::socket::endpoint::Endpoint;
 use crate::socket::in_the_way::bound_to;
 use crate::sys;
 pub(crate) use claim::Claim;
-pub(crate) use predecessor::Predecessor;
+pub(crate) use lent::{Lent, LentGroup, Loan};
+pub(crate) use predecessor::{Lender, Predecessor};
 pub(crate) use who::Who;
 
 /// What was found to be taken over.
@@ -31,9 +42,20 @@ pub(crate) use who::Who;
 pub(crate) struct Taken {
     /// The process that is to be retired, if it is one that may be.
     pub(crate) predecessor: Option<Predecessor>,
-    /// A socket for each of those that were asked for, where there is one.
-    pub(crate) sockets: Vec<Option<Candidate>>,
+    /// What was found for each that was asked for, where there is something.
+    pub(crate) sockets: Vec<Option<Found>>,
 }
+
+/// A socket of another process.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) socket: Candidate,
+    /// Further ones of it at the same address (SO_REUSEPORT).
+    pub(crate) also: Vec<OwnedFd>,
+}
+
+/// The sockets that are what was asked for, and of them what was chosen for each.
+type Chosen = (Vec<SocketInode>, Vec<Option<Found>>);
 
 /// What is known of the processes that may have what is asked for.
 struct Survey {
@@ -61,6 +83,24 @@ pub(crate) fn take(who: &Who, wanted: &[&[Endpoint]]) -> Result<Taken> {
         Some(named) => take_from(named, wanted, &survey),
         None => take_from_holder(wanted, &inodes, &survey),
     }
+}
+
+/// Where the supervisor takes requests that is to be succeeded, if `who` is one that does.
+pub(crate) fn control_of(who: &Who, wanted: &[&[Endpoint]]) -> Result<Option<PathBuf>> {
+    if let Who::File(path) = who
+        && fs::metadata(path).is_ok_and(|file| file.file_type().is_socket())
+    {
+        return Ok(Some(path.clone()));
+    }
+    let inodes: Vec<SocketInode> = wanted.iter().copied().flatten().flat_map(bound_to).collect();
+    // Where /proc cannot be read, that is reported when it is needed.
+    let Ok(survey) = Survey::of(&inodes) else { return Ok(None) };
+    let named = who.process()?.map(|process| process.pid);
+    let mut top = survey.topmost_of(&inodes);
+    top.retain(|holder| named.is_none_or(|pid| survey.is_above(holder, pid)));
+    let [holder] = top.as_slice() else { return Ok(None) };
+    let process = Predecessor::of(holder.process.pid, Some(holder.process.started))?;
+    Ok(process.filter(Predecessor::is_supervisor).and_then(|process| survey.control_socket(&process)))
 }
 
 impl Taken {
@@ -111,14 +151,17 @@ fn take_from_holder(wanted: &[&[Endpoint]], inodes: &[SocketInode], survey: &Sur
         };
     }
     let top = survey.topmost_of(&all);
-    let holder = match top.as_slice() {
+    let (holder, earlier) = match top.as_slice() {
         [] => return Err(survey.spared_only()),
-        [holder] => *holder,
-        several => return Err(several_hold(several)),
+        [holder] => (*holder, vec![]),
+        several => last_generation(several).ok_or_else(|| several_hold(several))?,
     };
-    let Some(predecessor) = Predecessor::of(holder.process.pid, Some(holder.process.started))? else {
+    let Some(mut predecessor) = Predecessor::of(holder.process.pid, Some(holder.process.started))? else {
         return Ok(Taken::nothing(wanted));
     };
+    for other in earlier {
+        predecessor.earlier.extend(Predecessor::of(other.process.pid, Some(other.process.started))?);
+    }
     let (_, sockets) = survey.found(holder, &predecessor, wanted)?;
     Ok(Taken { predecessor: Some(predecessor), sockets })
 }
@@ -133,14 +176,11 @@ impl Survey {
     }
 
     /// The sockets of a process that are what is asked for, with copies of them.
-    fn found(
-        &self,
-        holder: &Holder,
-        process: &Predecessor,
-        wanted: &[&[Endpoint]],
-    ) -> Result<(Vec<SocketInode>, Vec<Option<Candidate>>)> {
-        let copies = process.copy(&holder.sockets)?;
-        choose(copies, wanted, process)
+    fn found(&self, holder: &Holder, process: &Predecessor, wanted: &[&[Endpoint]]) -> Result<Chosen> {
+        let is_below = |other: &&Holder| other.process.pid != process.pid && self.is_above(holder, other.process.pid);
+        let below: Vec<SocketInode> =
+            self.holders.iter().filter(is_below).flat_map(|other| other.sockets.iter().copied()).collect();
+        Ok(choose(process.copy(&holder.sockets)?, wanted, &below))
     }
 
     /// Those of the processes that have one of these and that may be retired which descend from no other.
@@ -165,6 +205,20 @@ impl Survey {
         (!is_spared).then_some(process)
     }
 
+    /// The path of a Unix socket that a process listens on alone: a supervisor's own, which its generations do not have.
+    fn control_socket(&self, process: &Predecessor) -> Option<PathBuf> {
+        let is_below = |other: &&Process| self.processes.ancestors(other.pid).any(|above| above.pid == process.pid);
+        let below: Vec<SocketInode> =
+            self.processes.iter().filter(is_below).flat_map(|other| descriptors::sockets(other.pid)).collect();
+        let own: Vec<SocketInode> = descriptors::sockets(process.pid).filter(|inode| !below.contains(inode)).collect();
+        let listening = unix_sockets(States::LISTENING).unwrap_or_default();
+        let name =
+            listening.into_iter().find(|socket| own.contains(&socket.inode) && !socket.name.starts_with(b"\0"))?;
+        let path = PathBuf::from(OsString::from_vec(name.name));
+        // It may be relative to where that process is.
+        Some(Path::new(&format!("/proc/{}/cwd", process.pid)).join(path))
+    }
+
     fn without_socket(&self, named: &Predecessor) -> Failure {
         let below = self
             .holders
@@ -187,31 +241,22 @@ impl Survey {
     }
 }
 
-/// For each that is asked for one of the copies that is what bind(2) would have made.
-fn choose(
-    mut copies: Vec<Candidate>,
-    wanted: &[&[Endpoint]],
-    process: &Predecessor,
-) -> Result<(Vec<SocketInode>, Vec<Option<Candidate>>)> {
-    let mut found = Vec::new();
-    let mut chosen: Vec<Option<Candidate>> = Vec::new();
-    for (at, endpoints) in wanted.iter().enumerate() {
-        let fitting = |copies: &[Candidate], endpoint: &Endpoint| -> Vec<usize> {
-            (0..copies.len()).filter(|which| copies[*which].is_at(endpoint)).collect()
-        };
-        let first = endpoints.iter().map(|endpoint| fitting(&copies, endpoint)).find(|fitting| !fitting.is_empty());
-        let fitting = first.unwrap_or_default();
-        if let (Some(which), 2..) = (fitting.first(), fitting.len()) {
-            let (count, socket) = (fitting.len(), copies[*which].describe());
-            let error =
-                anyhow!("cannot take over from {process}: it has {count} sockets that are {socket} (SO_REUSEPORT)");
-            let remedy = "let it open one alone, as without 'reuseport' of nginx, before it is taken over";
-            return Err(Failure::from(error).remedy(Some(remedy.to_owned())));
-        }
-        chosen.push(fitting.first().map(|which| copies.remove(*which)));
-        found.extend(chosen[at].as_ref().map(|socket| SocketInode(socket.inode)));
+/// For each that is asked for, those of the copies that are what bind(2) would have made: first one that a process below
+/// has, too, for a supervisor has further ones.
+fn choose(mut copies: Vec<Candidate>, wanted: &[&[Endpoint]], below: &[SocketInode]) -> Chosen {
+    let mut all = Vec::new();
+    let mut chosen: Vec<Option<Found>> = Vec::new();
+    for endpoints in wanted {
+        let first = endpoints.iter().find(|endpoint| copies.iter().any(|copy| copy.is_at(endpoint)));
+        let fits = |copy: &mut Candidate| first.is_some_and(|endpoint| copy.is_at(endpoint));
+        let mut fitting: Vec<Candidate> = copies.extract_if(.., fits).collect();
+        all.extend(fitting.iter().map(|copy| SocketInode(copy.inode)));
+        fitting.sort_by_key(|copy| !below.contains(&SocketInode(copy.inode)));
+        let mut fitting = fitting.into_iter();
+        let found = fitting.next().map(|socket| Found { socket, also: fitting.map(|copy| copy.fd).collect() });
+        chosen.push(found);
     }
-    Ok((found, chosen))
+    (all, chosen)
 }
 
 impl Predecessor {
@@ -221,8 +266,9 @@ impl Predecessor {
     }
 
     /// The same of all that it has.
-    fn copy_all(&self, wanted: &[&[Endpoint]]) -> Result<(Vec<SocketInode>, Vec<Option<Candidate>>)> {
-        if self.is_of_our_network() { Ok((vec![], vec![])) } else { choose(self.copy_if(|_| true)?, wanted, self) }
+    fn copy_all(&self, wanted: &[&[Endpoint]]) -> Result<Chosen> {
+        let is_elsewhere = !self.is_of_our_network();
+        Ok(choose(self.copy_if(|_| is_elsewhere)?, wanted, &[]))
     }
 
     fn copy_if(&self, is_wanted: impl Fn(SocketInode) -> bool) -> Result<Vec<Candidate>> {
@@ -272,6 +318,16 @@ impl Predecessor {
         };
         Failure::from(error.context(format!("cannot take over from {self}"))).remedy(remedy.map(str::to_owned))
     }
+}
+
+/// Of generations that a supervisor left which was killed, the last one, and the others, which drain.
+fn last_generation<'a>(several: &[&'a Holder]) -> Option<(&'a Holder, Vec<&'a Holder>)> {
+    if !several.iter().all(|holder| is_generation(holder.process.pid)) {
+        return None;
+    }
+    let last = several.iter().copied().max_by_key(|holder| holder.process.started)?;
+    let others = several.iter().copied().filter(|other| other.process.pid != last.process.pid);
+    Some((last, others.collect()))
 }
 
 fn hidden() -> Failure {

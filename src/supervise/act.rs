@@ -197,7 +197,7 @@ impl Supervisor {
                 self.generations.get_mut(id).into_iter().for_each(Generation::receive_notifier);
             }
             Role::Notifier => self.answer_binds(id),
-            Role::ExecError | Role::Other => (),
+            Role::ExecError | Role::Lender | Role::Other => (),
         }
     }
 

@@ -10,6 +10,7 @@ mod examine;
 mod generation;
 mod generations;
 pub(crate) mod intercept;
+mod lend;
 pub(crate) mod plan;
 mod poll;
 mod predecessor;
@@ -58,7 +59,7 @@ pub(crate) use watcher::succeed;
 use wording::show;
 
 /// The lowest number of what only the supervisor has, as a rule.
-const LOWEST: RawFd = 64;
+pub(crate) const LOWEST: RawFd = 64;
 
 /// A supervisor: its parts, each of which owns what it holds.
 struct Supervisor {
@@ -109,14 +110,21 @@ impl Supervisor {
     ) -> Result<Supervisor> {
         sys::occupy_standard().context("cannot occupy the standard descriptors")?;
         let claim = predecessor.as_ref().map(Claim::make).transpose()?;
+        let mut predecessor = predecessor;
+        let mut lender = predecessor.as_mut().and_then(|predecessor| predecessor.lender.as_mut());
+        let control = lender.as_mut().and_then(|lender| lender.control.take());
+        let used = lender.map(|lender| std::mem::take(&mut lender.used)).unwrap_or_default();
         let mut sockets = Sockets::new(listeners, others, lowest(&config), config.exec.program.handing)?;
         if predecessor.is_some() {
-            sockets.begin_beside_predecessor()?;
+            sockets.begin_beside_predecessor(&used)?;
         }
         steer::check(&config, &sockets)?;
         check_ready_fd(&config.ready, &sockets)?;
         check_ready_after(&config.ready, config.limits)?;
-        let clients = Clients::listen(config.control.as_ref())?;
+        let clients = match (control, &config.control) {
+            (Some((fd, file)), Some(spec)) => Clients::listen_on(spec, fd, file),
+            _ => Clients::listen(config.control.as_ref())?,
+        };
         let signals = Signals::receive()?;
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
         let begin = if predecessor.is_some() { Plan::succeed } else { Plan::begin };
@@ -159,6 +167,7 @@ impl Supervisor {
             }
             // Before the sleep: a client whose last reply was sent only waits for its connection to close.
             self.reporter.clients.tidy(sys::now());
+            self.see_borrower();
             for (source, flags) in self.table().wait(sys::now()) {
                 self.wake(source, flags);
             }

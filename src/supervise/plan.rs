@@ -31,6 +31,10 @@ pub(crate) type Id = u64;
 /// settled, and never if that fails, or when everything stops before.
 pub(crate) const PREDECESSOR: Id = 0;
 
+/// Numbers from here on are those of generations that a supervisor left which was killed: they drain, and are told to stop
+/// when they have no connection, for nobody knows whether they were told before.
+pub(crate) const EARLIER: Id = 1 << 32;
+
 /// The state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -97,6 +101,17 @@ impl Plan {
         (plan, vec![order])
     }
 
+    /// One more drains that an earlier supervisor left.
+    pub(crate) fn add_earlier(&mut self, id: Id) -> Order {
+        self.draining.push(Draining { id, stop: Some(never()), deadline: None, new_until: Timestamp::ZERO });
+        Order::Release(id)
+    }
+
+    /// The deploy has failed: what was there before it goes on as it was.
+    fn leave_earlier(&mut self) {
+        self.draining.retain(|draining| draining.id != PREDECESSOR && draining.id < EARLIER);
+    }
+
     /// Does the predecessor serve, or could it again?
     pub(crate) fn is_predecessor_needed(&self) -> bool {
         self.is_serving(PREDECESSOR) || self.is_standing_by(PREDECESSOR)
@@ -128,6 +143,11 @@ impl Plan {
             (Some(trial), _) => Some(Order::Share(trial.id, trial.percent())),
             (None, serving) => serving.map(|serving| serving.id).or(starting).map(Order::Steer),
         }
+    }
+
+    /// Is one generation about to take over from another?
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.starting.is_some() || self.trial.is_some() || self.standing.is_some() || self.queued
     }
 
     /// Every generation of which something is left.

@@ -7,27 +7,48 @@ use log::warn;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
-use crate::socket::takeover::Predecessor;
+use crate::socket::takeover::{Lender, Predecessor};
 use crate::supervise::Supervisor;
 use crate::supervise::generation::Generation;
-use crate::supervise::plan::{Id, PREDECESSOR};
+use crate::supervise::generation::descriptors::Role;
+use crate::supervise::plan::{EARLIER, Id, PREDECESSOR};
 use crate::sys::{self, Timestamp};
 
 impl Supervisor {
     /// It serves, on the sockets that were taken over from it.
     pub(super) fn add_predecessor(&mut self, predecessor: Predecessor) {
         self.reporter.call(PREDECESSOR, predecessor.to_string());
-        let Predecessor { pid, pidfd, started, .. } = predecessor;
+        if predecessor.is_supervisor() {
+            // Any other may mean something else to it, and is passed on to what it supervises.
+            self.config.from_signal = Signal::SIGTERM;
+        }
+        let Predecessor { pid, pidfd, started, lender, earlier, .. } = predecessor;
         let share = self.sockets.serving();
         let mut generation = Generation::foreign(PREDECESSOR, pid, pidfd, share, since(started));
+        if let Some(Lender { connection, .. }) = lender {
+            generation.add(Role::Lender, connection);
+        }
         generation.given = self.sockets.set(share).inodes;
         self.sockets.own(share, PREDECESSOR);
         self.generations.add(generation);
+        if self.is_watcher() {
+            return;
+        }
+        for (id, earlier) in (EARLIER..).zip(earlier) {
+            self.reporter.call(id, earlier.to_string());
+            self.reporter.progress(id, "drains: a supervisor left it that is gone");
+            self.generations.add(Generation::foreign(id, earlier.pid, earlier.pidfd, share, since(earlier.started)));
+            let order = self.plan.add_earlier(id);
+            self.carry_out(vec![order]);
+        }
     }
 
     /// What asks this generation to drain.
     pub(super) fn stop_signal(&self, id: Id) -> Signal {
-        if id == PREDECESSOR { self.config.from_signal } else { self.config.stop_signal }
+        match id {
+            PREDECESSOR | EARLIER.. => self.config.from_signal,
+            _ => self.config.stop_signal,
+        }
     }
 
     /// It is told to stop now: what may undo that is told before.
@@ -43,6 +64,7 @@ impl Supervisor {
     /// Nothing is left of it: its sockets are ours.
     pub(super) fn succeeded(&mut self) {
         self.sockets.keep_taken();
+        self.reporter.clients.own();
         self.claim = None;
         // Some servers remove their pid file at their end, which may be this one.
         if let Some(pid_file) = &mut self.pid_file {

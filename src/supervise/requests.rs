@@ -73,6 +73,9 @@ impl Supervisor {
         if self.is_watcher() {
             return;
         }
+        if self.sockets.is_lent() {
+            return info!("the sockets are lent to a successor: no generation is started");
+        }
         let plan = &self.plan;
         let ended =
             plan.serving.is_none() && !plan.starting.as_ref().is_some_and(|starting| starting.cause == Cause::First);
@@ -86,7 +89,7 @@ impl Supervisor {
         self.events.push_back(Event::Reload(rollout));
     }
 
-    fn stop(&mut self, mode: StopMode) {
+    pub(super) fn stop(&mut self, mode: StopMode) {
         if self.is_watcher() {
             return self.abandon_handover();
         }
@@ -99,6 +102,9 @@ impl Supervisor {
     fn begin_upgrade(&mut self) {
         if self.is_watcher() {
             return;
+        }
+        if self.sockets.is_lent() {
+            return info!("the sockets are lent to a successor: this supervisor does not become another program");
         }
         if self.upgrade.is_under_way() {
             return info!("the new supervisor is being probed already");
@@ -126,6 +132,9 @@ impl Supervisor {
             Some(Request::Promote) => self.end_handover(at, Event::Promote),
             Some(Request::Rollback) => self.end_handover(at, Event::Rollback),
             Some(Request::Status(form)) => self.show_status(at, form),
+            Some(Request::Lend { control }) => self.lend(at, control),
+            Some(Request::Descriptors) => self.send_lent(at),
+            Some(Request::Succeeded) => self.be_succeeded(at),
             Some(Request::Stop) => {
                 let has_room = self.reporter.clients.has_room_to_wait(Wait::ForEnd);
                 self.client(at, |client| match has_room {
@@ -174,6 +183,10 @@ impl Supervisor {
         if let Some(why) = self.cannot_try(&rollout) {
             return self.client(at, |client| client.end_with_error(&why, 125));
         }
+        if self.sockets.is_lent() {
+            return self
+                .client(at, |client| client.end_with_error("another process takes over from this supervisor", 125));
+        }
         match self.plan.answer() {
             Answer::Refused => self.client(at, |client| client.end_with_error("the supervisor is stopping", 125)),
             Answer::Generation(_) if !self.reporter.clients.has_room_to_wait(Wait::ForReload) => {
@@ -201,7 +214,7 @@ impl Supervisor {
         });
     }
 
-    fn client(&mut self, at: usize, act: impl FnOnce(&mut Client)) {
+    pub(super) fn client(&mut self, at: usize, act: impl FnOnce(&mut Client)) {
         if let Some(client) = self.reporter.clients.get_mut(at) {
             act(client);
         }

@@ -6,7 +6,7 @@ mod names;
 mod save;
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::Result;
 use nix::sys::inotify::Inotify;
@@ -18,6 +18,7 @@ use crate::socket::group::{Group, Look, Route, Trial, check_obedience};
 use crate::socket::interception::Versions;
 use crate::socket::listener::Listener;
 use crate::socket::steering::Client;
+use crate::socket::takeover::Loan;
 use crate::supervise::plan::Id;
 use crate::supervise::poll::{Source, Table};
 use crate::target::Handing;
@@ -40,6 +41,10 @@ pub(crate) struct Sockets {
     reach: Reach,
     /// The last generation that had each slot.
     owners: Vec<Option<Id>>,
+    /// Sets that generations of the supervisor have which is succeeded.
+    reserved: Vec<Share>,
+    /// A successor has them, too, and alone decides what becomes of them.
+    is_lent: bool,
     /// Sockets that no generation has at this number are here or above.
     lowest: RawFd,
 }
@@ -94,12 +99,7 @@ impl Share {
 
 impl Sockets {
     /// Those of `given`; further ones get numbers from `lowest` on.
-    pub(crate) fn new(
-        given: Vec<Listener>,
-        others: Vec<OwnedFd>,
-        lowest: RawFd,
-        handing: Handing,
-    ) -> nix::Result<Sockets> {
+    pub(crate) fn new(given: Vec<Listener>, others: Vec<OwnedFd>, lowest: RawFd, handing: Handing) -> Result<Sockets> {
         let (mut listeners, beside): (Vec<_>, _) = given.into_iter().partition(Listener::is_socket);
         check_obedience(&mut listeners);
         let is_open = |first: &Listener| handing == Handing::Interception && first.is_for_any_version();
@@ -107,16 +107,30 @@ impl Sockets {
             let versions = if is_open(&first) { Versions::Undecided } else { Versions::Given };
             Ok(Listed { group: Group::of(first, lowest)?, versions, spec })
         });
-        Ok(Sockets::looked_after(listed.collect::<nix::Result<_>>()?, beside, others, lowest))
+        Ok(Sockets::looked_after(listed.collect::<Result<_>>()?, beside, others, lowest))
     }
 
     fn looked_after(listed: Vec<Listed>, beside: Vec<Listener>, others: Vec<OwnedFd>, lowest: RawFd) -> Sockets {
         let groups = || listed.iter().map(|listed| &listed.group);
         let names = watch_names(groups().filter_map(|group| group.listener(0).created()));
-        let serving = groups().find(|group| group.is_steered()).map_or(0, Group::serving);
+        let mut steered = groups().filter(|group| group.is_steered());
+        // Those that are bound here have the first one serve, whoever has the others.
+        let lent = steered.clone().find(|group| group.listener(0).is_of_predecessor());
+        let serving = lent.or_else(|| steered.next()).map_or(0, Group::serving);
         let route = Route { serving, ..Route::default() };
         let reach = reach(groups());
-        Sockets { listed, beside, names, others, route, reach, owners: vec![], lowest }
+        Sockets {
+            listed,
+            beside,
+            names,
+            others,
+            route,
+            reach,
+            owners: vec![],
+            reserved: vec![],
+            is_lent: false,
+            lowest,
+        }
     }
 
     fn groups(&self) -> impl Iterator<Item = &Group> {
@@ -127,23 +141,58 @@ impl Sockets {
         self.listed.iter_mut().map(|listed| &mut listed.group)
     }
 
-    /// Another process serves on those that were taken over from it. Nobody is to wait at the others for it.
+    /// Another process serves on those that were taken over from it, or lent by it, and may have `used` slots besides. Nobody is
+    /// to wait at the others for it.
     ///
     /// # Errors
     /// If the kernel does not take the program.
-    pub(crate) fn begin_beside_predecessor(&mut self) -> Result<()> {
+    pub(crate) fn begin_beside_predecessor(&mut self, used: &[usize]) -> Result<()> {
         self.keep_names();
-        self.groups_mut().filter(|group| !group.listener(0).is_taken()).try_for_each(Group::leave_first_vacant)
+        self.reserved = used.iter().copied().map(Share::Slot).collect();
+        let Share::Slot(successor) = self.unused(&[])? else { return Ok(()) };
+        let (vacant, lowest) = (self.route.serving, self.lowest);
+        let mut without = self.groups_mut().filter(|group| !group.listener(0).is_of_predecessor());
+        without.try_for_each(|group| group.lead_past(vacant, successor, lowest))
+    }
+
+    /// Lend them to a successor, which has to know that generations have `used` slots beside the one that serves.
+    pub(crate) fn lend(&mut self, used: Vec<usize>) -> Loan {
+        self.is_lent = true;
+        let (listeners, steered): (Vec<_>, Vec<_>) = self.groups().map(Group::save).unzip();
+        let descriptors = self.groups().flat_map(Group::sockets).map(|socket| socket.as_fd().as_raw_fd());
+        Loan { descriptors: descriptors.collect(), listeners, steered: steered.into_iter().flatten().collect(), used }
+    }
+
+    /// What is lent, in the same order.
+    pub(crate) fn lent_descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.groups().flat_map(Group::sockets).map(AsFd::as_fd).collect()
+    }
+
+    pub(crate) fn is_lent(&self) -> bool {
+        self.is_lent
+    }
+
+    /// The successor is gone.
+    pub(crate) fn take_back(&mut self) {
+        self.is_lent = false;
+        self.groups_mut().for_each(Group::refresh_idle);
+    }
+
+    /// The successor serves: the names are its own.
+    pub(crate) fn leave_names(&mut self) {
+        self.groups_mut().for_each(Group::leave_both_names);
     }
 
     /// That process is gone.
     pub(crate) fn keep_taken(&mut self) {
+        self.reserved.clear();
         self.groups_mut().for_each(Group::own);
     }
 
     /// The program that has this set goes on alone with it.
     pub(crate) fn leave_to(self, share: Share) {
         for Listed { mut group, .. } in self.listed {
+            group.own();
             group.leave_name();
             group.leave_to(share.slot());
         }
@@ -157,6 +206,9 @@ impl Sockets {
 
     /// Wake when a listener is shut down, its file loses a name, or somebody waits where nobody is.
     pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
+        if self.is_lent {
+            return;
+        }
         for (listener, flags) in self.groups().flat_map(Group::polled) {
             table.events(Source::Listener, listener.as_fd(), flags);
         }
@@ -167,6 +219,9 @@ impl Sockets {
 
     /// See what generations did to their sockets, and repair it.
     pub(crate) fn look_after(&mut self) -> Vec<Look> {
+        if self.is_lent {
+            return vec![];
+        }
         // What changed is seen below, whatever the events are; they are only taken out.
         while self.names.as_ref().is_some_and(|names| names.read_events().is_ok()) {}
         let lowest = self.lowest;
@@ -206,7 +261,8 @@ impl Sockets {
         let Some(slots) = self.groups().find(|group| group.is_steered()).map(Group::slots) else {
             return Ok(Share::One);
         };
-        let is_used = |slot: usize| slot == self.route.serving || used.contains(&Share::Slot(slot));
+        let has = |used: &[Share], slot: usize| used.contains(&Share::Slot(slot));
+        let is_used = |slot: usize| slot == self.route.serving || has(used, slot) || has(&self.reserved, slot);
         let unused = (0..slots).find(|slot| !is_used(*slot)).unwrap_or(slots);
         let lowest = self.lowest;
         for group in self.groups_mut() {
@@ -270,8 +326,9 @@ impl Sockets {
 
     /// Nobody has any but the sets in `used`, and the one where new connections go.
     pub(crate) fn free_all_but(&mut self, used: &[Share]) {
-        let (Route { serving, .. }, lowest) = (self.route, self.lowest);
-        for group in self.groups_mut() {
+        let (Route { serving, .. }, lowest, is_lent) = (self.route, self.lowest, self.is_lent);
+        let used: Vec<Share> = used.iter().chain(&self.reserved).copied().collect();
+        for group in self.groups_mut().filter(|_| !is_lent) {
             let free = (0..group.slots()).filter(|slot| *slot != serving && !used.contains(&Share::Slot(*slot)));
             free.collect::<Vec<_>>().into_iter().for_each(|slot| group.free(slot, lowest));
         }
@@ -315,6 +372,9 @@ impl Sockets {
 
     fn follow(&mut self, route: Route) -> Result<()> {
         // Each of them, whatever became of the others.
+        if self.is_lent {
+            return Ok(());
+        }
         let outcomes: Vec<Result<()>> = self.groups_mut().map(|group| group.steer(route)).collect();
         let outcome: Result<()> = outcomes.into_iter().collect();
         // A probe must not go out where it cannot be led: the next round tries again.

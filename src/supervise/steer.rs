@@ -12,7 +12,7 @@ use crate::socket::steering::Client;
 use crate::socket::upkeep::Finding;
 use crate::supervise::Supervisor;
 use crate::supervise::generation::check::Check;
-use crate::supervise::plan::{Event, Id};
+use crate::supervise::plan::{EARLIER, Event, Id};
 use crate::supervise::sockets::{Share, Sockets};
 use crate::supervise::wording::show;
 use crate::sys::{self, Ending, Timestamp};
@@ -245,10 +245,11 @@ impl Supervisor {
 
     /// Wait until nothing waits for a generation that was relieved.
     pub(super) fn release(&mut self, id: Id) {
-        let limits = self.config.limits;
+        let drain_how = if id < EARLIER { self.config.limits.drain_how } else { Drain::Idle };
         match self.generations.get_mut(id) {
+            Some(generation) if id >= EARLIER => generation.begin_release(drain_how, sys::now()),
             Some(generation) if matches!(generation.share, Share::Slot(_)) => {
-                generation.begin_release(limits.drain_how, sys::now());
+                generation.begin_release(drain_how, sys::now());
             }
             _ => self.events.push_back(Event::Released(id)),
         }

@@ -82,10 +82,12 @@ pub(crate) fn succeed(
 
 impl Handover {
     /// Bind what is to be bound, before anything is started.
-    fn prepare(config: Supervise, listeners: Vec<Listener>, predecessor: Predecessor) -> Result<Handover> {
+    fn prepare(config: Supervise, listeners: Vec<Listener>, mut predecessor: Predecessor) -> Result<Handover> {
         let claim = Claim::make(&predecessor)?;
+        let lender = predecessor.lender.as_mut();
+        let used = lender.map(|lender| std::mem::take(&mut lender.used)).unwrap_or_default();
         let mut sockets = Sockets::new(listeners, vec![], lowest(&config), Handing::Descriptors)?;
-        sockets.begin_beside_predecessor()?;
+        sockets.begin_beside_predecessor(&used)?;
         steer::check(&config, &sockets)?;
         check_ready_fd(&config.ready, &sockets)?;
         check_ready_after(&config.ready, config.limits)?;

@@ -16,9 +16,10 @@ pub(crate) const FIRST_FD: RawFd = 3;
 /// Where descriptors are looked for when there is no /proc: no server has more open when it starts its successor.
 const WITHOUT_PROC: RawFd = 4096;
 
-/// The descriptors from 3 on that this process was started with, in the order of their numbers.
+/// The descriptors from 3 on that this process was started with, in the order of their numbers; or those that another one
+/// sent, by the numbers that they had there.
 #[derive(Debug)]
-pub(crate) struct Claimed(Vec<OwnedFd>);
+pub(crate) struct Claimed(Vec<(RawFd, OwnedFd)>);
 
 /// Take every open descriptor from 3 on, in the order of their numbers.
 ///
@@ -34,16 +35,21 @@ pub(crate) unsafe fn claim() -> nix::Result<Claimed> {
         Err(errno) => return Err(errno),
     };
     // SAFETY: the kernel just named these as open, and the caller promises that they have no owner.
-    Ok(Claimed(numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()))
+    Ok(Claimed(numbers.into_iter().map(|fd| (fd, unsafe { OwnedFd::from_raw_fd(fd) })).collect()))
 }
 
 impl Claimed {
+    /// Those that another process sent, with the numbers by which it knows them.
+    pub(crate) fn received(received: Vec<(RawFd, OwnedFd)>) -> Claimed {
+        Claimed(received)
+    }
+
     /// Take the one of this number, close-on-exec.
     ///
     /// # Errors
     /// EBADF if it is not open, or taken already.
     pub(crate) fn take(&mut self, number: RawFd) -> nix::Result<OwnedFd> {
-        if (0..FIRST_FD).contains(&number) {
+        if (0..FIRST_FD).contains(&number) && !self.0.iter().any(|(known, _)| *known == number) {
             return take_standard(number);
         }
         let fd = self.take_as_it_is(number).ok_or(Errno::EBADF)?;
@@ -53,13 +59,13 @@ impl Claimed {
 
     /// Take the one of this number, if it is there, to be inherited further.
     pub(crate) fn take_as_it_is(&mut self, number: RawFd) -> Option<OwnedFd> {
-        let at = self.0.iter().position(|fd| fd.as_raw_fd() == number)?;
-        Some(self.0.remove(at))
+        let at = self.0.iter().position(|(known, _)| *known == number)?;
+        Some(self.0.remove(at).1)
     }
 
     /// Those that were not taken, as they were inherited.
     pub(crate) fn rest(self) -> Vec<OwnedFd> {
-        self.0
+        self.0.into_iter().map(|(_, fd)| fd).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 
@@ -26,6 +26,7 @@ impl Group {
     /// See what servers did to it, and repair it. Further sockets get numbers from `lowest` on.
     pub(crate) fn look_after(&mut self, lowest: RawFd) -> Look {
         let mut look = Look::default();
+        self.see_foreign_leave();
         let Some(steered) = &mut self.steered else {
             look.findings = self.slots[0].look_after();
             return look;
@@ -107,6 +108,7 @@ impl Group {
     /// Which place leads where is not known any more: all but the one that serves leave, and join in their order.
     fn line_up(&mut self, left: &[usize]) -> Result<()> {
         let Some(steered) = &mut self.steered else { return Ok(()) };
+        ensure!(steered.foreign.is_empty(), "other processes have sockets at this address");
         let serving = steered.route.serving;
         let others: Vec<usize> = (0..self.slots.len()).filter(|slot| *slot != serving).collect();
         for slot in others.iter().filter(|slot| !left.contains(slot)) {
@@ -145,12 +147,20 @@ impl Group {
         if steered.is_helm_in_place() {
             return Ok(());
         }
-        steered.places.leave(Member::Helm);
+        let helm = steered.helm.take();
+        if let Some(helm) = &helm {
+            steered.places.leave(Member::Helm);
+            shut_down(&helm.listener)?;
+        }
+        while steered.places.idle_at_end() < steered.fillers_needed() {
+            let mut filler = Slot::of(self.slots[0].listener.another(lowest)?)?;
+            filler.leave_idle()?;
+            steered.places.join(Member::Filler);
+            steered.fillers.push(filler);
+        }
+        steered.helm = helm;
         match &mut steered.helm {
-            Some(helm) => {
-                shut_down(&helm.listener)?;
-                helm.listener.revive()?;
-            }
+            Some(helm) => helm.listener.revive()?,
             helm => {
                 let mut another = Slot::of(self.slots[0].listener.another(lowest)?)?;
                 another.leave_idle()?;
@@ -165,7 +175,8 @@ impl Group {
 impl Steered {
     /// Does no slot change its place when a server leaves? A datagram socket leaves only when we close it.
     fn is_helm_in_place(&self) -> bool {
-        self.places.last() == Some(Member::Helm) || self.helm.as_ref().is_some_and(Slot::is_datagram)
+        let has_fillers = self.places.idle_at_end() > self.fillers_needed();
+        self.places.last() == Some(Member::Helm) && has_fillers || self.helm.as_ref().is_some_and(Slot::is_datagram)
     }
 }
 

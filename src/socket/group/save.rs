@@ -6,6 +6,7 @@ use anyhow::{Error, Result};
 use libc::c_int;
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::descriptors::SocketInode;
 use crate::saved;
 use crate::socket::group::{Group, Route, Steered};
 use crate::socket::listener::{Listener, SavedListener};
@@ -30,7 +31,24 @@ pub(crate) struct SavedGroup {
     places: Places,
     serving: usize,
     is_unsure: bool,
-    is_first_vacant: bool,
+    instead: Option<(usize, usize)>,
+    foreign: Vec<u64>,
+    fillers: Vec<SavedListener>,
+}
+
+impl SavedGroup {
+    /// The descriptor of the slot that serves, if that is not the first.
+    pub(crate) fn serving_number(&self) -> Option<RawFd> {
+        self.slots.get(self.serving.checked_sub(1)?).map(SavedListener::number)
+    }
+
+    /// The numbers of all its descriptors but the first.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        let spares = self.spares.iter().map(|(_, spare)| spare);
+        let discarded = self.discarded.iter().map(|(_, listener)| listener);
+        let all = self.slots.iter().chain(&self.helm).chain(spares).chain(discarded).chain(&self.fillers);
+        all.map(SavedListener::number)
+    }
 }
 
 impl Group {
@@ -47,7 +65,9 @@ impl Group {
             places: steered.places.clone(),
             serving: steered.route.serving,
             is_unsure: steered.is_unsure,
-            is_first_vacant: self.is_first_vacant,
+            instead: self.instead,
+            foreign: steered.foreign.iter().map(|inode| inode.0).collect(),
+            fillers: steered.fillers.iter().map(|filler| filler.listener.save()).collect(),
         });
         (first, beside)
     }
@@ -65,8 +85,11 @@ impl Group {
         let spares = spares.collect::<Result<_>>()?;
         let discarded = saved.discarded.into_iter().map(|(slot, listener)| Ok((slot, resume(listener)?)));
         let discarded = discarded.collect::<Result<_>>()?;
+        let fillers = saved.fillers.into_iter().map(|filler| Ok(Slot::of(resume(filler)?)?)).collect::<Result<_>>()?;
+        let foreign = saved.foreign.into_iter().map(SocketInode).collect();
         let route = Route { serving: saved.serving, ..Route::default() };
-        let mut steered = Steered { places: saved.places, helm, spares, discarded, route, is_unsure: saved.is_unsure };
+        let (places, is_unsure) = (saved.places, saved.is_unsure);
+        let mut steered = Steered { places, helm, spares, discarded, route, is_unsure, foreign, fillers };
         for (at, slot) in slots.iter_mut().enumerate() {
             let known = saved.deferred.iter().find(|(of, _)| *of == at);
             slot.resume_deferred(known.map(|(_, seconds)| *seconds));
@@ -74,6 +97,6 @@ impl Group {
         for idle in steered.idle_mut() {
             idle.leave_idle()?;
         }
-        Ok(Group { slots, steered: Some(steered), is_first_vacant: saved.is_first_vacant })
+        Ok(Group { slots, steered: Some(steered), instead: saved.instead })
     }
 }

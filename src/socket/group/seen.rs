@@ -15,7 +15,8 @@ impl Group {
         let idle = self.steered.iter().flat_map(Steered::idle);
         let discarded = self.steered.iter().flat_map(|steered| &steered.discarded);
         let discarded = discarded.filter_map(|(_, listener)| SocketInode::of(listener).ok());
-        self.slots.iter().chain(idle).map(|slot| slot.inode).chain(discarded)
+        let foreign = self.steered.iter().flat_map(|steered| steered.foreign.iter().copied());
+        self.slots.iter().chain(idle).map(|slot| slot.inode).chain(discarded).chain(foreign)
     }
 
     /// Every socket that may get what comes to this address, if it is steered: a process of this user may bind one.
@@ -79,7 +80,11 @@ impl Group {
 
     /// How many connections wait for a slot, or 1 where datagrams do; 0 of a shared group, where they wait for nobody.
     pub(crate) fn waiting(&self, slot: usize) -> usize {
-        if self.is_steered() { self.slots[slot].waiting() } else { 0 }
+        if !self.is_steered() {
+            return 0;
+        }
+        let beside = if slot == 0 { self.slots[0].listener.waiting_beside() } else { 0 };
+        self.slots[slot].waiting() + beside
     }
 
     /// The clients whose connections are in these states, if it is steered.

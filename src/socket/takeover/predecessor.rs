@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 
 use crate::kernel::holders::name_of;
 use crate::kernel::processes::Process;
+use crate::socket::socket_file::SavedFile;
 use crate::sys;
 
 /// The process.
@@ -21,11 +22,26 @@ pub(crate) struct Predecessor {
     /// As ps(1) shows it.
     pub(crate) name: String,
     pub(crate) pidfd: OwnedFd,
+    /// Generations of the same supervisor that drain, for one that was killed left them alone.
+    pub(crate) earlier: Vec<Predecessor>,
+    /// It is a supervisor that lent its sockets.
+    pub(crate) lender: Option<Lender>,
+}
+
+/// What is needed of a supervisor that lent its sockets.
+#[derive(Debug)]
+pub(crate) struct Lender {
+    /// It takes them back when this is closed, unless it was told to stop.
+    pub(crate) connection: OwnedFd,
+    /// The slots that its generations have, beside the one that serves.
+    pub(crate) used: Vec<usize>,
+    /// Its control socket, if it was lent, too.
+    pub(crate) control: Option<(OwnedFd, Option<SavedFile>)>,
 }
 
 impl Predecessor {
     /// The process of this number, which started then if that is known; none if it has ended.
-    pub(super) fn of(pid: Pid, started: Option<u64>) -> Result<Option<Predecessor>> {
+    pub(crate) fn of(pid: Pid, started: Option<u64>) -> Result<Option<Predecessor>> {
         let pidfd = match sys::pidfd_of(pid) {
             Err(Errno::ESRCH) => return Ok(None),
             // The number of a thread.
@@ -35,7 +51,14 @@ impl Predecessor {
         // What is read after it was opened is of the process that it leads to, or that has ended.
         let Some(process) = Process::read(pid) else { return Ok(None) };
         let is_it = started.is_none_or(|started| started == process.started);
-        Ok(is_it.then(|| Predecessor { pid, started: process.started, name: name_of(pid), pidfd }))
+        Ok(is_it.then(|| Predecessor {
+            pid,
+            started: process.started,
+            name: name_of(pid),
+            pidfd,
+            earlier: vec![],
+            lender: None,
+        }))
     }
 
     /// The same with a pidfd that has none of the `count` numbers from `first` on.
@@ -46,6 +69,11 @@ impl Predecessor {
         }
         let pidfd = sys::duplicate_from(&self.pidfd, end).with_context(|| format!("cannot take over from {self}"))?;
         Ok(Predecessor { pidfd, ..self })
+    }
+
+    /// Is it a supervisor of this program, as its name shows?
+    pub(crate) fn is_supervisor(&self) -> bool {
+        self.name == "handoff-run"
     }
 
     /// Is it in the network namespace that we are in?

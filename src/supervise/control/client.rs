@@ -18,7 +18,7 @@ use crate::output::print;
 use crate::saved;
 use crate::supervise::control::protocol::{Call, Reply, line};
 use crate::supervise::control::replies::Replies;
-use crate::supervise::plan::{Id, PREDECESSOR};
+use crate::supervise::plan::{EARLIER, Id, PREDECESSOR};
 use crate::sys::{self, Disposition};
 
 /// Ask the supervisor at `path` and give the exit status.
@@ -36,7 +36,7 @@ pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
 
 /// A supervisor is believed if it is this user's, root's, or of the user whose folder its socket is in, if nobody else can
 /// put one there. Where the path is a link, that holds of the link's folder, too.
-fn ensure_trusted(stream: &UnixStream, path: &Path) -> Result<()> {
+pub(super) fn ensure_trusted(stream: &UnixStream, path: &Path) -> Result<()> {
     let peer = getsockopt(stream, sockopt::PeerCredentials)?.uid();
     let trusted = |user: u32| [0, geteuid().as_raw()].contains(&user);
     if trusted(peer) {
@@ -68,7 +68,7 @@ fn follow(replies: &mut Replies, screen: &mut Screen) -> Result<u8> {
             Ok(Reply::Error(text)) => screen.show_error(&text),
             Ok(Reply::Exit(status)) => return Ok(status),
             // A newer supervisor may send more.
-            Err(_) => (),
+            Ok(Reply::Loan { .. }) | Err(_) => (),
         }
     }
     Err(anyhow!("the supervisor ended before it answered"))
@@ -94,7 +94,7 @@ impl Screen {
             return;
         }
         let line = match id {
-            PREDECESSOR => format!("predecessor: {}", OneLine(text)),
+            PREDECESSOR | EARLIER.. => format!("predecessor: {}", OneLine(text)),
             _ => format!("generation {id}: {}", OneLine(text)),
         };
         if !self.terminal {

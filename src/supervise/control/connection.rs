@@ -58,6 +58,9 @@ pub(crate) enum WaitingFor {
         #[serde(default)]
         killed: bool,
     },
+    /// That its own new generation serves: it was lent the sockets. Never handed on.
+    #[serde(skip)]
+    Succession,
     /// That the supervisor ends.
     End,
 }
@@ -102,7 +105,7 @@ impl Client {
 
     /// For the supervisor that takes the place of this one, if this client is still waiting.
     pub(super) fn save(&self) -> Option<SavedClient> {
-        (!self.broken).then(|| SavedClient {
+        (!self.broken && self.waiting_for != WaitingFor::Succession).then(|| SavedClient {
             fd: self.fd.as_raw_fd(),
             received: self.received.clone(),
             to_send: self.to_send.iter().copied().collect(),
@@ -138,10 +141,12 @@ impl Client {
             Ok(0) => {
                 // It may have closed that direction only, and wait for the reply.
                 self.read_closed = true;
-                self.broken |= self.timeout.is_some();
+                self.broken |= self.timeout.is_some() || self.waiting_for == WaitingFor::Succession;
                 return None;
             }
-            Ok(length) if self.timeout.is_some() => self.received.extend(&buffer[..length]),
+            Ok(length) if self.timeout.is_some() || self.waiting_for == WaitingFor::Succession => {
+                self.received.extend(&buffer[..length])
+            }
             // What follows the request is ignored.
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => return None,
             Err(_) => {
@@ -155,6 +160,7 @@ impl Client {
         }
         self.timeout = None;
         let call = end.and_then(|end| parse_call(&self.received[..end]));
+        self.received.drain(..end.map_or(0, |end| end + 1));
         match &call {
             Some(call) => self.live = call.live,
             None => self.end_with_error("the supervisor does not understand the request", 125),

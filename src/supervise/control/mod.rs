@@ -1,5 +1,6 @@
 //! The control socket: its protocol, the server in the supervisor, and the client for --reload, --status and --stop.
 
+pub(crate) mod borrow;
 pub(crate) mod client;
 pub(crate) mod connection;
 pub(crate) mod protocol;

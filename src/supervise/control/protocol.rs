@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Request;
 use crate::saved;
+use crate::socket::takeover::Loan;
+use crate::supervise::control::server::SavedServer;
 use crate::supervise::plan::Id;
 
 /// What a client sends, once.
@@ -16,7 +18,7 @@ pub(crate) struct Call {
 }
 
 /// What the supervisor sends. A client ignores what it does not understand: a newer supervisor may send more.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Reply {
     /// What became of a generation.
@@ -25,6 +27,13 @@ pub(crate) enum Reply {
     Live { generation: Id, text: String },
     /// For stdout.
     Output(String),
+    /// The sockets that are lent.
+    Loan {
+        loan: Loan,
+        /// The control socket, if it was asked for.
+        #[serde(default)]
+        control: Option<SavedServer>,
+    },
     /// For stderr.
     Error(String),
     /// The last one: the exit status.
@@ -70,6 +79,7 @@ mod tests {
         let reply = Reply::Progress { generation: 1, text: "cannot run a\n{\"exit\":0}".into() };
         let line = line(&reply);
         assert_eq!(line.matches('\n').count(), 1);
-        assert_eq!(serde_json::from_str::<Reply>(&line).unwrap(), reply);
+        let read: Reply = serde_json::from_str(&line).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{reply:?}"));
     }
 }

@@ -45,6 +45,16 @@ impl Replies {
         &self.stream
     }
 
+    /// The process that listens.
+    pub(super) fn peer(&self) -> Option<i32> {
+        peer(&self.stream)
+    }
+
+    /// The connection, where nothing was read beyond the last line.
+    pub(super) fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+
     pub(crate) fn send(&mut self, line: &str) {
         // A supervisor that refuses us may have closed already; its reply is read all the same.
         let _ = self.stream.write_all(line.as_bytes());

@@ -58,6 +58,8 @@ struct Server {
     /// dead.
     created: Option<Created>,
     fd: OwnedFd,
+    /// A successor listens on it, too.
+    is_lent: bool,
     paused_until: Option<Timestamp>,
     /// It was logged that descriptors ran out, and clients still wait in the accept queue.
     warned: bool,
@@ -73,10 +75,10 @@ pub(crate) struct SavedClients {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct SavedServer {
-    fd: RawFd,
+pub(crate) struct SavedServer {
+    pub(crate) fd: RawFd,
     #[serde(default)]
-    file: Option<SavedFile>,
+    pub(crate) file: Option<SavedFile>,
 }
 
 impl Clients {
@@ -86,11 +88,25 @@ impl Clients {
         Ok(Clients { server, all: Vec::new() })
     }
 
+    /// Listen on what a supervisor lent that is to be succeeded; the file stays its own until then.
+    pub(crate) fn listen_on(spec: &ControlSpec, fd: OwnedFd, file: Option<SavedFile>) -> Clients {
+        let mut created = file.map(Created::resume);
+        created.iter_mut().for_each(Created::leave_both);
+        // Whoever connects asks the kernel which process called it last (SO_PEERCRED).
+        let _ = sys::listen(&fd, BACKLOG);
+        Clients { server: Some(Server::new(fd, spec, created)), all: Vec::new() }
+    }
+
+    /// That supervisor has been succeeded.
+    pub(crate) fn own(&mut self) {
+        self.server.iter_mut().flat_map(|server| &mut server.created).for_each(Created::own);
+    }
+
     /// Add what is waited for to the round's table.
     pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
         if let Some(server) = &self.server {
             table.until(server.paused_until);
-            if self.has_room() && server.paused_until.is_none() {
+            if self.has_room() && server.paused_until.is_none() && !server.is_lent {
                 table.input(Source::Control, server.fd.as_fd());
             }
         }
@@ -125,7 +141,7 @@ impl Clients {
     pub(crate) fn has_room_to_wait(&self, what: Wait) -> bool {
         let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, 0));
         let waits = |client: &&Client| match client.waiting_for {
-            WaitingFor::Nothing => false,
+            WaitingFor::Nothing | WaitingFor::Succession => false,
             WaitingFor::End => what == Wait::ForEnd,
             WaitingFor::Generation { .. } | WaitingFor::Predecessors { .. } => what == Wait::ForReload,
         };
@@ -143,6 +159,42 @@ impl Clients {
             client.hang_up();
         }
         call
+    }
+
+    /// Lend the listening socket, if it is wanted, and accept nobody until it is taken back.
+    pub(crate) fn lend(&mut self, is_wanted: bool) -> Option<SavedServer> {
+        let server = self.server.as_mut().filter(|_| is_wanted)?;
+        server.is_lent = true;
+        Some(server.save())
+    }
+
+    /// It, if it is lent.
+    pub(crate) fn lent_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.server.iter().find(|server| server.is_lent).map(|server| server.fd.as_fd())
+    }
+
+    /// Accept again.
+    pub(crate) fn take_back(&mut self) {
+        if let Some(server) = self.server.as_mut().filter(|server| server.is_lent) {
+            server.is_lent = false;
+            // The borrower may have called it.
+            let _ = sys::listen(&server.fd, BACKLOG);
+        }
+    }
+
+    /// What is lent is the successor's.
+    pub(crate) fn leave_lent(&mut self) {
+        if let Some(mut server) = self.server.take_if(|server| server.is_lent) {
+            server.created.iter_mut().for_each(Created::leave_both);
+        }
+    }
+
+    pub(crate) fn get(&self, at: usize) -> Option<&Client> {
+        self.all.get(at)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Client> {
+        self.all.iter()
     }
 
     /// The client in this place; it stays there until the next `tidy`.
@@ -193,10 +245,7 @@ impl Clients {
     }
 
     pub(crate) fn save(&self) -> SavedClients {
-        let server = self
-            .server
-            .as_ref()
-            .map(|server| SavedServer { fd: server.fd.as_raw_fd(), file: server.created.as_ref().map(Created::save) });
+        let server = self.server.as_ref().map(Server::save);
         SavedClients { server, clients: self.all.iter().filter_map(Client::save).collect() }
     }
 
@@ -219,8 +268,20 @@ impl Clients {
 }
 
 impl Server {
+    fn save(&self) -> SavedServer {
+        SavedServer { fd: self.fd.as_raw_fd(), file: self.created.as_ref().map(Created::save) }
+    }
+
     fn new(fd: OwnedFd, spec: &ControlSpec, created: Option<Created>) -> Server {
-        Server { fd, path: spec.path.clone(), admits: spec.admits, created, paused_until: None, warned: false }
+        Server {
+            fd,
+            path: spec.path.clone(),
+            admits: spec.admits,
+            created,
+            is_lent: false,
+            paused_until: None,
+            warned: false,
+        }
     }
 
     fn listen(spec: &ControlSpec) -> Result<Server> {

@@ -12,7 +12,7 @@ use crate::kernel::processes::are_visible;
 use crate::socket::spec::FdName;
 use crate::supervise::generation::Generation;
 use crate::supervise::generations::Generations;
-use crate::supervise::plan::{Id, Plan, Trial};
+use crate::supervise::plan::{EARLIER, Id, PREDECESSOR, Plan, Trial};
 use crate::supervise::report::LastFailure;
 use crate::supervise::sockets::Sockets;
 use crate::supervise::wording::show;
@@ -80,7 +80,7 @@ impl Status {
         // One list for all, for it takes the kernel a while.
         let open = are_visible().ok().and_then(|()| open_connections(&sockets.listeners().collect::<Vec<_>>()).ok());
         let generation = |generation: &Generation| GenerationStatus {
-            generation: generation.id,
+            generation: if generation.id < EARLIER { generation.id } else { PREDECESSOR },
             pid: generation.pid.as_raw(),
             state: Stage::of(generation.id, plan),
             age: seconds(generation.age(now)),

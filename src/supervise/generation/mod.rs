@@ -30,6 +30,7 @@ use crate::kernel::descriptors::{ForeignFd, SocketInode};
 use crate::kernel::members::Members;
 use crate::kernel::processes::{Process, are_visible};
 use crate::missing::Facility;
+use crate::supervise::control::borrow;
 use crate::supervise::diagnosis::Findings;
 use crate::supervise::plan;
 use crate::supervise::signals::Dispositions;
@@ -217,7 +218,7 @@ impl Generation {
         self.descriptors.iter().filter(|(role, _)| match role {
             Role::Pidfd => self.ended.is_none(),
             Role::Notify | Role::Ready | Role::NotifierChannel | Role::Notifier => true,
-            Role::ExecError | Role::Probe | Role::Other => false,
+            Role::ExecError | Role::Lender | Role::Probe | Role::Other => false,
         })
     }
 
@@ -304,6 +305,8 @@ impl Generation {
         self.trial_check = None;
         if self.killed {
             self.kill();
+        } else if self.descriptors.get(Role::Lender).is_some_and(|lender| borrow::succeed(lender).is_ok()) {
+            debug!("generation {}: it was told that it has been succeeded", self.id);
         } else if self.ended.is_none() {
             if let Err(errno) = self.signal(signal as i32)
                 && errno != Errno::ESRCH

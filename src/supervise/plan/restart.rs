@@ -30,6 +30,7 @@ impl Plan {
     /// Without the first generation there is nothing to supervise: everything stops.
     pub(super) fn give_up_first(&mut self, status: u8) -> Option<Order> {
         self.stopping.get_or_insert(failure(status));
+        self.leave_earlier();
         std::mem::take(&mut self.queued).then_some(Order::Report(self.next, Transition::Cancelled))
     }
 

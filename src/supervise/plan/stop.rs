@@ -23,6 +23,9 @@ impl Plan {
         for (id, new_until) in starting.into_iter().chain(trial) {
             orders.extend([Order::Report(id, Transition::Cancelled), self.retire(id, new_until, limits, now)]);
         }
+        if self.is_predecessor_needed() {
+            self.leave_earlier();
+        }
         self.serving.take_if(|serving| serving.id == PREDECESSOR);
         if let (Some(old), Some(serving)) = (self.standing.take_if(|old| old.id == PREDECESSOR), self.serving) {
             orders.extend([Order::Steer(old.id), Order::Report(serving.id, Transition::Cancelled)]);

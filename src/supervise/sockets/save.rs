@@ -10,7 +10,7 @@ use crate::socket::group::{Group, SavedGroup};
 use crate::socket::interception::Versions;
 use crate::socket::listener::{Listener, SavedListener};
 use crate::socket::spec::Spec;
-use crate::supervise::sockets::{Listed, Sockets};
+use crate::supervise::sockets::{Listed, Share, Sockets};
 use crate::sys::Claimed;
 
 /// The sockets in a state that is handed on.
@@ -28,6 +28,8 @@ pub(crate) struct SavedSockets {
     versions: Vec<Versions>,
     /// The SPEC of each listener.
     spec_of: Vec<usize>,
+    /// Sets that generations of a supervisor have which is succeeded.
+    reserved: Vec<Share>,
     /// None: everything that is not taken.
     pub(crate) others: Option<Vec<RawFd>>,
 }
@@ -41,6 +43,7 @@ impl Sockets {
             beside: self.beside.iter().map(Listener::save).collect(),
             versions: self.listed.iter().map(|listed| listed.versions).collect(),
             spec_of: self.listed.iter().map(|listed| listed.spec).collect(),
+            reserved: self.reserved.clone(),
             others: Some(self.others.iter().map(AsRawFd::as_raw_fd).collect()),
         }
     }
@@ -67,6 +70,6 @@ impl Sockets {
         let mut resume = |saved| Listener::resume_beside(saved, claimed).map_err(|error| saved::lost(&error)).ok();
         let beside = saved.beside.into_iter().filter_map(&mut resume).collect();
         let others = saved.others.into_iter().flatten().filter_map(|number| claimed.take_as_it_is(number)).collect();
-        Sockets::looked_after(listed, beside, others, lowest)
+        Sockets { reserved: saved.reserved, ..Sockets::looked_after(listed, beside, others, lowest) }
     }
 }

@@ -1,0 +1,87 @@
+//! What a supervisor lends to the one that is to succeed it: its sockets with their places in their groups. It goes on with
+//! them if that one fails.
+
+use std::os::fd::{OwnedFd, RawFd};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::saved;
+use crate::socket::endpoint::Endpoint;
+use crate::socket::group::SavedGroup;
+use crate::socket::listener::{Listener, SavedListener};
+use crate::socket::spec::FdName;
+use crate::sys::Claimed;
+
+/// The same as it is sent.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Loan {
+    /// The numbers of the descriptors that follow, in their order.
+    pub(crate) descriptors: Vec<RawFd>,
+    #[serde(deserialize_with = "saved::lenient")]
+    pub(crate) listeners: Vec<SavedListener>,
+    /// What belongs to some of those listeners.
+    #[serde(deserialize_with = "saved::lenient")]
+    pub(crate) steered: Vec<SavedGroup>,
+    /// The slots that generations still have, beside the one that serves.
+    pub(crate) used: Vec<usize>,
+}
+
+/// What belongs to a listener that was lent.
+#[derive(Debug)]
+pub(crate) struct LentGroup {
+    pub(crate) saved: SavedGroup,
+    pub(crate) sockets: Claimed,
+}
+
+/// What was lent.
+#[derive(Debug, Default)]
+pub(crate) struct Lent {
+    listeners: Vec<Listener>,
+}
+
+impl LentGroup {
+    /// The socket of the slot that serves, if that is not the first.
+    pub(crate) fn serving(mut self) -> Option<nix::Result<OwnedFd>> {
+        let number = self.saved.serving_number()?;
+        Some(self.sockets.take(number))
+    }
+}
+
+impl Lent {
+    /// What another supervisor says, with what it sent.
+    ///
+    /// # Errors
+    /// If some are missing.
+    pub(crate) fn of(loan: Loan, sockets: &mut Claimed) -> Result<Lent> {
+        let mut steered = loan.steered;
+        let mut listeners = Vec::new();
+        for saved in loan.listeners {
+            let number = saved.number();
+            let beside = steered.extract_if(.., |group| group.first == number).next();
+            let listener = Listener::resume(saved, sockets)?;
+            let group = beside.map(|saved| {
+                let theirs = saved.numbers().filter_map(|fd| Some((fd, sockets.take(fd).ok()?)));
+                LentGroup { sockets: Claimed::received(theirs.collect()), saved }
+            });
+            listeners.push(listener.lent(group));
+        }
+        Ok(Lent { listeners })
+    }
+
+    /// Take the one that is bound here, as bind(2) would have made it. Of any port it is the one of that name.
+    pub(crate) fn take(&mut self, endpoints: &[Endpoint], name: &FdName) -> Option<Listener> {
+        endpoints.iter().find_map(|endpoint| {
+            let is_meant = |listener: &Listener| !endpoint.has_free_port() || listener.name == *name;
+            let is_it = |listener: &Listener| is_meant(listener) && listener.is_at(endpoint);
+            let at = self.listeners.iter().position(is_it)?;
+            Some(self.listeners.remove(at))
+        })
+    }
+
+    /// Those that were not taken.
+    pub(crate) fn rest(&self) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter()
+    }
+}

@@ -1,0 +1,96 @@
+//! The successor's end of a control socket: the sockets of another supervisor, which takes them back unless it is told that
+//! it has been succeeded.
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+
+use crate::config::Request;
+use crate::saved;
+use crate::socket::takeover::{Lender, Lent, Predecessor};
+use crate::supervise::control::client::ensure_trusted;
+use crate::supervise::control::protocol::{Call, Reply, line};
+use crate::supervise::control::replies::Replies;
+use crate::sys::{self, Claimed};
+
+/// How long the next descriptor may take, in milliseconds.
+const TIMEOUT: u16 = 5000;
+
+/// The supervisor whose control socket is at `path`, and what it lends; none if nobody listens there. `ours` is where this one
+/// is to take requests; what comes gets numbers from `lowest` on.
+///
+/// # Errors
+/// If it does not lend, as while it deploys, or is not to be trusted.
+pub(crate) fn borrow(path: &Path, ours: Option<&Path>, lowest: RawFd) -> Result<Option<(Predecessor, Lent)>> {
+    let mut replies = match Replies::connect(path) {
+        Err(error) if matches!(error.downcast_ref(), Some(Errno::ENOENT | Errno::ECONNREFUSED)) => return Ok(None),
+        replies => replies?,
+    };
+    let context = || format!("cannot take over from the supervisor at {}", path.display());
+    ensure_trusted(replies.stream(), path).with_context(context)?;
+    let pid = Pid::from_raw(replies.peer().context("its process is not known")?);
+    let control = ours.is_some_and(|ours| is_same_file(ours, path));
+    replies.send(&call(Request::Lend { control }));
+    let (loan, control) = first_reply(&mut replies).with_context(context)?;
+    replies.send(&call(Request::Descriptors));
+    let stream = replies.into_stream();
+    let received = receive(&stream, loan.descriptors.len(), lowest)
+        .context("its descriptors did not come")
+        .with_context(context)?;
+    let numbers = loan.descriptors.clone();
+    let mut claimed = Claimed::received(numbers.into_iter().zip(received).collect());
+    let control = control.and_then(|saved| Some((claimed.take(saved.fd).ok()?, saved.file)));
+    let used = loan.used.clone();
+    let lent = Lent::of(loan, &mut claimed).with_context(context)?;
+    let Some(process) = Predecessor::of(pid, None)? else { bail!("{}: it has ended", context()) };
+    let connection = sys::duplicate_from(&stream, lowest).with_context(context)?;
+    let lender = Lender { connection, used, control };
+    Ok(Some((Predecessor { lender: Some(lender), ..process }, lent)))
+}
+
+/// Tell the supervisor at the other end that it has been succeeded.
+pub(crate) fn succeed(connection: impl AsFd) -> std::io::Result<()> {
+    let mut stream = UnixStream::from(connection.as_fd().try_clone_to_owned()?);
+    stream.write_all(call(Request::Succeeded).as_bytes())
+}
+
+fn call(request: Request) -> String {
+    line(&Call { request, live: false })
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    real(one).is_some() && real(one) == real(other)
+}
+
+fn first_reply(replies: &mut Replies) -> Result<(crate::socket::takeover::Loan, Option<super::server::SavedServer>)> {
+    while let Some(line) = replies.next()? {
+        match saved::parse(&line) {
+            Ok(Reply::Loan { loan, control }) => return Ok((loan, control)),
+            Ok(Reply::Error(text)) => bail!(text),
+            Ok(Reply::Exit(_)) => break,
+            // A newer supervisor may send more.
+            _ => (),
+        }
+    }
+    bail!("it does not lend its sockets")
+}
+
+fn receive(stream: &UnixStream, count: usize, lowest: RawFd) -> nix::Result<Vec<OwnedFd>> {
+    let next = |_| {
+        let mut waiting = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut waiting, PollTimeout::from(TIMEOUT))? == 0 {
+            return Err(Errno::ETIMEDOUT);
+        }
+        let received = sys::receive_descriptor(stream)?.ok_or(Errno::EPIPE)?;
+        sys::duplicate_from(&received, lowest)
+    };
+    (0..count).map(next).collect()
+}
