@@ -69,6 +69,17 @@ impl Client {
         self.0.write_all(REQUEST)
     }
 
+    /// Send a part of a request, so that it is accepted and held.
+    pub fn send_part(&mut self) {
+        self.0.write_all(&REQUEST[..4]).unwrap();
+    }
+
+    /// Send the rest, and wait for the answer.
+    pub fn finish(&mut self) -> io::Result<Answer> {
+        self.0.write_all(&REQUEST[4..])?;
+        self.answer()
+    }
+
     /// Wait for an answer.
     pub fn answer(&mut self) -> io::Result<Answer> {
         let mut answer = Vec::new();

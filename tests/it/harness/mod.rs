@@ -1,5 +1,6 @@
 //! What the tests run, and how they look at what it did. Every wait is for a fact and under one deadline.
 
+pub mod by_hand;
 pub mod canary;
 pub mod case;
 pub mod client;

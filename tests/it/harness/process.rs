@@ -15,7 +15,7 @@ pub fn exists(pid: Pid) -> bool {
 }
 
 /// All processes but those that go while they are looked at.
-fn all() -> impl Iterator<Item = Pid> {
+pub fn all() -> impl Iterator<Item = Pid> {
     let numbers = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     numbers.map(Pid::from_raw)
 }

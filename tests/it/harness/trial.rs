@@ -202,6 +202,11 @@ fn has_answer(client: &TcpStream) -> bool {
     has_answer
 }
 
+/// A port that nobody has now, for a server that opens it itself.
+pub fn free_port() -> u16 {
+    reserve_port().1
+}
+
 /// A port that is bound, but not listened on.
 fn reserve_port() -> (OwnedFd, u16) {
     let reserved = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();

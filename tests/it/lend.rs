@@ -1,0 +1,233 @@
+//! One supervisor succeeds another by its control socket: the sockets are lent, and given back if it fails.
+
+use std::sync::Arc;
+
+use nix::sys::signal::{Signal, kill};
+
+use crate::harness::by_hand::succeed;
+use crate::harness::client::{Client, ask};
+use crate::harness::process::{exists, sockets};
+use crate::harness::setup::supervise_in;
+use crate::harness::socket::listeners_on;
+use crate::harness::{Folder, PROGRAM, Run, Server, Supervisor, handoff_run_with, is_root_to, supervise, wait_for};
+
+/// It serves on all that it was given.
+const SERVE_ALL: &str = "
+all = [socket.socket(fileno=3 + at) for at in range(int(os.environ['LISTEN_FDS']))]
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+for each in all: each.setblocking(False)
+while True:
+    for each in select.select(all, [], [])[0]:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try: answer(each.accept()[0])
+        except OSError: pass
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})";
+const SERVER: Server = Server::Python(SERVE_ALL);
+
+/// A supervisor that succeeds another one by the same control socket.
+fn successor(old: &Supervisor, specs: &[&str], options: &[&str], server: Server) -> Supervisor {
+    let folder = Arc::new(Folder::new());
+    let control = old.folder.text("control");
+    let target = server.install(&folder);
+    let mut run = handoff_run_with(&["--supervise", "--control", &control, "--from", &control]).current_dir(&*folder);
+    if !options.contains(&"--settle") {
+        run = run.args(&["--settle", "50ms"]);
+    }
+    run = specs.iter().fold(run, |run, spec| run.args(&["-l", spec])).args(options);
+    let run = run.args(&crate::harness::server::settings(&folder)).args(&["--"]).args(&target);
+    let mut next = Supervisor::start(folder, run, crate::harness::supervisor::Role::Supervisor);
+    next.expect_at(specs[0]);
+    next
+}
+
+fn ask_supervisor(control: &str, request: &str) -> crate::harness::Output {
+    handoff_run_with(&[request, control]).output()
+}
+
+// handoff-run(1), TAKEOVER: "listeners can be added and removed".
+#[test]
+fn listeners_are_added_and_removed_by_a_new_line_and_nobody_is_refused_on_those_that_stay() {
+    let folder = Folder::new();
+    let path = folder.text("s");
+    let unix = format!("unix:{path}");
+    let setup = supervise(SERVER, &[]).listen("127.0.0.1:0").listen("gone=127.0.0.1:0").listen(&unix);
+    let mut old = setup.serving();
+    let address = old.address();
+    let removed = wait_for("the second address", || {
+        let log = old.log();
+        let mut all = log.lines().filter_map(|line| Some(line.split_once(" listens on ")?.1.to_owned()));
+        all.nth(1)
+    });
+    // The serving slot is not the first one.
+    assert_eq!(old.reload_and_wait().failure(), (0, ""));
+    let control = old.folder.text("control");
+    let next = successor(&old, &[&address, "added=127.0.0.1:0", &unix], &["--settle", "1s"], SERVER);
+    next.wait_ready(1);
+    for at in [&address, &path] {
+        ask(at).unwrap();
+    }
+    assert_eq!(ask(&removed).unwrap().pid, old.generation(2), "until it drains");
+    assert_eq!(
+        ask_supervisor(&control, "--status").stdout.lines().filter(|line| line.contains("standing-by")).count(),
+        1
+    );
+    let (status, log) = old.end();
+    assert_eq!(status, 0, "{log}");
+    assert!(log.contains("succeeded by another supervisor"), "{log}");
+    next.wait_log("(handoff-run): gone");
+    for _ in 0..20 {
+        assert_eq!(ask(&address).unwrap().pid, next.generation(1));
+        assert_eq!(ask(&path).unwrap().pid, next.generation(1));
+    }
+    ask(&removed).unwrap_err();
+    let added = next.wait_line(crate::harness::log::address, "the new address");
+    assert_eq!(ask(&added).unwrap().pid, next.generation(1));
+    assert_eq!(folder.names(), [".s.kept", "s"]);
+    // It rolls generations, and takes requests at the same path.
+    for generation in 2..=4 {
+        assert_eq!(ask_supervisor(&control, "--reload").failure(), (0, ""));
+        assert_eq!(ask(&address).unwrap().pid, next.generation(generation));
+        assert_eq!(ask(&added).unwrap().pid, next.generation(generation));
+    }
+    assert_eq!(ask_supervisor(&control, "--stop").failure(), (0, ""));
+    let mut next = next;
+    assert_eq!(next.end().0, 0);
+    assert_eq!(folder.names(), [""; 0]);
+    assert!(!std::path::Path::new(&control).exists());
+}
+
+#[test]
+fn a_successor_that_fails_or_dies_gives_everything_back() {
+    let old = supervise(SERVER, &[]).serving();
+    let address = old.address();
+    for kind in ["fails", "is killed", "is stopped", "is killed as it serves"] {
+        let before = old.log().matches("this supervisor goes on").count();
+        let code = if kind == "fails" { "sys.exit(5)" } else { "wait_for('go')\nserve()" };
+        let mut next = successor(&old, &[&address], &["--settle", "60s"], Server::Python(code));
+        match kind {
+            "fails" => assert_eq!(next.end().0, 5),
+            "is killed" => {
+                next.generation(1);
+                next.signal(Signal::SIGKILL);
+            }
+            "is stopped" => {
+                next.generation(1);
+                next.signal(Signal::SIGTERM);
+                assert_eq!(next.end().0, 0);
+            }
+            _ => {
+                next.folder.open("go");
+                next.wait_ready(1);
+                let child = next.generation(1);
+                next.signal(Signal::SIGKILL);
+                kill(child, Signal::SIGKILL).unwrap();
+            }
+        }
+        old.wait_log_times(before + 1, "this supervisor goes on");
+        drop(next);
+        let generation = old.states()[0].0;
+        for _ in 0..20 {
+            assert_eq!(old.served_by(), old.generation(generation), "{kind}: {}", old.log());
+        }
+        assert_eq!(old.reload_and_wait().failure(), (0, ""), "{kind}");
+        assert_eq!(old.served_by(), old.generation(generation + 1), "{kind}: {}", old.log());
+    }
+    old.stopped();
+}
+
+#[test]
+fn while_it_is_lent_and_while_it_deploys_a_supervisor_refuses_a_second_successor() {
+    let old = supervise(Server::Python("wait_for('go-' + gen)\nserve()"), &[]).start();
+    let control = old.folder.text("control");
+    let refusal = |why: &str| format!("handoff-run: cannot take over from the supervisor at {control}: {why}\n");
+    let try_to = || handoff_run_with(&["-l", "127.0.0.1:0", "--from", &control, "--", "true"]).output();
+    let deploying = "it is in the middle of a deploy, or nothing serves: try again when that is over";
+    old.generation(1);
+    assert_eq!(try_to().failure(), (125, refusal(deploying).as_str()));
+    old.folder.open("go-1");
+    old.wait_ready(1);
+    let next = successor(&old, &[&old.address()], &["--settle", "60s"], Server::Python("wait_for('go')\nserve()"));
+    next.generation(1);
+    // Nobody accepts there but the successor, which is another supervisor.
+    let pid = old.pid;
+    let who = handoff_run_with(&["-l", &old.address(), "--from", &pid.to_string(), "--", "true"]).output();
+    assert_eq!(who.code(), 125, "{}", who.stderr);
+    drop(next);
+    old.wait_log("this supervisor goes on");
+    old.stopped();
+}
+
+// handoff-run(1), TAKEOVER: "found by its pid or by auto, it is asked through its control socket".
+#[test]
+fn a_supervisor_that_is_found_by_its_address_is_asked_through_its_control_socket() {
+    let old = supervise(Server::Hello, &[]).serving();
+    let address = old.address();
+    let next = supervise(Server::Hello, &["--from", "auto"]).listen(&address).start();
+    next.wait_ready(1);
+    old.wait_log("succeeded by another supervisor");
+    next.wait_log("(handoff-run): gone");
+    wait_for("the new generation", || (ask(&address).unwrap().pid == next.generation(1)).then_some(()));
+    assert!(!old.folder.path("control").exists(), "it was its own");
+    assert!(next.folder.path("control").exists());
+}
+
+#[test]
+fn a_program_succeeds_a_supervisor_and_is_then_alone() {
+    let old = supervise(Server::Hello, &[]).serving();
+    let address = old.address();
+    assert_eq!(old.reload_and_wait().failure(), (0, ""));
+    let new = succeed(Run::of(PROGRAM), &address, &old.folder.text("control"), &[], Server::Python("serve()"));
+    old.wait_log("succeeded by another supervisor");
+    new.wait_serving(&address);
+    new.wait_alone();
+    let port = address.rsplit_once(':').unwrap().1.parse().unwrap();
+    wait_for("the old supervisor to be gone", || (!exists(old.pid) || sockets(old.pid).is_empty()).then_some(()));
+    assert_eq!(listeners_on(port).len(), 1);
+    for _ in 0..20 {
+        assert_eq!(ask(&address).unwrap().pid, new.pid());
+    }
+}
+
+#[test]
+fn what_generations_that_drain_hold_is_answered_though_the_supervisor_is_another() {
+    let old = supervise(Server::Hello, &[]).serving();
+    let address = old.address();
+    let mut client = Client::connect(&address).unwrap();
+    client.send_part();
+    wait_for("it is accepted", || (old.table()[1][6] == "1").then_some(()));
+    assert_eq!(old.reload().failure(), (0, ""));
+    let next = successor(&old, &[&address], &[], Server::Hello);
+    next.wait_ready(1);
+    old.wait_log("succeeded by another supervisor");
+    for _ in 0..20 {
+        assert_eq!(ask(&address).unwrap().pid, next.generation(1));
+    }
+    assert_eq!(client.finish().unwrap().pid, old.generation(1));
+    next.wait_log("(handoff-run): gone");
+    assert_eq!(ask(&address).unwrap().pid, next.generation(1));
+}
+
+#[test]
+fn nobody_there_is_no_error_and_a_stranger_is_refused() {
+    let folder = Arc::new(Folder::new());
+    let control = folder.text("control");
+    let options = ["--from", &control];
+    let next = supervise_in(&folder, Server::Hello, &options).serving();
+    next.stopped();
+    if !is_root_to("become another user") {
+        return;
+    }
+    let old = supervise(Server::Hello, &[]).serving();
+    let copy = Folder::new();
+    std::fs::copy(PROGRAM, copy.path("program")).unwrap();
+    std::fs::set_permissions(copy.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let run = Run::of(copy.path("program")).args(&["-l", ":0", "--from", &old.folder.text("control"), "--", "true"]);
+    let run = run.current_dir("/").before_exec(|| {
+        nix::unistd::setgid(nix::unistd::Gid::from_raw(65_432))?;
+        Ok(nix::unistd::setuid(nix::unistd::Uid::from_raw(65_432))?)
+    });
+    let output = run.output();
+    assert_eq!(output.code(), 125, "{}", output.stderr);
+    assert!(!old.log().contains("lent"), "{}", old.log());
+    old.stopped();
+}

@@ -1,0 +1,232 @@
+//! `--supervise --from`: the process that is succeeded is the supervisor's generation 0, and somebody else's.
+
+use std::sync::Arc;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::by_hand::{ByHand, by_hand, by_hand_at, by_hand_with};
+use crate::harness::client::{Client, ask};
+use crate::harness::process::{children, exists, sockets};
+use crate::harness::setup::supervise_in;
+use crate::harness::socket::listeners_on;
+use crate::harness::{Folder, Server, Supervisor, supervise, wait_for};
+
+const SERVE: &str = "serve()";
+
+/// A supervisor that is to succeed it, with these options.
+fn successor(old: &ByHand, options: &[&str], server: Server) -> Supervisor {
+    succeeding(&old.address, "auto", options, server)
+}
+
+/// The same of whoever is at an address.
+fn succeeding(address: &str, who: &str, options: &[&str], server: Server) -> Supervisor {
+    let mut supervisor = supervise(server, &["--from", who]).options(options).listen(address).start();
+    supervisor.expect_at(address);
+    supervisor
+}
+
+fn port(address: &str) -> u16 {
+    address.rsplit_once(':').unwrap().1.parse().unwrap()
+}
+
+/// What is left when it is killed, and then succeeded: the generations, by their pids.
+fn killed(supervisor: Supervisor) -> Supervisor {
+    supervisor.signal(Signal::SIGKILL);
+    wait_for("the supervisor to be gone", || (sockets(supervisor.pid).is_empty()).then_some(()));
+    supervisor
+}
+
+// handoff-run(1), TAKEOVER: "it is shown as generation 0".
+#[test]
+fn the_predecessor_is_generation_0_until_it_has_drained_and_then_generations_roll() {
+    for address in ["127.0.0.1:0", "[::]:0"] {
+        let old = by_hand_at(address, SERVE);
+        let supervisor = successor(&old, &["--settle", "1s"], Server::Hello);
+        supervisor.wait_ready(1);
+        let pid = old.pid();
+        assert_eq!(supervisor.states(), [(0, "standing-by".into()), (1, "serving".into())]);
+        supervisor.wait_log(&format!("handoff-run: pid {pid} (python3): gone\n"));
+        assert_eq!(supervisor.states(), [(1, "serving".into())]);
+        for generation in 2..=4 {
+            assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+            assert_eq!(ask(&old.address).unwrap().pid, supervisor.generation(generation));
+        }
+        supervisor.stopped();
+    }
+}
+
+#[test]
+fn a_first_generation_that_fails_ends_the_supervisor_with_its_status_and_the_predecessor_serves_on() {
+    let old = by_hand(SERVE);
+    let mut supervisor = successor(&old, &[], Server::Python("sys.exit(7)"));
+    let (status, log) = supervisor.end();
+    assert_eq!(status, 7, "{log}");
+    old.assert_untouched();
+    let mut supervisor = successor(&old, &["--settle", "60s"], Server::Python("wait_for('end')\nos._exit(3)"));
+    supervisor.folder.open("end");
+    assert_eq!(supervisor.end().0, 3);
+    old.assert_untouched();
+    // Ready, but not settled.
+    let late = "import threading\nthreading.Thread(target=lambda: (wait_for('end'), os._exit(9))).start()\nserve()";
+    let mut supervisor = successor(&old, &["--settle", "60s"], Server::Python(late));
+    supervisor.wait_ready(1);
+    supervisor.folder.open("end");
+    let (status, log) = supervisor.end();
+    assert_eq!(status, 9, "{log}");
+    assert!(log.contains(&format!(": pid {} (python3) serves again\n", old.pid())), "{log}");
+    old.assert_untouched();
+}
+
+#[test]
+fn a_stop_before_it_has_settled_leaves_the_predecessor_serving() {
+    for gate in ["starting", "settling"] {
+        let old = by_hand(SERVE);
+        let supervisor = successor(&old, &["--settle", "60s"], Server::Python("wait_for('go')\nserve()"));
+        if gate == "settling" {
+            supervisor.folder.open("go");
+            supervisor.wait_ready(1);
+        } else {
+            supervisor.generation(1);
+        }
+        supervisor.stopped();
+        old.assert_untouched();
+    }
+}
+
+#[test]
+fn the_predecessor_may_die_while_the_first_generation_starts_and_nobody_is_refused() {
+    let old = by_hand(SERVE);
+    let supervisor = successor(&old, &[], Server::Python("wait_for('go')\nserve()"));
+    let first = supervisor.generation(1);
+    kill(old.pid(), Signal::SIGKILL).unwrap();
+    supervisor.wait_log(&format!("pid {} (python3): gone", old.pid()));
+    let mut waiting = Client::connect(&old.address).unwrap();
+    supervisor.folder.open("go");
+    assert_eq!(waiting.ask().unwrap().pid, first);
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    supervisor.stopped();
+}
+
+// A process of another user's group, say, must not be hit.
+#[test]
+fn only_the_predecessor_and_what_descends_from_it_are_ended() {
+    let code = "if os.fork() == 0:\n    os.setpgid(0, 0) if False else None\n    signal.signal(signal.SIGTERM, signal.SIG_IGN); mark('worker'); \
+                serve(signal.SIGUSR1)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nserve(signal.SIGUSR1)";
+    let old = by_hand(code);
+    old.folder.read("worker");
+    let worker = children(old.pid())[0];
+    // In its group, and no child of it.
+    let group = old.pid();
+    let beside = by_hand_with("127.0.0.1:0", "s = opened()\nserve()", |run| run);
+    let _ = group;
+    let supervisor = successor(&old, &["--drain-timeout", "200ms"], Server::Hello);
+    supervisor.wait_log("has not drained in time and is killed");
+    supervisor.wait_log(&format!("pid {} (python3): gone", old.pid()));
+    assert!(!exists(worker) || children(old.pid()).is_empty());
+    beside.assert_untouched();
+    supervisor.stopped();
+}
+
+#[test]
+fn the_supervisor_can_be_replaced_while_the_predecessor_stands_by() {
+    let old = by_hand(SERVE);
+    let supervisor = successor(&old, &["--settle", "3s"], Server::Hello);
+    supervisor.wait_ready(1);
+    supervisor.upgrade();
+    assert_eq!(supervisor.states(), [(0, "standing-by".into()), (1, "serving".into())]);
+    old.wait_end();
+    supervisor.wait_log("generation 0: gone");
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    assert_eq!(ask(&old.address).unwrap().pid, supervisor.generation(2));
+    supervisor.stopped();
+}
+
+// handoff-run(1), TAKEOVER: "a supervisor that was killed".
+#[test]
+fn the_generation_of_a_supervisor_that_was_killed_is_taken_over_by_the_same_line() {
+    for options in [&[][..], &["--shared"]] {
+        let first = killed(supervise(Server::Hello, options).serving());
+        let (address, left) = (first.address(), first.generation(1));
+        assert_eq!(ask(&address).unwrap().pid, left);
+        let next = succeeding(&address, "auto", options, Server::Hello);
+        next.wait_ready(1);
+        next.wait_log(&format!("pid {left} (server): gone"));
+        assert_eq!(next.reload_and_wait().failure(), (0, ""));
+        assert_eq!(ask(&address).unwrap().pid, next.generation(2));
+        next.stopped();
+    }
+}
+
+#[test]
+fn of_several_generations_that_were_left_the_last_is_retired_and_the_others_drain() {
+    let first = supervise(Server::Hello, &["--drain", "idle"]).serving();
+    let address = first.address();
+    let held: Vec<(Client, u64)> = (1..=2)
+        .map(|generation| {
+            let mut client = Client::connect(&address).unwrap();
+            client.send_part();
+            wait_for("it is accepted", || (first.table()[generation as usize][6] == "1").then_some(()));
+            assert_eq!(first.reload().failure(), (0, ""));
+            (client, generation)
+        })
+        .collect();
+    let pids: Vec<Pid> = (1..=3).map(|generation| first.generation(generation)).collect();
+    let first = killed(first);
+    let next = succeeding(&address, "auto", &["--drain", "idle"], Server::Hello);
+    next.wait_ready(1);
+    next.wait_log(&format!("pid {} (server): gone", pids[2]));
+    for _ in 0..30 {
+        assert_eq!(ask(&address).unwrap().pid, next.generation(1));
+    }
+    for generation in 2..=4 {
+        assert_eq!(next.reload_and_wait().failure(), (0, ""), "{}", next.log());
+        assert_eq!(ask(&address).unwrap().pid, next.generation(generation));
+    }
+    assert!(pids[..2].iter().all(|pid| exists(*pid)), "they hold connections");
+    for (mut client, generation) in held {
+        assert_eq!(client.finish().unwrap().pid, pids[generation as usize - 1]);
+        next.wait_log(&format!("pid {} (server): gone", pids[generation as usize - 1]));
+    }
+    for generation in 5..=6 {
+        assert_eq!(next.reload_and_wait().failure(), (0, ""));
+        assert_eq!(ask(&address).unwrap().pid, next.generation(generation));
+    }
+    next.stopped();
+    assert!(listeners_on(port(&address)).is_empty());
+    drop(first);
+}
+
+#[test]
+fn a_supervisor_without_a_control_socket_is_told_to_stop_and_its_generation_drains() {
+    let folder = Arc::new(Folder::new());
+    let server = Server::Hello.install(&folder);
+    let run = crate::harness::handoff_run_with(&["--supervise", "-l", "127.0.0.1:0", "--"]).args(&server);
+    let old = Supervisor::start(folder, run, crate::harness::supervisor::Role::Supervisor);
+    old.wait_ready(1);
+    let address = old.address();
+    let next = succeeding(&address, "auto", &["--from-signal", "USR1"], Server::Hello);
+    next.wait_ready(1);
+    next.wait_log("(handoff-run): gone");
+    old.wait_gone(1);
+    for _ in 0..30 {
+        assert_eq!(ask(&address).unwrap().pid, next.generation(1));
+    }
+    assert_eq!(next.reload_and_wait().failure(), (0, ""));
+    assert_eq!(ask(&address).unwrap().pid, next.generation(2));
+    next.stopped();
+}
+
+#[test]
+fn an_intercepted_program_succeeds_a_server_that_was_started_by_hand() {
+    let old = by_hand(SERVE);
+    let code = "s = opened()\nserve()";
+    let folder = Arc::new(Folder::new());
+    let setup = supervise_in(&folder, Server::Python(code), &["--from", "auto", "--intercept"]).listen(&old.address);
+    let mut next = setup.run(|run| run.env("ADDRESS", &old.address).env("SOCKET", "")).start();
+    next.expect_at(&old.address);
+    next.wait_ready(1);
+    old.wait_end();
+    assert_eq!(ask(&old.address).unwrap().pid, next.generation(1));
+    next.stopped();
+}
