@@ -42,7 +42,7 @@ _handoff__run() {
                     return 0
                     ;;
                 --from)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                    COMPREPLY=($(compgen -W "$(echo auto; { ss -Hltnp; ss -Hlxp; } 2>/dev/null | grep -o "pid=[0-9]*" | cut -c5- | sort -un; ss -Hlxp 2>/dev/null | grep '^u_str.*"handoff-run' | tr -s ' ' | cut -d ' ' -f 5 | grep '^/')" -- "${cur}") $(compgen -f "${cur}"))
                     return 0
                     ;;
                 --from-signal)

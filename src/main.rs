@@ -32,7 +32,7 @@ use socket::announced::Announced;
 use socket::candidate::Candidates;
 use socket::endpoint::Endpoint;
 use socket::listener::{self, Listener};
-use socket::takeover::{self, Predecessor, Who};
+use socket::takeover::{Predecessor, Search, Who};
 use supervise::control::borrow::borrow;
 use supervise::intercept;
 use supervise::upgrade::Mode;
@@ -134,6 +134,10 @@ struct Arranged {
 /// The listeners at their numbers, `first` and those that follow.
 fn arrange(config: &Exec, control: Option<&Path>, first: RawFd, claimed: nix::Result<Claimed>) -> Result<Arranged> {
     let claimed = claimed.map_err(|errno| Error::new(errno).context("cannot see the open descriptors"))?;
+    if config.from.is_some() {
+        // What is opened below outlives those that are closed.
+        sys::occupy_standard().context("cannot occupy the standard descriptors")?;
+    }
     let Acquired { listeners, others, predecessor } = acquire(config, control, claimed)?;
     let predecessor = predecessor.map(|predecessor| predecessor.clear_of(first, listeners.len())).transpose()?;
     let (listeners, others) = listener::arrange(listeners, others, first)?;
@@ -157,10 +161,11 @@ fn acquire(config: &Exec, control: Option<&Path>, claimed: Claimed) -> Result<Ac
 }
 
 /// Where the sockets are taken from; none if that is a supervisor which is not there.
-fn source<'a>(who: &'a Who, config: &Exec, control: Option<&Path>) -> Result<Option<Source<'a>>> {
+fn source(who: &Who, config: &Exec, control: Option<&Path>) -> Result<Option<Source>> {
     let endpoints = acquire::endpoints_of(&config.specs)?;
     let endpoints: Vec<&[Endpoint]> = endpoints.iter().map(Vec::as_slice).collect();
-    let Some(path) = takeover::control_of(who, &endpoints)? else { return Ok(Some(Source::Process(who))) };
+    let search = Search::begin(who, &endpoints)?;
+    let Some(path) = search.control()? else { return Ok(Some(Source::Process(search))) };
     // Above those that the program gets.
     let lowest = config.program.first_fd.saturating_add(config.specs.len() as RawFd).max(supervise::LOWEST);
     let borrowed = borrow(&path, control, lowest)?;

@@ -33,7 +33,7 @@ pub(crate) enum ProcessState {
 }
 
 /// A snapshot; this process itself is not in it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Processes(Vec<Process>);
 
 /// How often a tree is walked that loses members meanwhile.

@@ -12,7 +12,7 @@ use crate::socket::candidate::{Candidate, Candidates};
 use crate::socket::endpoint::{Endpoint, resolve};
 use crate::socket::listener::{Listener, Manner, bind_first};
 use crate::socket::spec::{FdName, Spec};
-use crate::socket::takeover::{self, Lent, Predecessor, Taken, Who};
+use crate::socket::takeover::{Lent, Predecessor, Search, Taken};
 
 /// What is to be handed on, and what stays open beside it.
 pub(crate) struct Acquired {
@@ -23,9 +23,9 @@ pub(crate) struct Acquired {
 }
 
 /// Where sockets are taken from that were not inherited.
-pub(crate) enum Source<'a> {
+pub(crate) enum Source {
     /// A process, which need not know.
-    Process(&'a Who),
+    Process(Search),
     /// A supervisor, which lent them.
     Supervisor(Predecessor, Lent),
 }
@@ -90,7 +90,7 @@ fn take_over(wanted: &mut [Wanted], from: Source) -> Result<Option<Predecessor>>
         }
     };
     let endpoints: Vec<&[Endpoint]> = missing.iter().map(|wanted| wanted.endpoints.as_slice()).collect();
-    let Taken { predecessor, sockets } = takeover::take(from, &endpoints)?;
+    let Taken { predecessor, sockets } = from.take(&endpoints)?;
     for (wanted, found) in missing.iter_mut().zip(sockets) {
         let (found, also) = found.map(|found| (found.socket, found.also)).unzip();
         (wanted.found, wanted.taken) = (found, also);

@@ -10,6 +10,7 @@ use log::warn;
 use nix::unistd::Pid;
 
 use crate::config::Supervise;
+use crate::kernel::holders::with_name;
 use crate::manager::Manager;
 use crate::pid_file::PidFile;
 use crate::saved::{self, SavedPath};
@@ -22,7 +23,7 @@ use crate::supervise::report::{LastFailure, Reporter};
 use crate::supervise::signals::Signals;
 use crate::supervise::sockets::Sockets;
 use crate::supervise::terminal::Terminal;
-use crate::supervise::upgrade::state::{NOTIFIERS, SLOTS, State};
+use crate::supervise::upgrade::state::{FOREIGN, NOTIFIERS, SLOTS, State};
 use crate::supervise::upgrade::{self, Upgrade};
 use crate::supervise::{Duty, Supervisor};
 use crate::sys::{self, Claimed};
@@ -84,7 +85,10 @@ impl Supervisor {
         let lost = plan.generations().filter(|id| !left.contains(id));
         let events = lost.flat_map(|id| [Event::Ended(id, KILLED), Event::Gone(id)]).chain([Event::Tick]).collect();
         let last_failure = LastFailure::resume(state.last_failure, state.last_failure_at);
-        let reporter = Reporter::new(clients, Manager::of(&sys::environment()), last_failure);
+        let mut reporter = Reporter::new(clients, Manager::of(&sys::environment()), last_failure);
+        for foreign in generations.iter().filter(|generation| generation.is_foreign) {
+            reporter.call(foreign.id, with_name(foreign.pid));
+        }
         let supervisor = Supervisor {
             reporter: reporter.resume(state.asked, &plan),
             pid_file: config.exec.pid_file.as_deref().filter(|_| state.pid_file).map(PidFile::written),
@@ -111,8 +115,9 @@ impl Supervisor {
     /// What the next supervisor must understand.
     fn needs(&self) -> Vec<String> {
         let is_steered = self.sockets.is_any_steered().then_some(SLOTS);
+        let is_foreign = self.generations.iter().any(|generation| generation.is_foreign).then_some(FOREIGN);
         let is_intercepted = self.generations.iter().any(Generation::is_intercepted).then_some(NOTIFIERS);
-        is_steered.into_iter().chain(is_intercepted).map(str::to_owned).collect()
+        is_steered.into_iter().chain(is_intercepted).chain(is_foreign).map(str::to_owned).collect()
     }
 
     /// What the next supervisor must know.

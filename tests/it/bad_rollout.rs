@@ -61,7 +61,7 @@ fn how_a_generation_is_replaced_is_one_of_what_there_is() {
 
 #[test]
 fn what_only_a_supervisor_does_is_refused_without_supervise() {
-    let line = "the following required arguments were not provided: --supervise";
+    let line = "the following required arguments were not provided: <--from <WHO>|--supervise>";
     let all = [&["--shared"][..], &["--settle", "1s"], &["--drain", "idle"], &["--ready", "http:/health"]];
     for options in all {
         assert_refused(&[&["-l", "127.0.0.1:0"], options, &["true"]].concat(), line, SEE_HELP);

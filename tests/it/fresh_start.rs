@@ -69,7 +69,7 @@ fn listen_pid_is_each_generation_s_own_and_gen_counts() {
 // handoff-run(1), ADOPTING: "Every other descriptor stays as it is."
 #[test]
 fn what_the_supervisor_inherited_reaches_every_generation_and_nothing_else_does() {
-    let setup = supervise(Server::Script("echo >&8; exec sleep 1000 8>&-"), &["--ready", "fd:8"]);
+    let setup = supervise(Server::Script("echo >&8; LC_ALL=C exec sleep 1000 8>&-"), &["--ready", "fd:8"]);
     let kept = setup.folder.path("kept");
     let file = File::create(&kept).unwrap();
     let supervisor = setup.run(|run| run.inherit(&file, 9).inherit(&file, 3)).serving();

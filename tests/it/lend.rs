@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::harness::by_hand::succeed;
 use crate::harness::client::{Client, ask};
 use crate::harness::process::{exists, sockets};
+use crate::harness::run::copy_for_everybody;
 use crate::harness::setup::supervise_in;
 use crate::harness::socket::listeners_on;
 use crate::harness::{Folder, PROGRAM, Run, Server, Supervisor, handoff_run_with, is_root_to, supervise, wait_for};
@@ -219,9 +220,8 @@ fn nobody_there_is_no_error_and_a_stranger_is_refused() {
     }
     let old = supervise(Server::Hello, &[]).serving();
     let copy = Folder::new();
-    std::fs::copy(PROGRAM, copy.path("program")).unwrap();
-    std::fs::set_permissions(copy.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let run = Run::of(copy.path("program")).args(&["-l", ":0", "--from", &old.folder.text("control"), "--", "true"]);
+    let run =
+        Run::of(copy_for_everybody(&copy)).args(&["-l", ":0", "--from", &old.folder.text("control"), "--", "true"]);
     let run = run.current_dir("/").before_exec(|| {
         nix::unistd::setgid(nix::unistd::Gid::from_raw(65_432))?;
         Ok(nix::unistd::setuid(nix::unistd::Uid::from_raw(65_432))?)

@@ -13,6 +13,7 @@ mod canary_failed;
 mod canary_sticky;
 mod canary_upgrade;
 mod cannot_listen;
+mod completions;
 mod control;
 mod control_clients;
 mod denied;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::{fs, process};
 
 use crate::harness::client::Client;
+use crate::harness::python;
 use crate::harness::server::settings;
 use crate::harness::systemd::Systemd;
 use crate::harness::{Folder, PROGRAM, Server, wait_for};
@@ -276,4 +277,34 @@ fn nothing_of_a_systemd_is_left_behind() {
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
     let mounts = fs::read_to_string(format!("/proc/{}/mounts", process::id())).unwrap();
     assert!(!mounts.contains(folder.to_str().unwrap()), "{mounts}");
+}
+
+// handoff-run(1), TAKEOVER: "its manager may start it again until it is stopped (Restart=), which is logged".
+#[test]
+fn a_unit_takes_over_from_another_unit_which_is_named() {
+    let folder = Folder::new();
+    let old = python::write(&folder, "s = opened(socket.AF_UNIX)\nserve()");
+    fs::rename(&old, folder.path("old.py")).unwrap();
+    let [old, socket, log, here] = ["old.py", "s", "log", ""].map(|name| folder.text(name));
+    let python = python::python();
+    let unit = format!(
+        "[Unit]\nDefaultDependencies=no\n[Service]\nRestart=always\nRestartSec=100ms\nEnvironment=GENERATION=7 FOLDER={here} \
+         ADDRESS={socket} SOCKET=\nExecStart={} -IS {old}\n",
+        python.display()
+    );
+    let new = supervised(&folder, "--from auto --settle 50ms", "serve()", &format!("StandardError=file:{log}"));
+    let Some(systemd) = Systemd::boot(folder, &[("old.service", unit), ("new.service", new)]) else { return };
+    systemd.succeed(&["start", "old"]);
+    systemd.wait_generation(7);
+    let pid = systemd.property("old", "MainPID");
+    systemd.succeed(&["start", "new"]);
+    systemd.wait_generation(1);
+    let line = "belongs to old.service, which may start it again (Restart=): 'systemctl stop' ends the unit\n";
+    systemd.folder.read_with("log", line);
+    wait_for("the old unit to be started again", || (systemd.property("old", "MainPID") != pid).then_some(()));
+    systemd.succeed(&["stop", "old"]);
+    for _ in 0..20 {
+        systemd.wait_generation(1);
+    }
+    assert_eq!(systemd.property("new", "StatusText"), "generation 1 serves");
 }

@@ -136,7 +136,7 @@ fn the_supervisor_can_be_replaced_while_the_predecessor_stands_by() {
     supervisor.upgrade();
     assert_eq!(supervisor.states(), [(0, "standing-by".into()), (1, "serving".into())]);
     old.wait_end();
-    supervisor.wait_log("generation 0: gone");
+    supervisor.wait_log(&format!("pid {} (python3): gone", old.pid()));
     assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
     assert_eq!(ask(&old.address).unwrap().pid, supervisor.generation(2));
     supervisor.stopped();

@@ -13,6 +13,7 @@ use crate::harness::by_hand::{by_hand, by_hand_at, by_hand_with, succeed};
 use crate::harness::client::ask;
 use crate::harness::filter::{Answer, deny};
 use crate::harness::process::children;
+use crate::harness::run::copy_for_everybody;
 use crate::harness::{Folder, PROGRAM, Run, Server, handoff_run_with, is_root_to, wait_for};
 
 const SERVE: &str = "serve()";
@@ -232,10 +233,7 @@ fn another_user_is_told_what_that_needs() {
     }
     let old = by_hand(SERVE);
     let folder = Folder::new();
-    // A file that everybody can execute, where everybody can go.
-    let program = folder.path("program");
-    fs::copy(PROGRAM, &program).unwrap();
-    fs::set_permissions(folder.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let program = copy_for_everybody(&folder);
     let run = |who: &str| {
         let run = Run::of(&program).args(&["-l", &old.address, "--from", who, "--", "true"]).current_dir("/");
         run.before_exec(as_somebody).output()

@@ -73,7 +73,7 @@ impl Predecessor {
 
     /// Is it a supervisor of this program, as its name shows?
     pub(crate) fn is_supervisor(&self) -> bool {
-        self.name == "handoff-run"
+        is_supervisor_name(&self.name)
     }
 
     /// Is it in the network namespace that we are in?
@@ -82,6 +82,11 @@ impl Predecessor {
         let its = network(&self.pid.to_string());
         its.is_none() || its == network("self")
     }
+}
+
+/// Is a process of this name one of this program, whatever release it is?
+pub(super) fn is_supervisor_name(name: &str) -> bool {
+    name.starts_with("handoff-run")
 }
 
 impl fmt::Display for Predecessor {

@@ -21,11 +21,14 @@ use crate::supervise::sockets::SavedSockets;
 use crate::sys::{self, FIRST_FD, Timestamp};
 
 /// What this version understands of `needs`.
-const UNDERSTOOD: [&str; 2] = [SLOTS, NOTIFIERS];
+const UNDERSTOOD: [&str; 3] = [SLOTS, NOTIFIERS, FOREIGN];
 /// Sockets are steered: one for each generation.
 pub(crate) const SLOTS: &str = "slots";
 /// Generations wait for an answer to their bind(2)s.
 pub(crate) const NOTIFIERS: &str = "notifiers";
+
+/// A generation is somebody else's, which may not be signalled by its group.
+pub(crate) const FOREIGN: &str = "foreign";
 
 /// Everything that cannot be determined anew. What each part saves is defined in its file.
 #[derive(Debug, Serialize, Deserialize)]

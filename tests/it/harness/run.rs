@@ -1,10 +1,12 @@
 //! Running handoff-run, or anything else, to its end or until the test has seen enough.
 
 use std::ffi::OsStr;
+use std::fs::{self, Permissions};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -14,7 +16,16 @@ use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-use super::{DEADLINE, PROGRAM, wait_for};
+use super::{DEADLINE, Folder, PROGRAM, wait_for};
+
+/// A copy of handoff-run in a folder, which everybody may go to. Made by another process: a fork of this one could have it
+/// open for writing when it is to be executed.
+pub fn copy_for_everybody(folder: &Folder) -> PathBuf {
+    let copy = folder.path("program");
+    assert!(Command::new("cp").args([PROGRAM.as_ref(), copy.as_os_str()]).status().unwrap().success());
+    fs::set_permissions(folder.path(""), Permissions::from_mode(0o755)).unwrap();
+    copy
+}
 
 /// A run of handoff-run, or of something else, being put together.
 pub struct Run {

@@ -1,0 +1,178 @@
+//! Who has the sockets that are asked for, and which of them is to be succeeded.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use log::info;
+use nix::unistd::Pid;
+
+use crate::failure::{Failure, Result};
+use crate::kernel::descriptors::{self, SocketInode};
+use crate::kernel::holders::{
+    Holder, holders_of, is_generation, is_service_manager, name_of, own_ancestors, topmost, with_name,
+};
+use crate::kernel::processes::{Process, Processes};
+use crate::kernel::socket_info::States;
+use crate::kernel::sockets::unix_sockets;
+use crate::socket::candidate::Candidate;
+use crate::socket::endpoint::Endpoint;
+use crate::socket::in_the_way::bound_to;
+use crate::socket::takeover::predecessor::is_supervisor_name;
+use crate::socket::takeover::{Found, Predecessor};
+
+/// What is known of the processes that may have what is asked for.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    processes: Processes,
+    pub(super) holders: Vec<Holder>,
+    /// Those that may be copied from, and are never retired.
+    spared: Vec<Pid>,
+    /// Some process has a socket there, shown to us or not.
+    pub(super) is_held: bool,
+}
+
+/// The sockets that are what was asked for, and of them what was chosen for each.
+pub(super) type Chosen = (Vec<SocketInode>, Vec<Option<Found>>);
+
+impl Survey {
+    /// Those of sockets that are in the way of these.
+    ///
+    /// # Errors
+    /// If /proc cannot be read.
+    pub(super) fn of(wanted: &[&[Endpoint]]) -> io::Result<Survey> {
+        let mut inodes: Vec<SocketInode> = wanted.iter().copied().flatten().flat_map(bound_to).collect();
+        inodes.sort_unstable();
+        inodes.dedup();
+        let (processes, holders) = holders_of(&inodes)?;
+        let mut spared = own_ancestors(&processes);
+        spared.extend(holders.iter().map(|holder| holder.process.pid).filter(|pid| is_service_manager(*pid)));
+        spared.push(Pid::from_raw(1));
+        Ok(Survey { processes, holders, spared, is_held: !inodes.is_empty() })
+    }
+
+    /// The supervisor that has the sockets, or from which this process descends, if just one does.
+    pub(super) fn supervisor(&self, below: Option<Pid>) -> Result<Option<Predecessor>> {
+        let all: Vec<SocketInode> = self.holders.iter().flat_map(|holder| holder.sockets.iter().copied()).collect();
+        let mut top = self.topmost_of(&all);
+        top.retain(|holder| below.is_none_or(|pid| self.is_above(holder, pid)));
+        let [holder] = top.as_slice() else { return Ok(None) };
+        let process = Predecessor::of(holder.process.pid, Some(holder.process.started))?;
+        Ok(process.filter(Predecessor::is_supervisor))
+    }
+
+    /// The sockets of a process that are what is asked for, with copies of them.
+    pub(super) fn found(&self, holder: &Holder, process: &Predecessor, wanted: &[&[Endpoint]]) -> Result<Chosen> {
+        let is_below = |other: &&Holder| other.process.pid != process.pid && self.is_above(holder, other.process.pid);
+        let below: Vec<SocketInode> =
+            self.holders.iter().filter(is_below).flat_map(|other| other.sockets.iter().copied()).collect();
+        Ok(choose(process.copy(&holder.sockets)?, wanted, &below))
+    }
+
+    /// Those of the processes that have one of these and that may be retired which descend from no other.
+    pub(super) fn topmost_of(&self, found: &[SocketInode]) -> Vec<&Holder> {
+        let has_one = |holder: &&Holder| found.iter().any(|inode| holder.sockets.contains(inode));
+        let may_be = |holder: &&Holder| !self.spared.contains(&holder.process.pid);
+        let holders: Vec<&Holder> = self.holders.iter().filter(has_one).filter(may_be).collect();
+        topmost(&holders, &self.processes)
+    }
+
+    /// Is it this process, or does that descend from it?
+    pub(super) fn is_above(&self, holder: &Holder, pid: Pid) -> bool {
+        holder.process.pid == pid || self.processes.ancestors(pid).any(|above| above.pid == holder.process.pid)
+    }
+
+    /// It, unless it is one that is never retired.
+    pub(super) fn retirable(&self, process: Predecessor) -> Option<Predecessor> {
+        let is_spared = self.spared.contains(&process.pid) || is_service_manager(process.pid);
+        if is_spared {
+            info!("{process} is not asked to stop: it keeps sockets for others, or started this");
+        }
+        (!is_spared).then_some(process)
+    }
+
+    /// The path of a Unix socket that a process listens on alone: a supervisor's own, which its generations do not have.
+    pub(super) fn control_socket(&self, process: &Predecessor) -> Option<PathBuf> {
+        let is_below = |other: &&Process| self.processes.ancestors(other.pid).any(|above| above.pid == process.pid);
+        let below: Vec<SocketInode> =
+            self.processes.iter().filter(is_below).flat_map(|other| descriptors::sockets(other.pid)).collect();
+        let own: Vec<SocketInode> = descriptors::sockets(process.pid).filter(|inode| !below.contains(inode)).collect();
+        let listening = unix_sockets(States::LISTENING).unwrap_or_default();
+        let name =
+            listening.into_iter().find(|socket| own.contains(&socket.inode) && !socket.name.starts_with(b"\0"))?;
+        let path = PathBuf::from(OsString::from_vec(name.name));
+        // It may be relative to where that process is.
+        Some(Path::new(&format!("/proc/{}/cwd", process.pid)).join(path))
+    }
+
+    pub(super) fn without_socket(&self, named: &Predecessor) -> Failure {
+        let below = self
+            .holders
+            .iter()
+            .find(|holder| self.processes.ancestors(holder.process.pid).any(|above| above.pid == named.pid));
+        let other = below.or(self.holders.first());
+        let remedy = other.map(|holder| {
+            let pid = holder.process.pid;
+            format!("{} has one: --from {pid}", with_name(pid))
+        });
+        Failure::from(anyhow!("cannot take over from {named}: it has no socket at that address")).remedy(remedy)
+    }
+
+    pub(super) fn spared_only(&self) -> Failure {
+        let holder = self.holders.iter().find(|holder| self.spared.contains(&holder.process.pid));
+        let pid = holder.map_or(Pid::from_raw(1), |holder| holder.process.pid);
+        let who = with_name(pid);
+        let error = anyhow!("cannot take over by --from auto: only {who} has the socket, which is not retired");
+        Failure::from(error).remedy(Some(format!("--from {pid} takes a copy of its socket")))
+    }
+}
+
+/// For each that is asked for, those of the copies that are what bind(2) would have made: first one that a process below
+/// has, too, for a supervisor has further ones.
+pub(super) fn choose(mut copies: Vec<Candidate>, wanted: &[&[Endpoint]], below: &[SocketInode]) -> Chosen {
+    let mut all = Vec::new();
+    let mut chosen: Vec<Option<Found>> = Vec::new();
+    for endpoints in wanted {
+        let first = endpoints.iter().find(|endpoint| copies.iter().any(|copy| copy.is_at(endpoint)));
+        let fits = |copy: &mut Candidate| first.is_some_and(|endpoint| copy.is_at(endpoint));
+        let mut fitting: Vec<Candidate> = copies.extract_if(.., fits).collect();
+        all.extend(fitting.iter().map(|copy| SocketInode(copy.inode)));
+        fitting.sort_by_key(|copy| !below.contains(&SocketInode(copy.inode)));
+        let mut fitting = fitting.into_iter();
+        let found = fitting.next().map(|socket| Found { socket, also: fitting.map(|copy| copy.fd).collect() });
+        chosen.push(found);
+    }
+    (all, chosen)
+}
+
+/// Of generations that a supervisor left which was killed, the last one, and the others, which drain.
+pub(super) fn last_generation<'a>(several: &[&'a Holder]) -> Option<(&'a Holder, Vec<&'a Holder>)> {
+    if !several.iter().all(|holder| is_generation(holder.process.pid)) {
+        return None;
+    }
+    let last = several.iter().copied().max_by_key(|holder| holder.process.started)?;
+    let others = several.iter().copied().filter(|other| other.process.pid != last.process.pid);
+    Some((last, others.collect()))
+}
+
+/// That nobody who has the address is shown.
+pub(super) fn hidden() -> Failure {
+    let error = anyhow!("cannot take over by --from auto: /proc does not show this user who has the address");
+    Failure::from(error).remedy(Some("run it as the user of that process, or as root".to_owned()))
+}
+
+/// That it is not clear who is meant.
+pub(super) fn several_hold(several: &[&Holder]) -> Failure {
+    if let Some(other) = several.iter().find(|holder| is_supervisor_name(&name_of(holder.process.pid))) {
+        let who = with_name(other.process.pid);
+        let error =
+            anyhow!("cannot take over by --from auto: {who} has the address, too, as while it leads another takeover");
+        return Failure::from(error).remedy(Some("try again when that is over, or name the one to succeed".to_owned()));
+    }
+    let names: Vec<String> = several.iter().map(|holder| with_name(holder.process.pid)).collect();
+    let error = anyhow!("cannot take over by --from auto: {} have the address", names.join(" and "));
+    let pid = several[0].process.pid;
+    Failure::from(error).remedy(Some(format!("name the one to succeed, as --from {pid}; the other is left as it is")))
+}
