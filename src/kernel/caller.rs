@@ -58,6 +58,12 @@ const MOST_USES: usize = 64;
 /// As much is read of all its epolls: some 10,000 registrations.
 const MOST_TEXT: u64 = 1 << 20;
 
+/// The process that a thread is of, by its proc_pid_status(5).
+fn process_in(status: &str) -> Option<Pid> {
+    let number = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+    number.trim().parse().ok().map(Pid::from_raw)
+}
+
 fn errno(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
@@ -200,9 +206,7 @@ impl Caller {
 
     /// Its process.
     fn process(&self) -> Option<Pid> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.thread)).ok()?;
-        let number = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
-        number.trim().parse().ok().map(Pid::from_raw)
+        process_in(&fs::read_to_string(format!("/proc/{}/status", self.thread)).ok()?)
     }
 
     /// How its process has this socket open, at `number` for one.

@@ -26,20 +26,13 @@ pub(crate) fn inet_sockets(
     states: States,
     port: Option<u16>,
 ) -> io::Result<Vec<InetSocket>> {
-    let list = read_inet(kind, family)?;
-    let sockets = list.lines().filter_map(|line| parse_inet(line, states));
-    Ok(each_once(sockets.filter(|socket| port.is_none_or(|port| socket.local.port() == port)).collect()))
+    let sockets = inet_in(&read_inet(kind, family)?, states);
+    Ok(each_once(sockets.into_iter().filter(|socket| port.is_none_or(|port| socket.local.port() == port)).collect()))
 }
 
 /// As `sockets::peers`.
 pub(crate) fn peers(family: IpVersion, port: u16, states: States) -> io::Result<Vec<Peer>> {
-    let list = read_inet(Transport::Tcp, family)?;
-    let ends = list.lines().filter_map(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let state = u32::from_str_radix(fields.get(3)?, 16).ok()?;
-        let address = parse_end(fields.get(2)?).filter(|_| states.contain(state))?;
-        Some((parse_end(fields.get(1)?)?, Peer { address, is_accepted: *fields.get(9)? != "0" }))
-    });
+    let ends = ends_in(&read_inet(Transport::Tcp, family)?, states).into_iter();
     Ok(ends.filter(|(local, _)| local.port() == port).map(|(_, peer)| peer).collect())
 }
 
@@ -69,8 +62,21 @@ pub(crate) fn unix_sockets(states: States) -> io::Result<Vec<UnixSocket>> {
 
 /// Those of the network namespace of another process too, by its `/proc/PID/net/unix`.
 pub(crate) fn read_unix(file: &str, states: States) -> io::Result<Vec<UnixSocket>> {
-    let list = fs::read(file)?;
-    Ok(list.split(|byte| *byte == b'\n').filter_map(|line| parse_unix(line, states)).collect())
+    Ok(unix_in(&fs::read(file)?, states))
+}
+
+/// The sockets in these states of a list of IPv4 or IPv6.
+fn inet_in(list: &str, states: States) -> Vec<InetSocket> {
+    list.lines().filter_map(|line| parse_inet(line, states)).collect()
+}
+
+/// Both ends of each connection of such a list.
+fn ends_in(list: &str, states: States) -> Vec<(SocketAddr, Peer)> {
+    list.lines().filter_map(|line| parse_ends(line, states)).collect()
+}
+
+fn unix_in(list: &[u8], states: States) -> Vec<UnixSocket> {
+    list.split(|byte| *byte == b'\n').filter_map(|line| parse_unix(line, states)).collect()
 }
 
 /// `0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 12345 …`: the local and the remote
@@ -81,6 +87,14 @@ fn parse_inet(line: &str, states: States) -> Option<InetSocket> {
     let inode = fields.get(9)?.parse().ok().filter(|inode| *inode != 0)?;
     let local = parse_end(fields.get(1)?)?;
     states.contain(state).then_some(InetSocket { inode: SocketInode(inode), local })
+}
+
+/// The local and the remote end of the same line.
+fn parse_ends(line: &str, states: States) -> Option<(SocketAddr, Peer)> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let state = u32::from_str_radix(fields.get(3)?, 16).ok()?;
+    let address = parse_end(fields.get(2)?).filter(|_| states.contain(state))?;
+    Some((parse_end(fields.get(1)?)?, Peer { address, is_accepted: *fields.get(9)? != "0" }))
 }
 
 /// `0100007F:1F90`

@@ -133,11 +133,14 @@ pub(crate) fn is_ptrace_restricted() -> bool {
 
 /// Has this process the capability, in its user namespace?
 fn has_capability(number: u32) -> bool {
-    // capabilities(7): the effective set is a number of 16 hexadecimal digits.
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    capabilities_in(&status) & (1 << number) != 0
+}
+
+/// The effective capabilities in a proc_pid_status(5): a number of 16 hexadecimal digits, capabilities(7).
+fn capabilities_in(status: &str) -> u64 {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
-    effective & (1 << number) != 0
+    effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// The null-terminated array that exec takes.
@@ -265,9 +268,13 @@ pub(crate) fn let_look(process: Pid) {
     unsafe { libc::prctl(libc::PR_SET_PTRACER, process.as_raw(), 0, 0, 0) };
 }
 
-/// The last field of `/proc/PID/stat`, in the form of wait(2).
+/// How a child ended, by its `/proc/PID/stat`.
 fn ending_in_proc(child: Pid) -> Option<Ending> {
-    let line = fs::read(format!("/proc/{child}/stat")).ok()?;
+    ending_in(&fs::read(format!("/proc/{child}/stat")).ok()?)
+}
+
+/// The last field of such a line, in the form of wait(2).
+fn ending_in(line: &[u8]) -> Option<Ending> {
     let status: c_int = str::from_utf8(line.rsplit(|byte| *byte == b' ').next()?).ok()?.trim_end().parse().ok()?;
     Some(match libc::WIFEXITED(status) {
         true => Ending::Exited(libc::WEXITSTATUS(status) as u8),

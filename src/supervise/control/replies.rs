@@ -110,7 +110,11 @@ fn peer(stream: &UnixStream) -> Option<i32> {
 }
 
 fn is_stopped(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    shows_stop(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default())
+}
+
+/// Is the state in this proc_pid_stat(5) that of a process that was stopped?
+fn shows_stop(stat: &str) -> bool {
     // The name may have parentheses.
     stat.rsplit(')').next().is_some_and(|fields| fields.starts_with(" T"))
 }
