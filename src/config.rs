@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::socket::control_spec::ControlSpec;
 use crate::socket::listener::Manner;
@@ -137,12 +138,29 @@ pub(crate) struct Rollout {
     pub(crate) check: Option<String>,
 }
 
+/// No duration is longer: sums with the monotonic clock cannot overflow.
+pub(crate) const LONGEST_DURATION: Duration = Duration::from_hours(1000 * 24);
+
 /// One stage of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stage {
     /// Of the new connections, from 1 to 100.
+    #[serde(deserialize_with = "percent")]
     pub(crate) percent: u8,
+    /// More than none.
+    #[serde(deserialize_with = "duration")]
     pub(crate) duration: Duration,
+}
+
+fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    let percent = u8::deserialize(deserializer)?;
+    if (1..=100).contains(&percent) { Ok(percent) } else { Err(D::Error::custom("it is not from 1 to 100")) }
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let duration = Duration::deserialize(deserializer)?;
+    let is_one = !duration.is_zero() && duration <= LONGEST_DURATION;
+    if is_one { Ok(duration) } else { Err(D::Error::custom("it is none, or longer than 1000 days")) }
 }
 
 /// As it is written on the command line.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use crate::config::{Drain, Ready, Restart, Stage};
+use crate::config::{Drain, LONGEST_DURATION, Ready, Restart, Stage};
 
 /// A way to be ready, as `--ready` names it.
 pub(crate) fn ready(text: &str) -> Result<Ready> {
@@ -100,16 +100,15 @@ pub(crate) fn duration(text: &str) -> Result<Duration> {
     // A second point, or no digits on one side of it, is no number.
     let part: u64 = digits.parse().with_context(wrong)?;
     ensure!(!whole.is_empty() && !fraction.contains('.'), wrong());
-    let whole = whole.parse().ok().and_then(|whole: u64| whole.checked_mul(unit)).filter(|total| *total <= LONGEST);
     // The largest product is that of an hour and nine digits.
     let part = part * unit / 10u64.pow(digits.len() as u32);
-    Ok(Duration::from_micros(whole.context("a duration is at most 1000 days")? + part))
+    let whole = whole.parse().ok().and_then(|whole: u64| whole.checked_mul(unit));
+    let total = whole.and_then(|whole| whole.checked_add(part)).map(Duration::from_micros);
+    total.filter(|total| *total <= LONGEST_DURATION).context("a duration is at most 1000 days")
 }
 
 /// In microseconds.
 const SECOND: u64 = 1_000_000;
-/// 1000 days: sums with the monotonic clock cannot overflow.
-const LONGEST: u64 = 1000 * 24 * 3600 * SECOND;
 
 /// A signal by its name, with or without SIG, or by its number.
 pub(crate) fn signal(text: &str) -> Result<Signal> {
@@ -172,7 +171,7 @@ mod tests {
         for text in ["", "s", "-1", "1d", ".", "1.s", ".5s", "1.2.3s", "1,5s", "5mins", "1h30m", "1.5.", "1e3", "+1"] {
             duration(text).expect_err(text);
         }
-        for text in ["99999999999999999999", "999999999h", "24001h"] {
+        for text in ["99999999999999999999", "999999999h", "24001h", "24000.1h"] {
             assert_eq!(duration(text).unwrap_err().to_string(), "a duration is at most 1000 days");
         }
     }

@@ -29,6 +29,20 @@ fn a_request_that_makes_no_sense_is_refused_and_changes_nothing() {
     assert_eq!(supervisor.states(), [(1, "serving".into())]);
 }
 
+// A time that the clock never reaches once was the supervisor's end.
+#[test]
+fn a_stage_that_no_command_line_has_is_refused_and_changes_nothing() {
+    let supervisor = supervise(Server::Directed, &[]).serving();
+    let most = u64::MAX;
+    for (percent, seconds) in [(5, most), (5, 86_400_001), (5, 0), (0, 60), (101, 60)] {
+        let stage = format!(r#"{{"percent":{percent},"duration":{{"secs":{seconds},"nanos":0}}}}"#);
+        let request =
+            format!(r#"{{"request":{{"reload":{{"until":"serving","rollout":{{"stages":[{stage}]}}}}}}}}"#) + "\n";
+        assert_eq!(received(supervisor.request(&request)), NOT_UNDERSTOOD, "{stage}");
+    }
+    assert_eq!(supervisor.states(), [(1, "serving".into())]);
+}
+
 #[test]
 fn a_client_that_says_nothing_is_dropped_and_others_are_served_meanwhile() {
     let supervisor = supervise(Server::Directed, &[]).serving();

@@ -142,7 +142,8 @@ fn time() -> impl Strategy<Value = Duration> {
 }
 
 fn rollout() -> impl Strategy<Value = Rollout> {
-    let stage = (1..=100u8, time()).prop_map(|(percent, duration)| Stage { percent, duration });
+    let duration = time().prop_map(|time| time.max(Duration::from_millis(1)));
+    let stage = (1..=100u8, duration).prop_map(|(percent, duration)| Stage { percent, duration });
     let stages = prop_oneof![1 => Just(vec![]), 1 => prop::collection::vec(stage, 1..4)];
     let check = prop_oneof![Just(None), Just(Some("true".to_owned()))];
     (stages, any::<bool>(), check).prop_map(|(stages, sticky, check)| Rollout { stages, sticky, check })
