@@ -22,6 +22,9 @@ use nix::unistd::{geteuid, mkdir};
 use crate::missing::Facility;
 use crate::sys;
 
+/// Of a longer notification the lines count that are within this length.
+const LONGEST: usize = 4096;
+
 /// A notification and its sender.
 #[derive(Debug)]
 pub(crate) struct Notification {
@@ -133,18 +136,53 @@ pub(crate) fn address(socket: impl AsFd) -> Result<Vec<u8>> {
 
 /// The next notification, if there is one.
 pub(crate) fn receive(socket: impl AsFd) -> Option<Notification> {
-    let mut buffer = [0; 4096];
+    let mut buffer = [0; LONGEST + 1];
     // A descriptor sent along (FDSTORE=1, BARRIER=1) is closed by now, which answers a barrier: everything before
     // it has been read.
     let (length, sender) = sys::receive(socket, &mut buffer).ok()?;
     let sender = sender?;
-    let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    let text = String::from_utf8_lossy(whole_lines(&buffer[..length])).into_owned();
     Some(Notification { text, pid: sender.pid, uid: sender.uid })
+}
+
+/// What was read without a line that was cut, for its beginning may mean something else.
+fn whole_lines(read: &[u8]) -> &[u8] {
+    if read.len() <= LONGEST {
+        return read;
+    }
+    let end = read.iter().rposition(|byte| *byte == b'\n');
+    &read[..end.map_or(0, |end| end + 1)]
 }
 
 impl Notification {
     /// Does it have this assignment as a line?
     pub(crate) fn has(&self, assignment: &str) -> bool {
         self.text.lines().any(|line| line == assignment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{MsgFlags, send, socketpair};
+
+    use super::*;
+
+    /// What becomes of a datagram.
+    fn received(datagram: &[u8]) -> Notification {
+        let (ours, its) = socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        setsockopt(&ours, sockopt::PassCred, &true).unwrap();
+        assert_eq!(send(its.as_raw_fd(), datagram, MsgFlags::empty()), Ok(datagram.len()));
+        receive(&ours).unwrap()
+    }
+
+    // The beginning of a line once passed for all of it.
+    #[test]
+    fn a_line_that_is_cut_does_not_count_and_those_before_it_do() {
+        let datagram = |length: usize, rest: &str| ["STATUS=", &"x".repeat(length - 7 - rest.len()), rest].concat();
+        assert!(received(datagram(4096, "\nREADY=1").as_bytes()).has("READY=1"));
+        let cut = datagram(4096, "\nREADY=1") + "0";
+        assert!(!received(cut.as_bytes()).has("READY=1"));
+        assert!(received((datagram(4000, "\nREADY=1\nSTATUS=") + &"x".repeat(200)).as_bytes()).has("READY=1"));
+        assert_eq!(received("x".repeat(5000).as_bytes()).text, "");
     }
 }
