@@ -70,8 +70,9 @@ fn dump(request: &[u8], mut each: impl FnMut(&[u8])) -> nix::Result<()> {
 /// Hand on the messages of one datagram; true when the dump has ended.
 fn read_messages(mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> nix::Result<bool> {
     while let (Some(length), Some(kind)) = (word(bytes, 0), half(bytes, 4)) {
-        let (message, rest) = bytes.split_at((length as usize).clamp(HEADER.min(bytes.len()), bytes.len()));
-        bytes = rest;
+        let length = (length as usize).clamp(HEADER.min(bytes.len()), bytes.len());
+        let message = &bytes[..length];
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         let payload = message.get(HEADER..).unwrap_or_default();
         match c_int::from(kind) {
             // A dump that fails ends with its errno, negative; one that cannot begin is answered with an error.
@@ -231,6 +232,19 @@ mod tests {
         let expected = UnixSocket { inode: SocketInode::of(&accepted).unwrap(), name, file: None, connected: true };
         let listed = dump_unix(States::CONNECTED).unwrap();
         assert_eq!(listed.iter().filter(|socket| socket.name == expected.name).collect::<Vec<_>>(), [&expected]);
+    }
+
+    // NLMSG_ALIGN of netlink(7). The next message was once looked for where the first one ends.
+    #[test]
+    fn a_message_of_odd_length_is_followed_by_another() {
+        let message = |length: usize| {
+            let mut bytes = header(length);
+            bytes.resize((HEADER + length).next_multiple_of(4), 7);
+            bytes
+        };
+        let mut lengths = Vec::new();
+        let ended = read_messages(&[message(5), message(3), message(8)].concat(), &mut |m| lengths.push(m.len()));
+        assert_eq!((ended, lengths), (Ok(false), vec![5, 3, 8]));
     }
 
     #[test]
