@@ -17,6 +17,7 @@ use nix::unistd::{Pid, SysconfVar, pipe2, read, sysconf, write};
 
 use crate::kernel::descriptors::{ForeignFd, Kind, SocketInode, first_descriptors, socket_at};
 use crate::kernel::fdinfo::{self, Registration};
+use crate::kernel::processes::process_number;
 use crate::sys::{self, Ending, EpollEntry};
 
 /// The thread.
@@ -61,7 +62,7 @@ const MOST_TEXT: u64 = 1 << 20;
 /// The process that a thread is of, by its proc_pid_status(5).
 fn process_in(status: &str) -> Option<Pid> {
     let number = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
-    number.trim().parse().ok().map(Pid::from_raw)
+    process_number(number.trim())
 }
 
 fn errno(error: io::Error) -> Errno {

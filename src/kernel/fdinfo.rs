@@ -68,7 +68,7 @@ pub(crate) fn registrations(fdinfo: &str, sockfs: u64, socket: SocketInode) -> V
         let word = |name: &str| words.iter().skip_while(|word| **word != name).nth(1);
         let field = |name: &str| u64::from_str_radix(word(name)?, 16).ok();
         let is_its = (field("ino")?, field("sdev")?) == (socket.0, sockfs);
-        let number = ForeignFd(word("tfd")?.parse().ok()?);
+        let number = ForeignFd(word("tfd")?.parse().ok().filter(|number| *number >= 0)?);
         is_its.then_some(Registration { number, events: field("events")? as u32, data: field("data")? })
     };
     fdinfo.lines().filter(|line| line.starts_with("tfd:")).filter_map(registration).collect()
@@ -104,7 +104,8 @@ mod tests {
     #[test]
     fn a_registration_is_read_as_it_was_made() {
         let text = "pos:\t0\ntfd:       17 events: 80002019 data: ffffffff00000011  pos:0 ino:b4ad sdev:8\n\
-                    tfd: 5 events: 1 data: 5  pos:0 ino:b4ad sdev:c\ntfd: 6 events: 1 data: 6  pos:0 ino:1 sdev:8\ntfd: x";
+                    tfd: 5 events: 1 data: 5  pos:0 ino:b4ad sdev:c\ntfd: 6 events: 1 data: 6  pos:0 ino:1 sdev:8\ntfd: x\n\
+                    tfd: -3 events: 1 data: 3  pos:0 ino:b4ad sdev:8";
         let expected = Registration { number: ForeignFd(17), events: 0x8000_2019, data: 0xffff_ffff_0000_0011 };
         assert_eq!(registrations(text, SOCKFS, SocketInode(0xb4ad)), [expected]);
     }

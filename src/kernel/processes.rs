@@ -175,7 +175,8 @@ impl Process {
         // The name in parentheses is the process' own choice, spaces, newlines and parentheses included.
         let name_end = line.iter().rposition(|byte| *byte == b')')?;
         let fields: Vec<&str> = str::from_utf8(&line[name_end + 1..]).ok()?.split_ascii_whitespace().collect();
-        let number = |text: &str| text.parse().ok().map(Pid::from_raw);
+        // 0 is the parent of the first process, and a group and session of another PID namespace.
+        let number = |text: &str| text.parse().ok().filter(|number| *number >= 0).map(Pid::from_raw);
         // Numbers are those of proc_pid_stat(5), of which 3, the state, is the first behind the name.
         let field = |which: usize| fields.get(which - 3).copied();
         let threads = field(20)?.parse().ok()?;
@@ -228,8 +229,13 @@ fn children(process: &Process, pids: &mut Vec<Pid>) -> io::Result<()> {
     Ok(())
 }
 
+/// The number of a process.
+pub(crate) fn process_number(text: &str) -> Option<Pid> {
+    text.parse().ok().filter(|number| *number > 0).map(Pid::from_raw)
+}
+
 fn parse_children(list: &str) -> impl Iterator<Item = Pid> {
-    list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw)
+    list.split_ascii_whitespace().filter_map(process_number)
 }
 
 #[cfg(test)]
@@ -276,6 +282,20 @@ mod tests {
         for name in [&b"a b"[..], b"a) Z 9 9 9", b"((", b")", b"a\nb", b"\xff\xfe", b""] {
             assert_eq!(parsed(name), parsed(b"nginx"), "{name:?}");
         }
+    }
+
+    // To kill(2), numbers below zero are groups, and -1 is everything.
+    #[test]
+    fn a_number_that_no_process_has_is_none() {
+        let parsed = |numbers: &str| {
+            let line = format!("71 (x) S {numbers} 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1000");
+            Process::parse(Pid::from_raw(71), line.as_bytes())
+        };
+        assert!(parsed("0 0 0").is_some());
+        for numbers in ["-1 70 60", "1 -70 60", "1 70 -1", "1 70 2147483648"] {
+            assert_eq!(parsed(numbers), None, "{numbers}");
+        }
+        assert_eq!(parse_children("12 -1 0 -2147483648 13 ").map(Pid::as_raw).collect::<Vec<_>>(), [12, 13]);
     }
 
     #[test]
