@@ -4,6 +4,8 @@
 mod cli;
 mod config;
 mod failure;
+#[cfg(test)]
+mod fuzz;
 mod kernel;
 mod logging;
 mod manager;

@@ -289,3 +289,6 @@ impl Caller {
         open(format!("/proc/{}/{which}", self.thread).as_str(), FOLDER, Mode::empty())
     }
 }
+
+#[cfg(test)]
+mod fuzz;

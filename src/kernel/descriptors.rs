@@ -126,6 +126,9 @@ pub(crate) fn has_vanished(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernel::testing::listener;

@@ -85,6 +85,9 @@ pub(crate) fn pending_accepts(fdinfo: &str) -> usize {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -147,6 +147,9 @@ fn parse_unix(line: &[u8], states: States) -> Option<UnixSocket> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::linux::net::SocketAddrExt;

@@ -239,6 +239,9 @@ fn parse_children(list: &str) -> impl Iterator<Item = Pid> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use std::process::{Command, Stdio};
 

@@ -191,6 +191,9 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use std::net::TcpStream;
     use std::os::linux::net::SocketAddrExt;

@@ -147,6 +147,9 @@ fn selects(set: &[u8], fd: ForeignFd) -> bool {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

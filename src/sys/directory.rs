@@ -101,3 +101,6 @@ pub(crate) fn change_mode(file: impl AsFd, mode: Mode) -> nix::Result<()> {
     // SAFETY: the call reads an empty string, which is static.
     Errno::result(unsafe { libc::syscall(FCHMODAT2, file, here, mode, libc::AT_EMPTY_PATH) }).map(drop)
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -354,3 +354,6 @@ pub(crate) fn become_subreaper() -> nix::Result<()> {
     // SAFETY: this operation takes integers only.
     Errno::result(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
 }
+
+#[cfg(test)]
+mod fuzz;

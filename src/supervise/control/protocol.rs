@@ -51,6 +51,9 @@ pub(crate) fn parse_call(line: &[u8]) -> Option<Call> {
 }
 
 #[cfg(test)]
+pub(super) mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;

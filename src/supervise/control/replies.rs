@@ -127,3 +127,6 @@ fn no_answer(path: &Path, pid: Option<i32>) -> Error {
     };
     anyhow!("the supervisor at {} does not answer: {why}", path.display())
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -162,6 +162,9 @@ impl Notification {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use nix::sys::socket::{MsgFlags, send, socketpair};
 

@@ -1,0 +1,35 @@
+//! Any `/proc/PID/status`, and any `/proc/PID/stat`.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::fuzz::{hold, mutated, noise, scraps, text};
+
+#[test]
+fn capabilities_are_read_as_they_were_written() {
+    let status = |set: u64| format!("CapInh:\t{:016x}\nCapPrm:\t{set:016x}\nCapEff:\t{set:016x}\nCapBnd:\t1\n", !set);
+    let changed = any::<u64>().prop_map(move |set| status(set).into_bytes());
+    let changed = text(prop_oneof![1 => noise(), 1 => scraps(), 3 => mutated(changed)]);
+    hold((any::<u64>(), changed), |(set, changed)| {
+        assert_eq!(capabilities_in(&status(set)), set);
+        assert!(capabilities_in(&changed) == 0 || changed.contains("CapEff:"));
+    });
+}
+
+#[test]
+fn an_ending_is_read_as_wait_would_show_it() {
+    let line = |status: i32| format!("71 (a) b) Z 1 70 60 0 -1 4194560 1 2 3 4 5 {status}\n").into_bytes();
+    let changed = prop_oneof![1 => noise(), 1 => scraps(), 3 => mutated(any::<i32>().prop_map(line))];
+    hold((any::<u8>(), changed), |(status, changed)| {
+        assert_eq!(ending_in(&line(i32::from(status) << 8)), Some(Ending::Exited(status)));
+        if (1..0x7f).contains(&status) {
+            assert_eq!(ending_in(&line(status.into())), Some(Ending::Signaled(status.into())));
+            // With a core.
+            assert_eq!(ending_in(&line(i32::from(status) | 0x80)), Some(Ending::Signaled(status.into())));
+        }
+        if let Some(ending) = ending_in(&changed) {
+            assert!(!matches!(ending, Ending::Signaled(signal) if !(1..=127).contains(&signal)), "{ending:?}");
+            let _ = ending.status();
+        }
+    });
+}
