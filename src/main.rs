@@ -13,6 +13,7 @@ mod missing;
 mod output;
 mod pid_file;
 mod saved;
+mod set_id;
 mod socket;
 mod supervise;
 mod sys;
@@ -47,6 +48,9 @@ use target::{exec, preset};
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
 extern "C" fn main(_count: libc::c_int, arguments: *const *const libc::c_char) -> libc::c_int {
+    if let Err(failure) = set_id::refuse() {
+        return failure.report().into();
+    }
     // SAFETY: exec(3) made the array, which ends with a null pointer, and its strings stay.
     unsafe { sys::record_arguments(arguments) };
     // SAFETY: main runs once, and nothing came before it.

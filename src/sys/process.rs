@@ -81,6 +81,12 @@ pub(crate) fn executed_path() -> Option<PathBuf> {
     (!path.is_null()).then(|| PathBuf::from(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes())))
 }
 
+/// AT_SECURE of getauxval(3): did exec give rights that the caller does not have?
+pub(crate) fn is_secure() -> bool {
+    // SAFETY: it takes an integer, and gives 0 for what is not there.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
 /// The value of the first entry for `name`, which is the one that getenv(3) finds.
 pub(crate) fn variable<'a>(environment: &[&'a CStr], name: &str) -> Option<&'a [u8]> {
     environment.iter().find_map(|entry| entry.to_bytes().strip_prefix(name.as_bytes())?.strip_prefix(b"="))

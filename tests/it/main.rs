@@ -65,6 +65,7 @@ mod rolling;
 mod self_upgrade;
 mod servers;
 mod service_manager;
+mod set_id;
 mod settling;
 mod shortage;
 mod signals;
