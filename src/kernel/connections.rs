@@ -57,7 +57,8 @@ pub(crate) fn open_connections<L: AsFd>(listeners: &[L]) -> nix::Result<Vec<Sock
     }
     if !names.is_empty() {
         let connected = unix_sockets(States::CONNECTED)?;
-        let ours = connected.into_iter().filter(|socket| names.contains(&socket.name));
+        // TCP_CLOSE is one of these states, and that of a datagram socket.
+        let ours = connected.into_iter().filter(|socket| socket.connected && names.contains(&socket.name));
         open.extend(ours.map(|socket| socket.inode));
     }
     open.sort_unstable();
@@ -170,7 +171,7 @@ impl Local {
 mod tests {
     use std::fs;
     use std::net::{TcpListener, TcpStream};
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     use super::*;
     use crate::kernel::processes::Processes;
@@ -245,6 +246,18 @@ mod tests {
         let _client = TcpStream::connect(("127.0.0.1", listener.local_addr().unwrap().port())).unwrap();
         let _accepted = listener.accept().unwrap();
         assert_eq!(open_connections(&[&listener]).unwrap().len(), 1);
+    }
+
+    // A generation that had one was once said to have a connection.
+    #[test]
+    fn a_unix_datagram_socket_is_no_connection() {
+        let path = std::env::temp_dir().join(format!("handoff-run-datagrams-{}", std::process::id()));
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let client = UnixDatagram::unbound().unwrap();
+        client.connect(&path).unwrap();
+        let open = open_connections(&[&socket]);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(open, Ok(vec![]));
     }
 
     #[test]
