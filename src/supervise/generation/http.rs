@@ -18,6 +18,8 @@ use crate::sys::Timestamp;
 const LONGEST: Duration = Duration::from_secs(10);
 /// At most this often an answer is read before the others are handled: one that never ends then waits.
 const READS_AT_ONCE: usize = 16;
+/// As much is read at once.
+const READ: usize = 16 * 1024;
 /// The header of an answer is shorter.
 const LONGEST_HEADER: usize = 16 * 1024;
 
@@ -156,7 +158,7 @@ impl Get {
                 Err(errno) => return Err(errno),
             }
         }
-        let mut buffer = [0; 16 * 1024];
+        let mut buffer = [0; READ];
         self.has_more = false;
         for _ in 0..READS_AT_ONCE {
             match recv(number, &mut buffer, MsgFlags::empty()) {
@@ -241,6 +243,9 @@ fn status(line: &[u8]) -> Option<u16> {
     words.next().filter(|word| word.starts_with("HTTP/1."))?;
     words.next().filter(|word| word.len() == 3)?.parse().ok()
 }
+
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {
