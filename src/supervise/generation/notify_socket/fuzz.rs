@@ -46,7 +46,8 @@ fn send(socket: impl AsFd, datagram: &[u8], fd: impl AsFd, copies: usize) {
 
 #[test]
 fn a_datagram_is_one_notification_whatever_it_holds() {
-    let copies = prop_oneof![3 => Just(0_usize), 2 => 1..4_usize, 1 => Just(253)];
+    // A user who is not root may have as many on their way as files open, 1024 as a rule.
+    let copies = prop_oneof![3 => Just(0_usize), 2 => 1..4_usize, 1 => Just(100)];
     hold(vec((datagram(), copies), 0..6), |datagrams| {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (ours, its) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags).unwrap();
