@@ -26,6 +26,7 @@ use crate::sys::{self, Claimed};
 
 /// A listener in a state that is handed on.
 #[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(PartialEq))]
 pub(crate) struct SavedListener {
     fd: RawFd,
     #[serde(default)]

@@ -42,6 +42,7 @@ enum AtEnd {
 
 /// The same in a state that is handed on: another file may be at the path by then.
 #[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(PartialEq))]
 pub(crate) struct SavedFile {
     path: SavedPath,
     device: libc::dev_t,

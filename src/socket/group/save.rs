@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use anyhow::{Error, Result};
+use anyhow::{Error, Result, ensure};
 use libc::c_int;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,7 @@ use crate::sys::Claimed;
 
 /// A steered group in a state that is handed on, beside its first slot.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(PartialEq))]
 #[serde(default)]
 pub(crate) struct SavedGroup {
     /// The descriptor of its first slot.
@@ -87,6 +88,9 @@ impl Group {
         let discarded = discarded.collect::<Result<_>>()?;
         let fillers = saved.fillers.into_iter().map(|filler| Ok(Slot::of(resume(filler)?)?)).collect::<Result<_>>()?;
         let foreign = saved.foreign.into_iter().map(SocketInode).collect();
+        let has = |slot: usize| slot < slots.len();
+        let instead = saved.instead.filter(|(_, successor)| has(*successor));
+        ensure!(has(saved.serving), "slot {} serves, and there are {}", saved.serving, slots.len());
         let route = Route { serving: saved.serving, ..Route::default() };
         let (places, is_unsure) = (saved.places, saved.is_unsure);
         let mut steered = Steered { places, helm, spares, discarded, route, is_unsure, foreign, fillers };
@@ -97,6 +101,6 @@ impl Group {
         for idle in steered.idle_mut() {
             idle.leave_idle()?;
         }
-        Ok(Group { slots, steered: Some(steered), instead: saved.instead })
+        Ok(Group { slots, steered: Some(steered), instead })
     }
 }

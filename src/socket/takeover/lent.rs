@@ -15,6 +15,7 @@ use crate::sys::Claimed;
 
 /// The same as it is sent.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(PartialEq))]
 #[serde(default)]
 pub(crate) struct Loan {
     /// The numbers of the descriptors that follow, in their order.
@@ -83,5 +84,45 @@ impl Lent {
     /// Those that were not taken.
     pub(crate) fn rest(&self) -> impl Iterator<Item = &Listener> {
         self.listeners.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::{AsFd, AsRawFd};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fuzz::{hold, mutated};
+
+    /// A loan of two groups, of which one is steered, as it is sent.
+    const SENT: &str = r#"{"descriptors":[7,8,9],"listeners":[{"fd":7,"name":"web","backlog":9,"file":null},{"fd":9}],
+        "steered":[{"first":7,"slots":[{"fd":8}],"helm":null,"spares":[],"discarded":[],"deferred":[],
+        "places":["helm",{"slot":0},{"slot":1},"foreign"],"serving":1,"instead":[0,1],"foreign":[4711]}],"used":[3]}"#;
+
+    fn sockets() -> Claimed {
+        let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
+        Claimed::received((7..10).map(|number| (number, listener().into())).collect())
+    }
+
+    #[test]
+    fn a_loan_is_matched_with_its_descriptors() {
+        let mut lent = Lent::of(serde_json::from_str(SENT).unwrap(), &mut sockets()).unwrap();
+        assert_eq!(lent.rest().count(), 2);
+        let endpoint = lent.listeners[0].endpoint().unwrap();
+        let taken = lent.take(&[endpoint], &FdName::default()).unwrap();
+        assert!(taken.is_of_predecessor() && taken.as_fd().as_raw_fd() > 2);
+        assert_eq!(lent.rest().count(), 1);
+    }
+
+    #[test]
+    fn fuzz_a_loan_that_is_not_what_was_sent_ends_in_an_error_at_most() {
+        hold(mutated(Just(SENT.as_bytes().to_vec())), |bytes: Vec<u8>| {
+            if let Ok(loan) = saved::parse::<Loan>(&bytes) {
+                let _ = Lent::of(loan, &mut sockets());
+            }
+        });
     }
 }

@@ -75,6 +75,7 @@ pub(crate) struct SavedClients {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(PartialEq))]
 pub(crate) struct SavedServer {
     pub(crate) fd: RawFd,
     #[serde(default)]

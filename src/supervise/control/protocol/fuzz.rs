@@ -24,6 +24,8 @@ pub(crate) fn call() -> impl Strategy<Value = Call> {
         1 => Just(Request::Rollback),
         1 => prop_oneof![Just(Form::Table), Just(Form::Json)].prop_map(Request::Status),
         1 => Just(Request::Stop),
+        1 => any::<bool>().prop_map(|control| Request::Lend { control }),
+        1 => prop_oneof![Just(Request::Descriptors), Just(Request::Succeeded)],
     ];
     (request, any::<bool>()).prop_map(|(request, live)| Call { request, live })
 }
