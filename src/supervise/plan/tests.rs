@@ -6,6 +6,8 @@ mod resume;
 mod settling;
 mod starts;
 mod stops;
+mod succeeding;
+
 mod trial;
 
 use std::num::NonZero;
