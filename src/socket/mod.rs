@@ -19,6 +19,7 @@ mod open;
 pub(crate) mod options;
 mod places;
 pub(crate) mod remedy;
+pub(crate) mod saved_sockets;
 mod slot;
 pub(crate) mod socket_file;
 pub(crate) mod spec;

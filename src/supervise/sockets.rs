@@ -23,7 +23,6 @@ use crate::supervise::plan::Id;
 use crate::supervise::poll::{Source, Table};
 use crate::target::Handing;
 use names::watch_names;
-pub(crate) use save::SavedSockets;
 
 /// The sockets of all addresses; the first of each is at the number where every generation finds it.
 #[derive(Debug)]

@@ -3,36 +3,14 @@
 use std::os::fd::{AsRawFd, RawFd};
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 
 use crate::saved;
 use crate::socket::group::{Group, SavedGroup};
-use crate::socket::interception::Versions;
 use crate::socket::listener::{Listener, SavedListener};
+use crate::socket::saved_sockets::SavedSockets;
 use crate::socket::spec::Spec;
 use crate::supervise::sockets::{Listed, Share, Sockets};
 use crate::sys::Claimed;
-
-/// The sockets in a state that is handed on.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct SavedSockets {
-    #[serde(deserialize_with = "saved::lenient")]
-    listeners: Vec<SavedListener>,
-    /// What belongs to some of those listeners.
-    #[serde(deserialize_with = "saved::lenient")]
-    steered: Vec<SavedGroup>,
-    #[serde(deserialize_with = "saved::lenient")]
-    beside: Vec<SavedListener>,
-    /// Whether the IP versions of each listener are still to be chosen.
-    versions: Vec<Versions>,
-    /// The SPEC of each listener.
-    spec_of: Vec<usize>,
-    /// Sets that generations of a supervisor have which is succeeded.
-    reserved: Vec<Share>,
-    /// None: everything that is not taken.
-    pub(crate) others: Option<Vec<RawFd>>,
-}
 
 impl Sockets {
     pub(crate) fn save(&self) -> SavedSockets {
@@ -43,7 +21,7 @@ impl Sockets {
             beside: self.beside.iter().map(Listener::save).collect(),
             versions: self.listed.iter().map(|listed| listed.versions).collect(),
             spec_of: self.listed.iter().map(|listed| listed.spec).collect(),
-            reserved: self.reserved.clone(),
+            reserved: self.reserved.iter().map(|share| share.slot()).collect(),
             others: Some(self.others.iter().map(AsRawFd::as_raw_fd).collect()),
         }
     }
@@ -70,6 +48,7 @@ impl Sockets {
         let mut resume = |saved| Listener::resume_beside(saved, claimed).map_err(|error| saved::lost(&error)).ok();
         let beside = saved.beside.into_iter().filter_map(&mut resume).collect();
         let others = saved.others.into_iter().flatten().filter_map(|number| claimed.take_as_it_is(number)).collect();
-        Sockets { reserved: saved.reserved, ..Sockets::looked_after(listed, beside, others, lowest) }
+        let reserved = saved.reserved.into_iter().map(Share::Slot).collect();
+        Sockets { reserved, ..Sockets::looked_after(listed, beside, others, lowest) }
     }
 }

@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::plain;
 use crate::saved::{self, SavedPath};
+use crate::socket::saved_sockets::SavedSockets;
 use crate::supervise::control::server::SavedClients;
 use crate::supervise::generation::SavedGeneration;
 use crate::supervise::plan::{Id, Plan};
 use crate::supervise::signals::SavedSignals;
-use crate::supervise::sockets::SavedSockets;
 use crate::sys::{self, FIRST_FD, Timestamp};
 
 /// What this version understands of `needs`.
