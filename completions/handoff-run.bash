@@ -23,7 +23,7 @@ _handoff__run() {
 
     case "${cmd}" in
         handoff__run)
-            opts="-l -C -q -v -h -V --listen --backlog --from --from-signal --stdin --first-fd --no-pid --chdir --env-file --env --as --lazy --pid-file --supervise --intercept --shared --control --ready --ready-timeout --stop-signal --drain-timeout --drain --settle --restart --reload --status --stop --promote --rollback --canary --check --wait --json --help-servers --quiet --verbose --help --version"
+            opts="-l -C -q -v -h -V --listen --backlog --from --from-signal --fdstore --stdin --first-fd --no-pid --chdir --env-file --env --as --lazy --pid-file --supervise --intercept --shared --control --ready --ready-timeout --stop-signal --drain-timeout --drain --settle --restart --reload --status --stop --promote --rollback --canary --check --wait --json --help-servers --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -44,6 +44,7 @@ complete -c handoff-run -l promote -d 'Let the new generation of the supervisor 
 complete -c handoff-run -l rollback -d 'Let the old generation of the supervisor at this control socket serve again' -r -F
 complete -c handoff-run -l canary -d 'With --reload, try the new generation first: SHARE%:DURATION[,sticky]' -r
 complete -c handoff-run -l check -d 'With --canary, a command that has to succeed at the end of each stage' -r
+complete -c handoff-run -l fdstore -d 'Also keep the sockets in the service manager\'s descriptor store'
 complete -c handoff-run -l stdin -d 'Make the first socket descriptor 0 too'
 complete -c handoff-run -l no-pid -d 'Leave LISTEN_PID out'
 complete -c handoff-run -l lazy -d 'Become PROGRAM only when the first client is waiting'

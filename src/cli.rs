@@ -72,6 +72,13 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "SIGNAL", requires = "from", value_parser = signal, help_heading = SOCKETS)]
     from_signal: Option<Signal>,
 
+    /// Also keep the sockets in the service manager's descriptor store
+    ///
+    /// They outlive a restart of the unit, and with Restart= a crash, with what waits in them. The unit needs
+    /// FileDescriptorStoreMax=; see DESCRIPTOR STORE in the manual.
+    #[arg(long, requires = "listen", help_heading = SOCKETS)]
+    fdstore: bool,
+
     /// Make the first socket descriptor 0 too
     ///
     /// For programs of the inetd kind, FastCGI, and Java's inheritedChannel.

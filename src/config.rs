@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::socket::control_spec::ControlSpec;
 use crate::socket::listener::Manner;
 use crate::socket::spec::Spec;
+use crate::socket::stored::Keeper;
 use crate::socket::takeover::Who;
 use crate::target::{Begin, Program};
 
@@ -40,6 +41,8 @@ pub(crate) struct Exec {
     pub(crate) manner: Manner,
     /// Where those are taken from that were not inherited.
     pub(crate) from: Option<Who>,
+    /// Who has the sockets, too.
+    pub(crate) keeper: Keeper,
     /// When to become it.
     pub(crate) begin: Begin,
     /// Where to leave the process id.

@@ -22,7 +22,7 @@ mod target;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 
-use anyhow::{Context, Error};
+use anyhow::{Context, Error, anyhow};
 use clap::Parser;
 use clap::error::ErrorKind;
 use log::warn;
@@ -30,11 +30,15 @@ use log::warn;
 use cli::Cli;
 use config::{Command, Exec, Supervise};
 use failure::{Failure, Result};
+use manager::Manager;
+use manager::store::Inventory;
 use socket::acquire::{self, Acquired, Source};
 use socket::announced::Announced;
 use socket::candidate::Candidates;
 use socket::endpoint::Endpoint;
 use socket::listener::{self, Listener};
+use socket::store_name;
+use socket::stored::{Demand, Keeper, Stored};
 use socket::takeover::{Predecessor, Search, Who};
 use supervise::control::borrow::borrow;
 use supervise::intercept;
@@ -76,13 +80,20 @@ fn run(claimed: nix::Result<Claimed>) -> Result<u8> {
     match cli.into_command() {
         Command::ShowServers => Ok(output::print(&preset::list()).map(|()| 0)?),
         Command::Exec(config) => {
+            let numbers = (config.program.first_fd, sys::FIRST_FD);
+            let Arranged { listeners, others: _others, stored, .. } = arrange(&config, None, numbers, claimed)?;
+            if config.keeper == Keeper::Manager {
+                Inventory::of(stored).hand_over(store_name::of_specs(&config.specs), &listeners);
+            }
             // The others only have to stay open until then.
-            let Arranged { listeners, others: _others, .. } = arrange(&config, None, config.program.first_fd, claimed)?;
             Err(become_program(&config, &listeners))
         }
         Command::Succeed(config) => {
-            let Arranged { listeners, others, predecessor } =
-                arrange(&config.exec, None, config.exec.program.first_fd, claimed)?;
+            if config.exec.keeper == Keeper::Manager {
+                return Err(anyhow!("--fdstore needs --supervise where --from is given").into());
+            }
+            let numbers = (config.exec.program.first_fd, sys::FIRST_FD);
+            let Arranged { listeners, others, predecessor, .. } = arrange(&config.exec, None, numbers, claimed)?;
             Err(match predecessor {
                 Some(predecessor) => supervise::succeed(config, listeners, others, predecessor),
                 None => become_program(&config.exec, &listeners),
@@ -114,11 +125,16 @@ fn supervise(config: Supervise, claimed: nix::Result<Claimed>) -> Result<u8> {
         }
         None => {
             intercept::check::check_facilities(&config.exec.program)?;
-            let Arranged { listeners, others, predecessor } = {
-                let control = config.control.as_ref().map(|control| control.path.as_path());
-                arrange(&config.exec, control, supervise::first_number(&config), claimed)?
-            };
-            Ok(supervise::supervise(config, listeners, others, predecessor)?)
+            let numbers = (supervise::first_number(&config), supervise::lowest(&config));
+            let control = config.control.as_ref().map(|control| control.path.as_path());
+            let arranged = arrange(&config.exec, control, numbers, claimed)?;
+            Ok(supervise::supervise(
+                config,
+                arranged.listeners,
+                arranged.others,
+                arranged.predecessor,
+                arranged.stored,
+            )?)
         }
     }
 }
@@ -135,35 +151,56 @@ struct Arranged {
     /// What stays open beside them.
     others: Vec<OwnedFd>,
     predecessor: Option<Predecessor>,
+    /// What the service manager stored of them.
+    stored: Stored,
 }
 
-/// The listeners at their numbers, `first` and those that follow.
-fn arrange(config: &Exec, control: Option<&Path>, first: RawFd, claimed: nix::Result<Claimed>) -> Result<Arranged> {
+/// The listeners at their numbers, `first` and those that follow, and what the service manager stored of them from `lowest`
+/// on.
+fn arrange(
+    config: &Exec,
+    control: Option<&Path>,
+    (first, lowest): (RawFd, RawFd),
+    claimed: nix::Result<Claimed>,
+) -> Result<Arranged> {
     let claimed = claimed.map_err(|errno| Error::new(errno).context("cannot see the open descriptors"))?;
     if config.from.is_some() {
         // What is opened below outlives those that are closed.
         sys::occupy_standard().context("cannot occupy the standard descriptors")?;
     }
-    let Acquired { listeners, others, predecessor } = acquire(config, control, claimed)?;
+    let behind = first.saturating_add(config.specs.len() as RawFd);
+    let Acquired { listeners, others, predecessor, stored } = acquire(config, control, lowest.max(behind), claimed)?;
     let predecessor = predecessor.map(|predecessor| predecessor.clear_of(first, listeners.len())).transpose()?;
     let (listeners, others) = listener::arrange(listeners, others, first)?;
-    Ok(Arranged { listeners, others, predecessor })
+    Ok(Arranged { listeners, others, predecessor, stored })
 }
 
-/// The sockets; `control` is where a supervisor is to take requests.
-fn acquire(config: &Exec, control: Option<&Path>, claimed: Claimed) -> Result<Acquired> {
-    let candidates = Candidates::sort(claimed.rest())?;
+/// The sockets; `control` is where a supervisor is to take requests, and what only we have gets numbers from `lowest` on.
+fn acquire(config: &Exec, control: Option<&Path>, lowest: RawFd, claimed: Claimed) -> Result<Acquired> {
+    let mut candidates = Candidates::sort(claimed.rest())?;
     let announced = Announced::read(&sys::environment());
-    if config.specs.is_empty() {
+    let mut announced = match announced {
+        Err(error) if !config.specs.is_empty() => {
+            warn!("{error}: ignored");
+            Announced::default()
+        }
+        announced => announced?,
+    };
+    let demand = Demand { specs: &config.specs, sharing: config.manner.sharing, keeper: config.keeper, lowest };
+    let stored = Stored::take_from(&mut candidates, &mut announced, demand);
+    let mut acquired = if config.specs.is_empty() {
         let remedy = || exec::remedy_for(&config.program.words[0].to_string_lossy());
-        return acquire::adopt_all(candidates, &announced?).map_err(|error| Failure::from(error).remedy(remedy()));
+        acquire::adopt_all(candidates, &announced, stored).map_err(|error| Failure::from(error).remedy(remedy()))?
+    } else {
+        let discard = |names: &[_]| Manager::of(&sys::environment()).discard_now(names);
+        let source = config.from.as_ref().map(|who| source(who, config, control)).transpose()?.flatten();
+        acquire::acquire(&config.specs, candidates, &announced, stored, config.manner, source, discard)?
+    };
+    if config.keeper == Keeper::Nobody {
+        let mut manager = Manager::of(&sys::environment());
+        acquired.stored.take_known().into_iter().for_each(|(name, _)| manager.discard(&name));
     }
-    let announced = announced.unwrap_or_else(|error| {
-        warn!("{error}: ignored");
-        Announced::default()
-    });
-    let source = config.from.as_ref().map(|who| source(who, config, control)).transpose()?.flatten();
-    acquire::acquire(&config.specs, candidates, &announced, config.manner, source)
+    Ok(acquired)
 }
 
 /// Where the sockets are taken from; none if that is a supervisor which is not there.

@@ -1,13 +1,14 @@
 //! The service manager that started us: what we send it by sd_notify(3).
 
-use std::collections::VecDeque;
+pub(crate) mod store;
+
 use std::ffi::CStr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use log::debug;
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 
 use crate::sys::{self, Timestamp};
 
@@ -31,9 +32,27 @@ pub(crate) struct Manager {
     watchdog: Option<Duration>,
     /// When to send WATCHDOG=1 next, while no generation serves that would.
     next_keep_alive: Option<Timestamp>,
-    /// Notifications for which its queue had no room, and when to try again.
-    unsent: VecDeque<String>,
+    /// What its queue had no room for, and when to try again.
+    unsent: Vec<Message>,
     retry: Option<Timestamp>,
+    store: store::Store,
+}
+
+/// Something to be sent.
+#[derive(Debug)]
+struct Message {
+    text: String,
+    fd: Option<OwnedFd>,
+    kind: Kind,
+}
+
+/// What becomes of a message when there is no room for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Newer ones supersede it.
+    Notification,
+    /// Each of them counts.
+    Store,
 }
 
 impl Manager {
@@ -48,7 +67,8 @@ impl Manager {
         let watched = sys::variable(environment, "WATCHDOG_USEC").and_then(|value| str::from_utf8(value).ok());
         let watchdog = watched.and_then(|value| value.parse().ok()).map(Duration::from_micros);
         let watchdog = watchdog.filter(|timeout| !timeout.is_zero());
-        Manager { address, watchdog, next_keep_alive: None, unsent: VecDeque::new(), retry: None }
+        let store = store::Store::of(environment);
+        Manager { address, watchdog, next_keep_alive: None, unsent: vec![], retry: None, store }
     }
 
     /// Whether generations get WATCHDOG_PID.
@@ -113,39 +133,44 @@ impl Manager {
     }
 
     fn send(&mut self, text: String) {
-        if self.address.is_none() {
-            return;
+        let mut of_them = (0..self.unsent.len()).filter(|at| self.unsent[*at].kind == Kind::Notification);
+        if let Some(oldest) = of_them.next()
+            && of_them.count() + 1 == MOST_UNSENT
+        {
+            self.unsent.remove(oldest);
         }
-        if self.unsent.len() == MOST_UNSENT {
-            // A newer notification has superseded it.
-            self.unsent.pop_front();
+        self.put(Message { text, fd: None, kind: Kind::Notification });
+    }
+
+    fn put(&mut self, message: Message) {
+        if self.address.is_some() {
+            self.unsent.push(message);
+            self.send_unsent(sys::now());
         }
-        self.unsent.push_back(text);
-        self.send_unsent(sys::now());
     }
 
     /// Send what waits, in order, as far as there is room. A manager that does not read is no reason to stop serving or
     /// to wait.
     pub(crate) fn send_unsent(&mut self, now: Timestamp) {
         self.retry = None;
-        while let Some((text, address)) = self.unsent.front().zip(self.address.as_ref()) {
-            match send_to(address, text) {
+        while let Some((message, address)) = self.unsent.first().zip(self.address.as_ref()) {
+            match send_to(address, message) {
                 Err(Errno::EAGAIN | Errno::ENOBUFS) => {
                     self.retry = Some(now + RETRY_BACKOFF);
                     return;
                 }
                 Err(errno) => debug!("cannot notify the service manager: {errno}"),
-                Ok(_) => (),
+                Ok(()) => (),
             }
-            self.unsent.pop_front();
+            self.unsent.remove(0);
         }
     }
 }
 
-fn send_to(address: &UnixAddr, text: &str) -> nix::Result<usize> {
+fn send_to(address: &UnixAddr, message: &Message) -> nix::Result<()> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
-    sendto(fd.as_raw_fd(), text.as_bytes(), address, MsgFlags::MSG_NOSIGNAL)
+    sys::send_text(&fd, address, &message.text, message.fd.as_ref().map(AsFd::as_fd))
 }
 
 /// Our own deadline, with the kill and what follows it, must come before the manager's.

@@ -16,6 +16,7 @@ use crate::socket::address::{Address, Family, Host, Inet};
 use crate::socket::listener::{Manner, Sharing};
 use crate::socket::socket_file::Naming;
 use crate::socket::spec::Spec;
+use crate::socket::stored::Keeper;
 use crate::sys::FIRST_FD;
 use crate::target::preset::{Every, Preset, Stdin};
 use crate::target::{Announce, Begin, Handing, Program, template};
@@ -105,6 +106,7 @@ impl Cli {
                 taking: taken,
             },
             from: self.from,
+            keeper: if self.fdstore { Keeper::Manager } else { Keeper::Nobody },
             begin: if self.lazy { Begin::FirstClient } else { Begin::Now },
             pid_file: self.pid_file,
             program,

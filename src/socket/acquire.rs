@@ -6,12 +6,15 @@ use anyhow::{Context, ensure};
 use log::{debug, info};
 
 use crate::failure::Result;
+use crate::kernel::descriptors::SocketInode;
 use crate::socket::address::Address;
 use crate::socket::announced::Announced;
 use crate::socket::candidate::{Candidate, Candidates};
 use crate::socket::endpoint::{Endpoint, resolve};
 use crate::socket::listener::{Listener, Manner, bind_first};
 use crate::socket::spec::{FdName, Spec};
+use crate::socket::store_name;
+use crate::socket::stored::Stored;
 use crate::socket::takeover::{Lent, Predecessor, Search, Taken};
 
 /// What is to be handed on, and what stays open beside it.
@@ -20,6 +23,8 @@ pub(crate) struct Acquired {
     pub(crate) others: Vec<OwnedFd>,
     /// The process that some of the listeners were taken over from, and that is to be retired.
     pub(crate) predecessor: Option<Predecessor>,
+    /// What the service manager stored of them.
+    pub(crate) stored: Stored,
 }
 
 /// Where sockets are taken from that were not inherited.
@@ -46,29 +51,33 @@ struct Wanted<'a> {
     lent: Option<Listener>,
 }
 
-/// A listener for each of `specs`, adopted where the kernel shows that it was inherited, else bound.
+/// A listener for each of `specs`, adopted where the kernel shows that it was inherited, else bound. Before that, `discard`
+/// is called with the names of what the service manager still stores and may have an address that is bound then.
 pub(crate) fn acquire(
     specs: &[Spec],
     mut candidates: Candidates,
     announced: &Announced,
+    mut stored: Stored,
     manner: Manner,
     from: Option<Source>,
+    discard: impl FnOnce(&[FdName]),
 ) -> Result<Acquired> {
     let mut wanted = specs.iter().map(Wanted::new).collect::<Result<Vec<_>>>()?;
     if !candidates.sockets.is_empty() {
         match_descriptors(&mut wanted, &mut candidates);
         match_addresses(&mut wanted, &mut candidates)?;
-        match_names(&mut wanted, &mut candidates, announced);
+        match_names(&mut wanted, &mut candidates, announced, &store_name::of_specs(specs));
         match_order(&mut wanted, &mut candidates);
     }
     match_stdin(&mut wanted);
     let taken: Vec<u64> = wanted.iter().filter_map(|wanted| Some(wanted.found.as_ref()?.inode)).collect();
     let beside = take_beside(&mut candidates, announced)?;
     let others = candidates.let_go(&taken, announced)?;
+    discard(&stored.release(&taken));
     let predecessor = from.map(|from| take_over(&mut wanted, from)).transpose()?.flatten();
-    let listeners = wanted.into_iter().map(|wanted| wanted.into_listener(manner, predecessor.as_ref()));
+    let listeners = wanted.into_iter().map(|wanted| wanted.into_listener(manner, predecessor.as_ref(), &stored));
     let listeners = listeners.chain(beside.into_iter().map(Ok)).collect::<Result<_>>()?;
-    Ok(Acquired { listeners, others, predecessor })
+    Ok(Acquired { listeners, others, predecessor, stored })
 }
 
 /// Take what was not inherited from a running process, as far as it has it.
@@ -99,11 +108,11 @@ fn take_over(wanted: &mut [Wanted], from: Source) -> Result<Option<Predecessor>>
 }
 
 /// Without a SPEC: what LISTEN_FDS announces, or else every socket that serves, or else descriptor 0.
-pub(crate) fn adopt_all(mut candidates: Candidates, announced: &Announced) -> anyhow::Result<Acquired> {
+pub(crate) fn adopt_all(mut candidates: Candidates, announced: &Announced, stored: Stored) -> anyhow::Result<Acquired> {
     let mut listeners: Vec<Listener> = Vec::new();
     let mut taken: Vec<u64> = Vec::new();
     for number in announced.numbers() {
-        let name = announced.name_of(number).unwrap_or_default();
+        let Some(name) = announced.name_of(number) else { continue };
         if let Some(socket) = candidates.take(number) {
             adopt(&mut listeners, &mut taken, socket, name);
         } else {
@@ -124,7 +133,7 @@ pub(crate) fn adopt_all(mut candidates: Candidates, announced: &Announced) -> an
     }
     ensure!(listeners.iter().any(Listener::is_socket), "no listening socket was inherited, and no --listen was given");
     let others = candidates.let_go(&taken, announced)?;
-    Ok(Acquired { listeners, others, predecessor: None })
+    Ok(Acquired { listeners, others, predecessor: None, stored })
 }
 
 /// What is announced and no socket, as systemd's OpenFile= and ListenFIFO= have it. Asked for each that is open, for the
@@ -169,7 +178,7 @@ impl<'a> Wanted<'a> {
         self.is_descriptor() && socket.serves || self.endpoints.iter().any(|endpoint| socket.is_at(endpoint))
     }
 
-    fn into_listener(self, manner: Manner, predecessor: Option<&Predecessor>) -> Result<Listener> {
+    fn into_listener(self, manner: Manner, predecessor: Option<&Predecessor>, stored: &Stored) -> Result<Listener> {
         if let Some(lent) = self.lent {
             debug!("{} is lent", self.spec);
             return Ok(lent.for_spec(self.spec, manner)?);
@@ -181,7 +190,9 @@ impl<'a> Wanted<'a> {
             }
             (Some(socket), None, _) => {
                 debug!("{} is adopted from descriptor {}", self.spec, socket.number);
-                Ok(Listener::adopted(self.spec.fd_name(), socket.fd))
+                let listener = Listener::adopted(self.spec.fd_name(), socket.fd);
+                let is_steered = stored.is_steered(SocketInode(socket.inode));
+                Ok(if is_steered { listener.not_alone(self.spec.options.clone()) } else { listener })
             }
             (None, _, Address::Descriptor(number)) => {
                 Err(anyhow::anyhow!("cannot listen on {}: descriptor {number} is not an open socket", self.spec).into())
@@ -243,20 +254,22 @@ fn take_whole(candidates: &mut Candidates, number: i32) -> Option<Candidate> {
     Some(socket)
 }
 
-/// Port 0 means the socket that was announced by the same name …
-fn match_names(wanted: &mut [Wanted], candidates: &mut Candidates, announced: &Announced) {
-    for wanted in wanted.iter_mut().filter(|wanted| wanted.is_open()) {
-        let Some(name) = &wanted.spec.name else { continue };
+/// Port 0 means the socket that was announced by the same name, first of all by its own in the service manager's store …
+fn match_names(wanted: &mut [Wanted], candidates: &mut Candidates, announced: &Announced, stored: &[FdName]) {
+    let stored: Vec<(usize, &FdName)> = stored.iter().enumerate().collect();
+    let specs: Vec<&Spec> = wanted.iter().map(|wanted| wanted.spec).collect();
+    let named = specs.into_iter().enumerate().filter_map(|(at, spec)| Some((at, spec.name.as_ref()?)));
+    for (at, name) in stored.into_iter().chain(named) {
+        let wanted = &mut wanted[at];
+        if !wanted.is_open() {
+            continue;
+        }
         // Asked socket by socket, for the count in LISTEN_FDS may be anything.
-        let is_named = |socket: &&Candidate| announced_name(announced, socket).as_ref() == Some(name);
+        let is_named = |socket: &&Candidate| announced.name_of(socket.number).as_ref() == Some(name);
         let socket = candidates.sockets.iter().filter(is_named).find(|socket| wanted.accepts(socket));
         let number = socket.map(|socket| socket.number);
         wanted.found = number.and_then(|number| take_whole(candidates, number));
     }
-}
-
-fn announced_name(announced: &Announced, socket: &Candidate) -> Option<FdName> {
-    announced.name_of(socket.number)
 }
 
 /// … or else the next one that fits.

@@ -22,12 +22,14 @@ pub(crate) struct Announced {
     /// The number of the first.
     first: RawFd,
     names: Vec<FdName>,
+    /// Other names for some numbers; none for those that concern nobody any more.
+    renamed: Vec<(RawFd, Option<FdName>)>,
 }
 
 impl Default for Announced {
     /// Nothing is announced.
     fn default() -> Announced {
-        Announced { count: 0, first: FIRST_FD, names: Vec::new() }
+        Announced { count: 0, first: FIRST_FD, names: Vec::new(), renamed: Vec::new() }
     }
 }
 
@@ -45,7 +47,7 @@ impl Announced {
         let names = variable(environment, LISTEN_FDNAMES).map(read_names).unwrap_or_default();
         let first = variable(environment, LISTEN_FDS_FIRST_FD).filter(|text| !text.is_empty());
         let first = first.map_or(Ok(FIRST_FD), read_first)?;
-        Ok(Announced { count: number as usize, first, names })
+        Ok(Announced { count: number as usize, first, names, renamed: Vec::new() })
     }
 
     /// The numbers of the announced descriptors, as far as there are numbers.
@@ -55,7 +57,15 @@ impl Announced {
 
     /// The name of the descriptor at this number, if it is announced.
     pub(crate) fn name_of(&self, number: RawFd) -> Option<FdName> {
+        if let Some((_, name)) = self.renamed.iter().find(|(of, _)| *of == number) {
+            return name.clone();
+        }
         self.name(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    /// Let this number have another name, or as if it were not announced.
+    pub(crate) fn rename(&mut self, number: RawFd, name: Option<FdName>) {
+        self.renamed.push((number, name));
     }
 
     /// The name of the descriptor at this place; `unknown` where LISTEN_FDNAMES has too few or too many to be right.

@@ -17,7 +17,7 @@ use crate::sys;
 /// Every inherited descriptor from 3 on.
 #[derive(Debug)]
 pub(crate) struct Candidates {
-    /// In the order of their numbers; a socket that is taken is removed.
+    /// In the order of their numbers, but for those that came back from a store; a socket that is taken is removed.
     pub(crate) sockets: Vec<Candidate>,
     /// Not sockets, or sockets that do not concern us; neither closed nor changed.
     pub(crate) others: Vec<OwnedFd>,
@@ -120,6 +120,11 @@ impl Candidate {
             }
             _ => wanted.is_served_by(endpoint),
         }
+    }
+
+    /// Has it a peer?
+    pub(crate) fn is_connected(&self) -> bool {
+        is_connected(&self.fd)
     }
 
     /// In words, for a message.

@@ -25,7 +25,7 @@ use crate::socket::takeover::{LentGroup, Predecessor};
 use crate::sys::{self, Claimed};
 
 /// A listener in a state that is handed on.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(PartialEq))]
 pub(crate) struct SavedListener {
     fd: RawFd,
@@ -240,6 +240,11 @@ impl Listener {
         })
     }
 
+    /// The same, of which a predecessor of this program left this.
+    pub(crate) fn remember(self, saved: SavedListener) -> Listener {
+        Listener { backlog: saved.backlog, created: saved.file.map(Created::resume), ..self }
+    }
+
     /// What is no socket, and a predecessor of this program held.
     pub(crate) fn resume_beside(saved: SavedListener, claimed: &mut Claimed) -> Result<Listener> {
         Ok(Listener { kind: Kind::Other, ..Listener::resume(saved, claimed)? })
@@ -256,7 +261,7 @@ impl Listener {
     }
 
     /// The options of those that may be bound beside it.
-    pub(super) fn options_beside(&self) -> Option<&Options> {
+    pub(crate) fn options_beside(&self) -> Option<&Options> {
         self.beside.as_ref()
     }
 
@@ -269,8 +274,13 @@ impl Listener {
     }
 
     /// A predecessor of this program bound it so that others may be bound beside it.
-    pub(super) fn not_alone(self, options: Options) -> Listener {
+    pub(crate) fn not_alone(self, options: Options) -> Listener {
         Listener { beside: Some(options), ..self }
+    }
+
+    /// Others may be bound beside it if they may beside `other`.
+    pub(crate) fn not_alone_as(self, other: &Listener) -> Listener {
+        Listener { beside: other.beside.clone(), ..self }
     }
 
     /// A socket on which is set what its SPEC has, if others may be bound beside it.

@@ -1,4 +1,5 @@
-//! All sockets of a supervisor in a state that it leaves to the program that takes its place.
+//! All sockets of a supervisor in a state that it leaves: to the program that takes its place, or in the service manager's
+//! store to the next start.
 
 use std::os::fd::RawFd;
 
@@ -28,4 +29,6 @@ pub(crate) struct SavedSockets {
     pub(crate) reserved: Vec<usize>,
     /// None: everything that is not taken.
     pub(crate) others: Option<Vec<RawFd>>,
+    /// In the service manager's store the sockets are known by their inodes, since their numbers change.
+    pub(crate) inodes: Vec<(usize, RawFd)>,
 }

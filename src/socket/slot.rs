@@ -92,12 +92,7 @@ impl Slot {
 
     /// How many connections wait to be accepted, or 1 where datagrams wait.
     pub(super) fn waiting(&self) -> usize {
-        match self.is_datagram() {
-            true => recv(self.listener.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
-                .is_ok()
-                .into(),
-            false => sys::queue(&self.listener).map_or(0, |queue| queue.length as usize),
-        }
+        waiting(&self.listener, self.is_datagram())
     }
 
     /// Nobody has it from now on: what comes is dropped.
@@ -154,9 +149,16 @@ impl Slot {
     /// Somebody has it from now on. What waits is dropped; how many that were.
     pub(super) fn give(&mut self) -> usize {
         let dropped = self.sweep();
-        if std::mem::take(&mut self.is_idle)
-            && let Ok(mut flags) = flags(&self.listener)
-        {
+        if self.is_idle {
+            self.renew();
+        }
+        dropped
+    }
+
+    /// Set what its SPEC has, whatever a server left.
+    pub(super) fn renew(&mut self) {
+        self.is_idle = false;
+        if let Ok(mut flags) = flags(&self.listener) {
             flags.set(OFlag::O_NONBLOCK, self.is_nonblocking);
             // It cannot fail for a socket of ours.
             let _ = fcntl(&self.listener, FcntlArg::F_SETFL(flags));
@@ -164,7 +166,6 @@ impl Slot {
             self.deferred = deferred.map(|seconds| seconds as c_int);
             self.engage();
         }
-        dropped
     }
 
     /// Where nobody has it, drop what waits, a connection by a reset; how many that were.
@@ -209,6 +210,14 @@ impl Slot {
             another.give();
         }
         Ok(std::mem::replace(self, another).listener)
+    }
+}
+
+/// How many connections wait to be accepted, or 1 where datagrams wait.
+pub(super) fn waiting(socket: impl AsFd, is_datagram: bool) -> usize {
+    match is_datagram {
+        true => recv(socket.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).is_ok().into(),
+        false => sys::queue(socket).map_or(0, |queue| queue.length as usize),
     }
 }
 

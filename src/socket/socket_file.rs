@@ -41,7 +41,7 @@ enum AtEnd {
 }
 
 /// The same in a state that is handed on: another file may be at the path by then.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(PartialEq))]
 pub(crate) struct SavedFile {
     path: SavedPath,

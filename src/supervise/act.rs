@@ -259,9 +259,10 @@ impl Supervisor {
         }
     }
 
-    /// Repair what generations did to the sockets that they share. At the end of all they may do as they like.
+    /// Repair what generations did to their sockets. At the end of all they may do as they like, unless somebody has those
+    /// sockets after us.
     pub(super) fn look_after_sockets(&mut self) {
-        if self.plan.stopping.is_some() {
+        if !self.keeps_sockets() {
             return;
         }
         for look in self.sockets.look_after() {

@@ -19,6 +19,7 @@ mod requests;
 mod signals;
 mod sockets;
 mod steer;
+mod store;
 mod succession;
 mod terminal;
 pub(crate) mod upgrade;
@@ -41,6 +42,7 @@ use crate::config::{Limits, Ready, Supervise};
 use crate::manager::Manager;
 use crate::pid_file::PidFile;
 use crate::socket::listener::Listener;
+use crate::socket::stored::Stored;
 use crate::socket::takeover::{Claim, Predecessor};
 use crate::sys;
 use crate::target::Handing;
@@ -52,6 +54,7 @@ use poll::{Source, Table};
 use report::{KILLED_ONE, Reporter};
 use signals::Signals;
 use sockets::{Share, Sockets};
+use store::Store;
 pub(crate) use succession::{rehearse, take_over};
 use terminal::Terminal;
 use upgrade::{ProgramFile, Upgrade};
@@ -75,6 +78,7 @@ struct Supervisor {
     generations: Generations,
     reporter: Reporter,
     upgrade: Upgrade,
+    store: Option<Store>,
     pid_file: Option<PidFile>,
     /// Only one takes over from a process at a time.
     claim: Option<Claim>,
@@ -97,8 +101,9 @@ pub(crate) fn supervise(
     listeners: Vec<Listener>,
     others: Vec<OwnedFd>,
     predecessor: Option<Predecessor>,
+    stored: Stored,
 ) -> Result<u8> {
-    Ok(Supervisor::new(config, listeners, others, predecessor)?.run())
+    Ok(Supervisor::new(config, listeners, others, predecessor, stored)?.run())
 }
 
 impl Supervisor {
@@ -107,6 +112,7 @@ impl Supervisor {
         listeners: Vec<Listener>,
         others: Vec<OwnedFd>,
         predecessor: Option<Predecessor>,
+        mut stored: Stored,
     ) -> Result<Supervisor> {
         sys::occupy_standard().context("cannot occupy the standard descriptors")?;
         let claim = predecessor.as_ref().map(Claim::make).transpose()?;
@@ -114,7 +120,7 @@ impl Supervisor {
         let mut lender = predecessor.as_mut().and_then(|predecessor| predecessor.lender.as_mut());
         let control = lender.as_mut().and_then(|lender| lender.control.take());
         let used = lender.map(|lender| std::mem::take(&mut lender.used)).unwrap_or_default();
-        let mut sockets = Sockets::new(listeners, others, lowest(&config), config.exec.program.handing)?;
+        let mut sockets = Sockets::new(listeners, others, lowest(&config), config.exec.program.handing, &mut stored)?;
         if predecessor.is_some() {
             sockets.begin_beside_predecessor(&used)?;
         }
@@ -129,6 +135,8 @@ impl Supervisor {
         sys::become_subreaper().context("cannot become a reaper of orphans")?;
         let begin = if predecessor.is_some() { Plan::succeed } else { Plan::begin };
         let (plan, orders) = begin(config.limits, sys::now());
+        let manager = Manager::of(&sys::environment());
+        let store = Store::begin(config.exec.keeper, &config.exec.specs, stored, &manager);
         let mut supervisor = Supervisor {
             config,
             directory: logical_directory(),
@@ -138,8 +146,9 @@ impl Supervisor {
             events: VecDeque::new(),
             sockets,
             generations: Generations::default(),
-            reporter: Reporter::new(clients, Manager::of(&sys::environment()), None),
+            reporter: Reporter::new(clients, manager, None),
             upgrade: Upgrade::new(upgrade::own_program()),
+            store,
             pid_file: None,
             claim,
             duty: Duty::Supervise,
@@ -168,6 +177,7 @@ impl Supervisor {
             // Before the sleep: a client whose last reply was sent only waits for its connection to close.
             self.reporter.clients.tidy(sys::now());
             self.see_borrower();
+            self.store_sockets();
             for (source, flags) in self.table().wait(sys::now()) {
                 self.wake(source, flags);
             }
@@ -180,7 +190,7 @@ impl Supervisor {
         let mut table = Table::new();
         self.signals.poll(&mut table);
         self.terminal.poll(&mut table);
-        if self.plan.stopping.is_none() {
+        if self.keeps_sockets() {
             self.sockets.poll(&mut table);
         }
         self.generations.poll(&mut table);
@@ -199,7 +209,7 @@ impl Supervisor {
             Source::Control => self.reporter.clients.accept(sys::now()),
             Source::Client(at) => self.wake_client(at, flags),
             // Its outcome is checked in every round.
-            Source::Probe => (),
+            Source::Probe | Source::Store => (),
         }
     }
 
@@ -259,7 +269,8 @@ impl Supervisor {
     /// Every descriptor that the state names.
     fn handed_on(&self) -> Vec<BorrowedFd<'_>> {
         let parts = self.sockets.handed_on().chain(self.generations.handed_on());
-        parts.chain(self.reporter.clients.handed_on()).collect()
+        let parts = parts.chain(self.reporter.clients.handed_on());
+        parts.chain(self.store.as_ref().and_then(Store::handed_on)).collect()
     }
 
     /// All is over: remove what is ours, and reply to the clients that waited for it.
@@ -268,10 +279,19 @@ impl Supervisor {
         if let Duty::Handover(successor) = self.duty {
             return self.leave_to(successor);
         }
+        let is_stored = self.is_stored();
+        if is_stored {
+            // What the last generations did to them is repaired for the next start.
+            self.look_after_sockets();
+            self.store_sockets();
+        }
         if let Some(pid_file) = self.pid_file {
             pid_file.remove();
         }
         // A client may start the next supervisor as soon as it gets the last reply: sockets and files go first.
+        if is_stored {
+            self.sockets.leave_names();
+        }
         drop(self.sockets);
         for mut client in self.reporter.clients.close() {
             match client.waiting_for {
@@ -301,7 +321,7 @@ pub(crate) fn first_number(config: &Supervise) -> RawFd {
 }
 
 /// Sockets that no generation has at their own number stay clear of the numbers that the program has.
-fn lowest(config: &Supervise) -> RawFd {
+pub(crate) fn lowest(config: &Supervise) -> RawFd {
     let number = if let Ready::Descriptor(number) = config.ready { number } else { 0 };
     LOWEST.max(number + 1)
 }

@@ -31,6 +31,8 @@ pub(crate) enum Source {
     Client(usize),
     /// The program that reads the state before it takes over.
     Probe,
+    /// The service manager has read what it was given.
+    Store,
 }
 
 /// One round's descriptors and deadline.

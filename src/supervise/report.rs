@@ -6,6 +6,7 @@ mod waits;
 use std::time::Duration;
 
 use log::{Level, error, log, warn};
+use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 
 use crate::config::Limits;
@@ -17,7 +18,7 @@ use crate::supervise::control::server::Clients;
 use crate::supervise::diagnosis::{Diagnosis, Findings, why_stopped};
 use crate::supervise::generations::Generations;
 use crate::supervise::plan::{Cause, Id, Plan, Reason, Transition};
-use crate::supervise::poll::Table;
+use crate::supervise::poll::{Source, Table};
 use crate::supervise::sockets::Sockets;
 use crate::supervise::wording::{connections, show};
 use crate::sys::{self, Ending, Timestamp};
@@ -104,6 +105,9 @@ impl Reporter {
     pub(crate) fn poll<'a>(&'a self, table: &mut Table<'a>) {
         self.clients.poll(table);
         table.until(self.manager.deadline());
+        if let Some(answer) = self.manager.store_answer() {
+            table.events(Source::Store, answer, PollFlags::empty());
+        }
         table.until(self.next_live);
     }
 

@@ -1,5 +1,6 @@
 //! The sockets of a supervisor, and which of them each generation serves on.
 
+mod begin;
 mod given;
 pub(crate) mod intercepted;
 mod names;
@@ -14,14 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::descriptors::SocketInode;
 use crate::kernel::socket_info::{Peer, States};
-use crate::socket::group::{Group, Look, Route, Trial, check_obedience};
+use crate::socket::group::{Group, Look, Route, Trial};
 use crate::socket::interception::Versions;
 use crate::socket::listener::Listener;
 use crate::socket::steering::Client;
 use crate::socket::takeover::Loan;
 use crate::supervise::plan::Id;
 use crate::supervise::poll::{Source, Table};
-use crate::target::Handing;
 use names::watch_names;
 
 /// The sockets of all addresses; the first of each is at the number where every generation finds it.
@@ -97,25 +97,11 @@ impl Share {
 }
 
 impl Sockets {
-    /// Those of `given`; further ones get numbers from `lowest` on.
-    pub(crate) fn new(given: Vec<Listener>, others: Vec<OwnedFd>, lowest: RawFd, handing: Handing) -> Result<Sockets> {
-        let (mut listeners, beside): (Vec<_>, _) = given.into_iter().partition(Listener::is_socket);
-        check_obedience(&mut listeners);
-        let is_open = |first: &Listener| handing == Handing::Interception && first.is_for_any_version();
-        let listed = listeners.into_iter().enumerate().map(|(spec, first)| {
-            let versions = if is_open(&first) { Versions::Undecided } else { Versions::Given };
-            Ok(Listed { group: Group::of(first, lowest)?, versions, spec })
-        });
-        Ok(Sockets::looked_after(listed.collect::<Result<_>>()?, beside, others, lowest))
-    }
-
     fn looked_after(listed: Vec<Listed>, beside: Vec<Listener>, others: Vec<OwnedFd>, lowest: RawFd) -> Sockets {
         let groups = || listed.iter().map(|listed| &listed.group);
         let names = watch_names(groups().filter_map(|group| group.listener(0).created()));
-        let mut steered = groups().filter(|group| group.is_steered());
-        // Those that are bound here have the first one serve, whoever has the others.
-        let lent = steered.clone().find(|group| group.listener(0).is_of_predecessor());
-        let serving = lent.or_else(|| steered.next()).map_or(0, Group::serving);
+        // One that was bound just now begins at the first slot, whatever the others do.
+        let serving = groups().map(Group::serving).max().unwrap_or(0);
         let route = Route { serving, ..Route::default() };
         let reach = reach(groups());
         Sockets {
@@ -177,7 +163,7 @@ impl Sockets {
         self.groups_mut().for_each(Group::refresh_idle);
     }
 
-    /// The successor serves: the names are its own.
+    /// Their names outlive this supervisor: another process has the sockets.
     pub(crate) fn leave_names(&mut self) {
         self.groups_mut().for_each(Group::leave_both_names);
     }

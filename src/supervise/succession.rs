@@ -22,6 +22,7 @@ use crate::supervise::plan::{Event, KILLED, Order};
 use crate::supervise::report::{LastFailure, Reporter};
 use crate::supervise::signals::Signals;
 use crate::supervise::sockets::Sockets;
+use crate::supervise::store::Store;
 use crate::supervise::terminal::Terminal;
 use crate::supervise::upgrade::state::{FOREIGN, NOTIFIERS, SLOTS, State};
 use crate::supervise::upgrade::{self, Upgrade};
@@ -74,6 +75,7 @@ impl Supervisor {
             sockets.reach(),
             &mut claimed,
         );
+        let store = Store::resume(config.exec.keeper, &config.exec.specs, state.store, &mut claimed);
         // A state that does not name them: what is left was inherited.
         let sockets = if inherits_rest { sockets.with_others(claimed.rest()) } else { sockets };
         let mut plan = state.plan;
@@ -107,6 +109,7 @@ impl Supervisor {
             }),
             claim: None,
             duty: Duty::Supervise,
+            store,
             finished: None,
         };
         Ok((supervisor, orders))
@@ -138,6 +141,7 @@ impl Supervisor {
             last_failure_at: self.reporter.last_failure.as_ref().map(|failure| failure.at),
             asked: self.reporter.asked,
             pid_file: self.pid_file.is_some(),
+            store: self.store.as_ref().and_then(Store::save),
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::failure::Failure;
 use crate::logging;
 use crate::manager::Manager;
 use crate::socket::listener::Listener;
+use crate::socket::stored::Stored;
 use crate::socket::takeover::{Claim, Predecessor};
 use crate::supervise::control::server::Clients;
 use crate::supervise::generation::descriptors::Role;
@@ -86,7 +87,8 @@ impl Handover {
         let claim = Claim::make(&predecessor)?;
         let lender = predecessor.lender.as_mut();
         let used = lender.map(|lender| std::mem::take(&mut lender.used)).unwrap_or_default();
-        let mut sockets = Sockets::new(listeners, vec![], lowest(&config), Handing::Descriptors)?;
+        let mut sockets =
+            Sockets::new(listeners, vec![], lowest(&config), Handing::Descriptors, &mut Stored::default())?;
         sockets.begin_beside_predecessor(&used)?;
         steer::check(&config, &sockets)?;
         check_ready_fd(&config.ready, &sockets)?;
@@ -237,6 +239,7 @@ impl Supervisor {
             generations: Generations::default(),
             reporter,
             upgrade: Upgrade::new(Default::default()),
+            store: None,
             pid_file: None,
             claim: Some(claim),
             duty: Duty::Handover(share),

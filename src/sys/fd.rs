@@ -16,9 +16,9 @@ pub(crate) const FIRST_FD: RawFd = 3;
 /// Where descriptors are looked for when there is no /proc: no server has more open when it starts its successor.
 const WITHOUT_PROC: RawFd = 4096;
 
-/// The descriptors from 3 on that this process was started with, in the order of their numbers; or those that another one
-/// sent, by the numbers that they had there.
-#[derive(Debug)]
+/// The descriptors from 3 on that this process was started with, in the order of their numbers; or others, by the numbers that
+/// they had in a predecessor.
+#[derive(Debug, Default)]
 pub(crate) struct Claimed(Vec<(RawFd, OwnedFd)>);
 
 /// Take every open descriptor from 3 on, in the order of their numbers.
@@ -42,6 +42,11 @@ impl Claimed {
     /// Those that another process sent, with the numbers by which it knows them.
     pub(crate) fn received(received: Vec<(RawFd, OwnedFd)>) -> Claimed {
         Claimed(received)
+    }
+
+    /// Add one that is to be taken by this number.
+    pub(crate) fn add(&mut self, number: RawFd, fd: OwnedFd) {
+        self.0.push((number, fd));
     }
 
     /// Take the one of this number, close-on-exec.

@@ -36,7 +36,7 @@ pub(crate) use process::{
     is_ptrace_restricted, is_readable, is_secure, let_look, pidfd_getfd, pidfd_of, pidfd_of_child, pidfd_of_thread,
     see_end_of, send_signal, set_name, try_to_get_descriptors, variable, would_give_up_privileges,
 };
-pub(crate) use rights::{receive_descriptor, send_descriptor};
+pub(crate) use rights::{receive_descriptor, send_descriptor, send_text};
 pub(crate) use search::{candidates, execute};
 pub(crate) use seccomp::{
     Notice, PendingCall, Verdict, answer, filter_calls, is_pending, next_call, put, try_put, wake_here,

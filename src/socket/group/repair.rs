@@ -118,8 +118,10 @@ impl Group {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        // Another is put last.
-        steered.helm = None;
+        // Another is put last. To close this one is not enough: the service manager may have it, too.
+        if let Some(helm) = steered.helm.take() {
+            shut_down(&helm.listener)?;
+        }
         steered.places = Places::default();
         if left.contains(&serving) {
             self.listen_again(&[serving])?;

@@ -11,7 +11,7 @@ use crate::saved;
 use crate::socket::group::{Group, Route, Steered};
 use crate::socket::listener::{Listener, SavedListener};
 use crate::socket::options::Options;
-use crate::socket::places::Places;
+use crate::socket::places::{Member, Places};
 use crate::socket::slot::Slot;
 use crate::sys::Claimed;
 
@@ -38,17 +38,29 @@ pub(crate) struct SavedGroup {
 }
 
 impl SavedGroup {
-    /// The descriptor of the slot that serves, if that is not the first.
-    pub(crate) fn serving_number(&self) -> Option<RawFd> {
-        self.slots.get(self.serving.checked_sub(1)?).map(SavedListener::number)
+    /// The numbers of its descriptors, but for those that are of no use.
+    pub(crate) fn numbers(&self) -> Vec<RawFd> {
+        let slots = self.slots.iter().chain(&self.helm).chain(self.spares.iter().map(|(_, spare)| spare));
+        let slots = slots.chain(&self.fillers);
+        [self.first].into_iter().chain(slots.map(SavedListener::number)).collect()
     }
 
-    /// The numbers of all its descriptors but the first.
-    pub(crate) fn numbers(&self) -> impl Iterator<Item = RawFd> {
-        let spares = self.spares.iter().map(|(_, spare)| spare);
-        let discarded = self.discarded.iter().map(|(_, listener)| listener);
-        let all = self.slots.iter().chain(&self.helm).chain(spares).chain(discarded).chain(&self.fillers);
-        all.map(SavedListener::number)
+    /// Those that are of no use, and are still in their places.
+    pub(crate) fn discarded(&self) -> impl Iterator<Item = RawFd> {
+        self.discarded.iter().map(|(_, listener)| listener.number())
+    }
+
+    /// The number of the descriptor where new connections go.
+    pub(crate) fn serving(&self) -> Option<RawFd> {
+        // Behind the slots are others.
+        self.numbers().get(self.serving).copied().filter(|_| self.serving <= self.slots.len())
+    }
+
+    /// Nobody has those any more that were discarded. None if it is not known what has moved in their places.
+    pub(crate) fn without_discarded(mut self) -> Option<SavedGroup> {
+        let gone: Vec<_> = self.discarded.drain(..).map(|(slot, _)| Member::Discarded(slot)).collect();
+        self.places = self.places.without(&gone)?;
+        Some(self)
     }
 }
 
@@ -73,10 +85,24 @@ impl Group {
         (first, beside)
     }
 
+    /// The same where nobody has a socket of it: the one where new connections go is for the next.
+    pub(crate) fn renew(first: Listener, saved: SavedGroup, options: Options, claimed: &mut Claimed) -> Result<Group> {
+        let mut group = Group::resume(first, saved, options, claimed)?;
+        let serving = group.serving();
+        for (at, slot) in group.slots.iter_mut().enumerate() {
+            if at == serving { slot.renew() } else { slot.leave_idle()? }
+        }
+        Ok(group)
+    }
+
     /// A steered group of a predecessor, whose further sockets are bound with `options`.
     pub(crate) fn resume(first: Listener, saved: SavedGroup, options: Options, claimed: &mut Claimed) -> Result<Group> {
-        let mut resume =
-            |saved| -> Result<Listener> { Ok(Listener::resume(saved, claimed)?.not_alone(options.clone())) };
+        let name = first.name.clone();
+        let mut resume = |saved| -> Result<Listener> {
+            let mut listener = Listener::resume(saved, claimed)?.not_alone(options.clone());
+            listener.name.clone_from(&name);
+            Ok(listener)
+        };
         let mut slots = vec![Slot::of(first.not_alone(options.clone()))?];
         for slot in saved.slots {
             slots.push(Slot::of(resume(slot)?)?);

@@ -7,9 +7,16 @@ use crate::kernel::socket_info::{InetSocket, IpVersion, Peer, States};
 use crate::kernel::sockets::{inet_sockets, peers};
 use crate::socket::endpoint::Endpoint;
 use crate::socket::group::{Group, Steered};
+use crate::socket::listener::Listener;
 use crate::sys::Transport;
 
 impl Group {
+    /// Its sockets, but for those that are of no use any more.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (&Listener, SocketInode)> {
+        let idle = self.steered.iter().flat_map(Steered::idle);
+        self.slots.iter().chain(idle).map(|slot| (&slot.listener, slot.inode))
+    }
+
     /// The inodes of all its sockets.
     pub(crate) fn inodes(&self) -> impl Iterator<Item = SocketInode> {
         let idle = self.steered.iter().flat_map(Steered::idle);

@@ -45,7 +45,7 @@ pub(crate) struct Lent {
 impl LentGroup {
     /// The socket of the slot that serves, if that is not the first.
     pub(crate) fn serving(mut self) -> Option<nix::Result<OwnedFd>> {
-        let number = self.saved.serving_number()?;
+        let number = self.saved.serving().filter(|number| *number != self.saved.first)?;
         Some(self.sockets.take(number))
     }
 }
@@ -63,7 +63,8 @@ impl Lent {
             let beside = steered.extract_if(.., |group| group.first == number).next();
             let listener = Listener::resume(saved, sockets)?;
             let group = beside.map(|saved| {
-                let theirs = saved.numbers().filter_map(|fd| Some((fd, sockets.take(fd).ok()?)));
+                let numbers = saved.numbers().into_iter().chain(saved.discarded());
+                let theirs = numbers.filter_map(|fd| Some((fd, sockets.take(fd).ok()?)));
                 LentGroup { sockets: Claimed::received(theirs.collect()), saved }
             });
             listeners.push(listener.lent(group));

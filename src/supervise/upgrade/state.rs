@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -68,6 +68,9 @@ pub(crate) struct State {
     /// The pid file was written.
     #[serde(default)]
     pub(crate) pid_file: bool,
+    /// The descriptor of what the service manager stores beside the sockets.
+    #[serde(default)]
+    pub(crate) store: Option<RawFd>,
 }
 
 impl State {

@@ -23,6 +23,7 @@ pub mod run;
 pub mod server;
 pub mod setup;
 pub mod socket;
+pub mod store;
 pub mod supervisor;
 pub mod systemd;
 pub mod trial;

@@ -1,5 +1,7 @@
 //! A real systemd, booted as pid 1 of namespaces of its own, with the units of the test's folder.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::{env, fs, thread};
 
@@ -138,6 +140,20 @@ impl Systemd {
     /// Wait until this generation answers.
     pub fn wait_generation(&self, generation: u64) {
         wait_for("the generation", || (self.answer("s").generation == generation).then_some(()));
+    }
+
+    /// Do it in a thread that is in its network, whose loopback interface is up then.
+    pub fn in_network<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        assert_eq!(self.run(&["ip", "link", "set", "lo", "up"]).failure(), (0, ""));
+        let network = File::open(format!("/proc/{}/ns/net", self.pid)).unwrap();
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                // SAFETY: setns takes two integers and changes this thread alone.
+                Errno::result(unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) }).unwrap();
+                act()
+            });
+            inside.join().unwrap()
+        })
     }
 
     /// The inodes of the sockets that it holds itself.
