@@ -1,7 +1,7 @@
 //! Leave the unwind tables out of what is released: a panic aborts, and nobody unwinds.
 //!
-//! They are a seventh of the program. Only of the release build with musl, the one that "tiny" is said of, and of the
-//! program alone: a test unwinds from its panics. rustc has no option that would do it for one profile.
+//! They are a seventh of the program. Only of the release builds, and of the program alone: a test unwinds from its panics.
+//! rustc has no option that would do it for one profile.
 
 use std::env;
 use std::fs;
@@ -19,7 +19,8 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let is = |name: &str, value: &str| env::var(name).is_ok_and(|is| is == value);
     // Another target may have a linker of its own, which takes other arguments.
-    if is("PROFILE", "release") && is("TARGET", "x86_64-unknown-linux-musl") {
+    let targets = ["x86_64-unknown-linux-musl", "x86_64-unknown-linux-gnu"];
+    if is("PROFILE", "release") && targets.into_iter().any(|target| is("TARGET", target)) {
         let script = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("no-unwinding.ld");
         fs::write(&script, SCRIPT).expect("cargo made the folder for it");
         println!("cargo::rustc-link-arg-bin=handoff-run=-Wl,-T,{}", script.display());
