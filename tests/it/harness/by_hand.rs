@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use super::client::{Answer, ask};
 use super::process::{self, copy_of};
 use super::socket::option;
-use super::{Folder, PROGRAM, Run, Running, Server, server, wait_for};
+use super::{Folder, PROGRAM, Run, Running, Server, server, try_for, wait_for};
 
 /// It opens its address itself, and answers as generation 0.
 pub struct ByHand {
@@ -137,7 +137,8 @@ impl Successor {
     /// Wait until nothing of handoff-run is left.
     #[track_caller]
     pub fn wait_alone(&self) {
-        wait_for("the watcher to end", || self.watcher().is_none().then_some(()));
+        let is_alone = || self.watcher().is_none().then_some(());
+        try_for(is_alone).unwrap_or_else(|| panic!("waited for the watcher to end: {}", self.log()));
     }
 
     /// The status, and what was written to stderr until all was over.
@@ -152,7 +153,8 @@ impl Successor {
 
 impl Watcher {
     fn find(&self) -> Option<Pid> {
-        let folder = (*self.folder).as_ref().to_str().unwrap().to_owned();
+        // With its slash: another's name may begin as this one does.
+        let folder = self.folder.text("");
         let is_watcher = |pid: &Pid| {
             let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             *pid != self.program && line.contains("--from") && line.contains(&folder)
