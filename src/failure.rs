@@ -41,6 +41,11 @@ impl Failure {
         Failure { remedy, ..self }
     }
 
+    /// What a system call reported, if it is that.
+    pub(crate) fn errno(&self) -> Option<Errno> {
+        self.error.downcast_ref().copied()
+    }
+
     /// The exit status.
     pub(crate) fn status(&self) -> u8 {
         self.status as u8

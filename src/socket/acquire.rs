@@ -1,9 +1,12 @@
 //! Where the sockets come from: inherited, or else bound. The variables are hints; what the kernel reports decides.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use log::{debug, info};
+use nix::errno::Errno;
+use nix::poll::{PollTimeout, poll};
 
 use crate::failure::Result;
 use crate::kernel::descriptors::SocketInode;
@@ -16,6 +19,11 @@ use crate::socket::spec::{FdName, Spec};
 use crate::socket::store_name;
 use crate::socket::stored::Stored;
 use crate::socket::takeover::{Lent, Predecessor, Search, Taken};
+use crate::sys;
+
+/// How long what the service manager closed may still be open in a child of its own, which has a copy of all until it is
+/// another program.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// What is to be handed on, and what stays open beside it.
 pub(crate) struct Acquired {
@@ -73,9 +81,12 @@ pub(crate) fn acquire(
     let taken: Vec<u64> = wanted.iter().filter_map(|wanted| Some(wanted.found.as_ref()?.inode)).collect();
     let beside = take_beside(&mut candidates, announced)?;
     let others = candidates.let_go(&taken, announced)?;
-    discard(&stored.release(&taken));
+    let released = stored.release(&taken);
+    discard(&released);
+    let patience = if released.is_empty() { Duration::ZERO } else { CLOSING };
     let predecessor = from.map(|from| take_over(&mut wanted, from)).transpose()?.flatten();
-    let listeners = wanted.into_iter().map(|wanted| wanted.into_listener(manner, predecessor.as_ref(), &stored));
+    let listeners =
+        wanted.into_iter().map(|wanted| wanted.into_listener(manner, predecessor.as_ref(), &stored, patience));
     let listeners = listeners.chain(beside.into_iter().map(Ok)).collect::<Result<_>>()?;
     Ok(Acquired { listeners, others, predecessor, stored })
 }
@@ -178,7 +189,14 @@ impl<'a> Wanted<'a> {
         self.is_descriptor() && socket.serves || self.endpoints.iter().any(|endpoint| socket.is_at(endpoint))
     }
 
-    fn into_listener(self, manner: Manner, predecessor: Option<&Predecessor>, stored: &Stored) -> Result<Listener> {
+    /// With this `patience` if somebody else has the address.
+    fn into_listener(
+        self,
+        manner: Manner,
+        predecessor: Option<&Predecessor>,
+        stored: &Stored,
+        patience: Duration,
+    ) -> Result<Listener> {
         if let Some(lent) = self.lent {
             debug!("{} is lent", self.spec);
             return Ok(lent.for_spec(self.spec, manner)?);
@@ -197,7 +215,20 @@ impl<'a> Wanted<'a> {
             (None, _, Address::Descriptor(number)) => {
                 Err(anyhow::anyhow!("cannot listen on {}: descriptor {number} is not an open socket", self.spec).into())
             }
-            (None, ..) => bind_first(self.spec, &self.endpoints, manner),
+            (None, ..) => bind_within(patience, self.spec, &self.endpoints, manner),
+        }
+    }
+}
+
+/// Bind it as soon as nobody has the address, if that is within this time.
+fn bind_within(patience: Duration, spec: &Spec, endpoints: &[Endpoint], manner: Manner) -> Result<Listener> {
+    let deadline = sys::now() + patience;
+    loop {
+        match bind_first(spec, endpoints, manner) {
+            Err(failure) if failure.errno() == Some(Errno::EADDRINUSE) && sys::now() < deadline => {
+                let _ = poll(&mut [], PollTimeout::from(10_u8));
+            }
+            outcome => return outcome,
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::harness::process;
 use crate::harness::setup::{Setup, supervise_in};
 use crate::harness::socket::{address, link, listeners_on};
 use crate::harness::store::Store;
-use crate::harness::{DEADLINE, Folder, Report, Server, handoff_run_with, wait_for};
+use crate::harness::{DEADLINE, Folder, Report, Run, Server, handoff_run_with, wait_for};
 
 fn fdstore(folder: &Arc<Folder>, script: &str) -> Setup {
     supervise_in(folder, Server::Python(script), &["--fdstore"])
@@ -72,6 +72,21 @@ fn a_socket_that_is_not_asked_for_leaves_the_store_before_another_is_bound_there
         wait_for("the new one in the store", || (store.names().contains(&"c".into())).then_some(()));
         assert!(!store.names().contains(&"a".into()), "{:?}", store.names());
     }
+}
+
+// A service manager that starts another unit at that moment has forked, and its child has what was closed.
+#[test]
+fn an_address_that_a_child_of_the_service_manager_still_has_is_waited_for() {
+    let folder = Folder::new();
+    let store = Store::new(&folder);
+    let first = target(&store, &["-l", "a=127.0.0.1:0"]);
+    let port = address(&first.sockets[0]).port();
+    let server = Pid::from_raw(first["pid"].parse().unwrap());
+    let _child = Run::of("sleep").args(&["0.3"]).inherit(&first.sockets[0], 3).start();
+    drop(first);
+    wait_for("its end", || (!process::exists(server)).then_some(()));
+    let next = target(&store, &["-l", &format!("c=0.0.0.0:{port}")]);
+    assert_eq!(address(&next.sockets[0]).to_string(), format!("0.0.0.0:{port}"));
 }
 
 #[test]
