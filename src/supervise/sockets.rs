@@ -5,9 +5,10 @@ mod given;
 pub(crate) mod intercepted;
 mod names;
 mod save;
+mod succession;
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::Result;
 use nix::sys::inotify::Inotify;
@@ -19,7 +20,6 @@ use crate::socket::group::{Group, Look, Route, Trial};
 use crate::socket::interception::Versions;
 use crate::socket::listener::Listener;
 use crate::socket::steering::Client;
-use crate::socket::takeover::Loan;
 use crate::supervise::plan::Id;
 use crate::supervise::poll::{Source, Table};
 use names::watch_names;
@@ -124,64 +124,6 @@ impl Sockets {
 
     fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
         self.listed.iter_mut().map(|listed| &mut listed.group)
-    }
-
-    /// Another process serves on those that were taken over from it, or lent by it, and may have `used` slots besides. Nobody is
-    /// to wait at the others for it.
-    ///
-    /// # Errors
-    /// If the kernel does not take the program.
-    pub(crate) fn begin_beside_predecessor(&mut self, used: &[usize]) -> Result<()> {
-        self.keep_names();
-        self.reserved = used.iter().copied().map(Share::Slot).collect();
-        let Share::Slot(successor) = self.unused(&[])? else { return Ok(()) };
-        let (vacant, lowest) = (self.route.serving, self.lowest);
-        let mut without = self.groups_mut().filter(|group| !group.listener(0).is_of_predecessor());
-        without.try_for_each(|group| group.lead_past(vacant, successor, lowest))
-    }
-
-    /// Lend them to a successor, which has to know that generations have `used` slots beside the one that serves.
-    pub(crate) fn lend(&mut self, used: Vec<usize>) -> Loan {
-        self.is_lent = true;
-        let (listeners, steered): (Vec<_>, Vec<_>) = self.groups().map(Group::save).unzip();
-        let descriptors = self.groups().flat_map(Group::sockets).map(|socket| socket.as_fd().as_raw_fd());
-        Loan { descriptors: descriptors.collect(), listeners, steered: steered.into_iter().flatten().collect(), used }
-    }
-
-    /// What is lent, in the same order.
-    pub(crate) fn lent_descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.groups().flat_map(Group::sockets).map(AsFd::as_fd).collect()
-    }
-
-    pub(crate) fn is_lent(&self) -> bool {
-        self.is_lent
-    }
-
-    /// The successor is gone.
-    pub(crate) fn take_back(&mut self) {
-        self.is_lent = false;
-        self.groups_mut().for_each(Group::refresh_idle);
-    }
-
-    /// Their names outlive this supervisor: another process has the sockets.
-    pub(crate) fn leave_names(&mut self) {
-        self.groups_mut().for_each(Group::leave_both_names);
-    }
-
-    /// That process is gone.
-    pub(crate) fn keep_taken(&mut self) {
-        self.reserved.clear();
-        self.groups_mut().for_each(Group::own);
-    }
-
-    /// The program that has this set goes on alone with it.
-    pub(crate) fn leave_to(self, share: Share) {
-        for Listed { mut group, .. } in self.listed {
-            group.own();
-            group.leave_name();
-            group.leave_to(share.slot());
-        }
-        self.beside.into_iter().for_each(|mut beside| beside.leave_name());
     }
 
     /// Keep the names of the files that a predecessor made, which may have had no way to.

@@ -328,16 +328,21 @@ pub(crate) fn pidfd_of_child(child: Pid) -> nix::Result<OwnedFd> {
 
 /// pidfd_send_signal(2); where that is denied, kill(2), for which `pid` must be known to be this process' own still.
 pub(crate) fn send_signal(process: impl AsFd, pid: Pid, signal: c_int) -> nix::Result<()> {
-    let process = process.as_fd().as_raw_fd();
-    // SAFETY: without a siginfo the call takes integers and a null pointer.
-    let sent =
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, signal, ptr::null::<libc::siginfo_t>(), 0) };
-    match Errno::result(sent) {
-        Ok(_) => Ok(()),
+    match send_signal_by(process, signal) {
+        Ok(()) => Ok(()),
         Err(Errno::ESRCH) => Err(Errno::ESRCH),
         // SAFETY: kill takes two integers.
         Err(_) => Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop),
     }
+}
+
+/// pidfd_send_signal(2): to this process, or to none.
+pub(crate) fn send_signal_by(process: impl AsFd, signal: c_int) -> nix::Result<()> {
+    let process = process.as_fd().as_raw_fd();
+    // SAFETY: without a siginfo the call takes integers and a null pointer.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, signal, ptr::null::<libc::siginfo_t>(), 0) };
+    Errno::result(sent).map(drop)
 }
 
 /// fork(2).

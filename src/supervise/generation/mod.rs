@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod child;
 pub(crate) mod descriptors;
+mod ending;
 mod handover;
 mod http;
 mod notifier;
@@ -17,20 +18,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use log::{debug, warn};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid, pipe2, read};
 
 use crate::config::Ready;
 use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::descriptors::{ForeignFd, SocketInode};
 use crate::kernel::members::Members;
-use crate::kernel::processes::{Process, are_visible};
+use crate::kernel::processes::are_visible;
 use crate::missing::Facility;
-use crate::supervise::control::borrow;
 use crate::supervise::diagnosis::Findings;
 use crate::supervise::plan;
 use crate::supervise::signals::Dispositions;
@@ -298,72 +297,6 @@ impl Generation {
         now.saturating_sub(self.started)
     }
 
-    /// Send the stop signal to the main process while it runs, then to every remaining process.
-    pub(crate) fn retire(&mut self, signal: Signal) {
-        self.watch = None;
-        // At a stop it may still run.
-        self.trial_check = None;
-        if self.killed {
-            self.kill();
-        } else if self.descriptors.get(Role::Lender).is_some_and(|lender| borrow::succeed(lender).is_ok()) {
-            debug!("generation {}: it was told that it has been succeeded", self.id);
-        } else if self.ended.is_none() {
-            if let Err(errno) = self.signal(signal as i32)
-                && errno != Errno::ESRCH
-            {
-                warn!("generation {}: its main process cannot be sent {signal}: {errno}", self.id);
-            }
-            // A stopped process would never see the signal.
-            ignore_gone(self.signal(Signal::SIGCONT as i32));
-        } else {
-            self.signal_all(signal);
-            self.signal_all(Signal::SIGCONT);
-        }
-    }
-
-    /// End every remaining process; to be repeated for those that are forked meanwhile.
-    pub(crate) fn kill(&mut self) {
-        self.watch = None;
-        self.killed = true;
-        self.signal_all(Signal::SIGKILL);
-        // Another user's by now, as after setuid(2), where we may not signal those.
-        let may_not = |pid: &Pid| kill(*pid, None) == Err(Errno::EPERM);
-        self.unkillable = self.members.alive().into_iter().filter(may_not).collect();
-    }
-
-    /// The processes that are left because they may not be killed.
-    pub(crate) fn unkillable(&self) -> &[Pid] {
-        &self.unkillable
-    }
-
-    /// Send a signal to the main process.
-    pub(crate) fn signal(&self, signal: i32) -> nix::Result<()> {
-        // A child is not reaped before all is over: the number is its own.
-        sys::send_signal(self.descriptors.get(Role::Pidfd).ok_or(Errno::ESRCH)?, self.pid, signal)
-    }
-
-    /// Send a signal to every remaining process.
-    fn signal_all(&self, signal: Signal) {
-        if !self.is_foreign {
-            // The main process, ended or not, is not reaped: the group's number is still its own.
-            ignore_gone(killpg(self.pid, signal));
-        }
-        let others = self.members.alive_processes().filter(|process| self.is_foreign || process.group != self.pid);
-        others.for_each(|process| signal_process(process, signal));
-    }
-
-    /// Is nothing left but its unreaped main process, and what may not be killed?
-    pub(crate) fn is_over(&self) -> bool {
-        let is_given_up = |pid: &Pid| self.unkillable.contains(pid);
-        (self.ended.is_some() || is_given_up(&self.pid)) && self.members.alive().iter().all(is_given_up)
-    }
-
-    /// Reap the main process; the last thing to be done.
-    pub(crate) fn reap(self) {
-        // It may have been reaped already.
-        let _ = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
-    }
-
     /// Is `pid` one of its processes, and not merely a number that was one's?
     pub(crate) fn has_member(&self, pid: Pid) -> bool {
         // The kernel reports the group even of a process that is too new to be known, or that /proc hides.
@@ -376,22 +309,5 @@ impl Generation {
     pub(crate) fn marks(&self, environment: &[u8]) -> bool {
         let variable = self.descriptors.get(Role::Notify).and_then(|socket| notify_socket::variable(socket).ok());
         variable.is_some_and(|variable| environment.split(|byte| *byte == 0).any(|entry| entry == variable))
-    }
-}
-
-/// Signal a process that is no child of ours and may have ended: through a descriptor that is opened while the number
-/// is seen to be still its own.
-fn signal_process(process: &Process, signal: Signal) {
-    let Ok(pidfd) = sys::pidfd_of(process.pid) else { return };
-    if Process::read(process.pid).is_some_and(|now| now.started == process.started) {
-        ignore_gone(sys::send_signal(&pidfd, process.pid, signal as i32));
-    }
-}
-
-fn ignore_gone(sent: nix::Result<()>) {
-    if let Err(errno) = sent
-        && errno != Errno::ESRCH
-    {
-        debug!("cannot signal: {errno}");
     }
 }
