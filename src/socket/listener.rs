@@ -2,27 +2,28 @@
 //!
 //! Every socket is created close-on-exec; only `exec.rs` clears that.
 
+mod arrange;
+mod whose;
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Result};
 use libc::c_int;
-use log::{debug, info, warn};
+use log::{debug, info};
 use nix::errno::Errno;
 use nix::sys::socket::AddressFamily;
 use serde::{Deserialize, Serialize};
 
 use crate::failure;
-use crate::kernel::descriptors::SocketInode;
-use crate::socket::bound_file::is_bound_at;
 use crate::socket::endpoint::Endpoint;
-use crate::socket::joining::why_shared;
-use crate::socket::open::{Opened, open, open_beside, unbound};
+use crate::socket::open::{Door, Opened, open, open_beside, unbound};
 use crate::socket::options::Options;
 use crate::socket::remedy;
 use crate::socket::socket_file::{Created, NameState, Naming, SavedFile};
 use crate::socket::spec::{FdName, Spec};
-use crate::socket::takeover::{LentGroup, Predecessor};
 use crate::sys::{self, Claimed};
+pub(crate) use arrange::arrange;
+use whose::Whose;
 
 /// A listener in a state that is handed on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,19 +57,7 @@ pub(crate) struct Listener {
     beside: Option<Options>,
     /// It takes both IP versions because its SPEC has none of them.
     is_for_any_version: bool,
-    /// It was taken over from a process that serves on it.
-    taken: Option<Taken>,
-    /// It was lent by a supervisor, with the rest of its group if it is steered.
-    loan: Option<Option<Box<LentGroup>>>,
-}
-
-/// What is known of a socket of another process.
-#[derive(Debug)]
-struct Taken {
-    /// What is to be put back if that process is not succeeded.
-    reuseport: c_int,
-    /// Its further sockets at the same address.
-    also: Vec<OwnedFd>,
+    whose: Whose,
 }
 
 /// What the target is given.
@@ -97,111 +86,8 @@ impl Listener {
             kind: Kind::Socket,
             beside: None,
             is_for_any_version: false,
-            taken: None,
-            loan: None,
+            whose: Whose::Ours,
         }
-    }
-
-    /// One that a supervisor lends, with the rest of its group if it is steered.
-    pub(crate) fn lent(mut self, group: Option<LentGroup>) -> Listener {
-        // The lender goes on with it if we fail.
-        self.created.iter_mut().for_each(Created::leave_both);
-        Listener { loan: Some(group.map(Box::new)), ..self }
-    }
-
-    /// The same for another SPEC than the lender had.
-    ///
-    /// # Errors
-    /// If it is to be shared, and the socket that is does not come with its group.
-    pub(crate) fn for_spec(self, spec: &Spec, manner: Manner) -> Result<Listener> {
-        let name = spec.fd_name();
-        match (self.loan, manner.taking) {
-            (Some(Some(group)), Sharing::Shared) => {
-                let fd = group.serving().unwrap_or(Ok(self.fd))?;
-                Ok(Listener { name, fd, loan: Some(None), ..self })
-            }
-            (Some(Some(group)), Sharing::Steered) => {
-                Ok(Listener { name, beside: Some(spec.options.clone()), loan: Some(Some(group)), ..self })
-            }
-            (loan, _) => Ok(Listener { name, loan, ..self }),
-        }
-    }
-
-    /// The rest of its group, if it was lent with one.
-    pub(super) fn take_group(&mut self) -> Option<LentGroup> {
-        self.loan.as_mut()?.take().map(|group| *group)
-    }
-
-    /// Is it what bind(2) to `wanted` would have made, and is its name still?
-    pub(crate) fn is_at(&self, wanted: &Endpoint) -> bool {
-        let Ok(bound) = self.endpoint() else { return false };
-        match (wanted.path(), bound.path()) {
-            (Ok(path), Ok(name)) => SocketInode::of(&self.fd).is_ok_and(|inode| is_bound_at(path, inode, name)),
-            _ => wanted.is_served_by(&bound),
-        }
-    }
-
-    /// Has another process it, too, which is to be succeeded?
-    pub(crate) fn is_of_predecessor(&self) -> bool {
-        self.is_taken() || self.loan.is_some()
-    }
-
-    /// One that another process serves on, by the kernel's word the one that `spec` asks for, with what it has `also` at the
-    /// same address. Others may be bound beside it if nothing forbids that, which is logged.
-    pub(crate) fn taken_over(
-        spec: &Spec,
-        fd: OwnedFd,
-        also: Vec<OwnedFd>,
-        manner: Manner,
-        predecessor: Option<&Predecessor>,
-    ) -> Result<Listener> {
-        let listener = Listener::adopted(spec.fd_name(), fd);
-        let Some(predecessor) = predecessor else { return Ok(listener) };
-        let endpoint = listener.endpoint()?;
-        let created = endpoint.path().ok().and(spec.path()).map(Created::taken_over).transpose()?;
-        let obstacle = match manner.taking {
-            Sharing::Shared => None,
-            Sharing::Steered => why_shared(&listener.fd, &endpoint, &spec.options),
-        };
-        if let Some(obstacle) = obstacle {
-            info!("{spec} is shared with {predecessor}: {obstacle}");
-        }
-        let is_steered = manner.taking == Sharing::Steered && obstacle.is_none();
-        let beside = is_steered.then(|| spec.options.clone());
-        let reuseport = sys::option(&listener.fd, libc::SOL_SOCKET, libc::SO_REUSEPORT).unwrap_or_default();
-        Ok(Listener { created, beside, taken: Some(Taken { reuseport, also }), ..listener })
-    }
-
-    /// Was it taken over from a process that serves on it?
-    pub(crate) fn is_taken(&self) -> bool {
-        self.taken.is_some()
-    }
-
-    /// How many connections wait at the further sockets of the process that it was taken over from.
-    pub(super) fn waiting_beside(&self) -> usize {
-        let also = self.taken.iter().flat_map(|taken| &taken.also);
-        also.map(|socket| sys::queue(socket).map_or(0, |queue| queue.length as usize)).sum()
-    }
-
-    /// The process that it was taken over from is gone.
-    pub(crate) fn own(&mut self) {
-        (self.taken, self.loan) = (None, None);
-        self.created.iter_mut().for_each(Created::own);
-    }
-
-    /// The process that has it now looks after its name.
-    pub(crate) fn leave_name(&mut self) {
-        self.created.iter_mut().for_each(Created::leave);
-    }
-
-    /// Another supervisor keeps its names.
-    pub(super) fn leave_both_names(&mut self) {
-        self.created.iter_mut().for_each(Created::leave_both);
-    }
-
-    /// Let others be bound beside it.
-    pub(super) fn allow_others(&self) -> nix::Result<()> {
-        sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)
     }
 
     /// What is announced and no socket.
@@ -235,8 +121,7 @@ impl Listener {
             kind: Kind::Socket,
             beside: None,
             is_for_any_version: false,
-            taken: saved.taken.then_some(Taken { reuseport: 0, also: vec![] }),
-            loan: None,
+            whose: Whose::resume(saved.taken),
         })
     }
 
@@ -268,7 +153,7 @@ impl Listener {
     /// No other may be bound beside it.
     pub(super) fn stay_alone(&mut self) {
         self.beside = None;
-        let before = self.taken.as_ref().map_or(0, |taken| taken.reuseport);
+        let before = self.whose.reuseport();
         // It cannot fail for a socket of ours.
         let _ = sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, before);
     }
@@ -293,9 +178,27 @@ impl Listener {
     /// # Errors
     /// What bind(2) and listen(2) report, or that nothing may be bound beside it.
     pub(super) fn another(&self, lowest: RawFd) -> Result<Listener> {
+        self.another_with(Door::Open, lowest)
+    }
+
+    /// The same, which gets no connection until its door is opened.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) fn another_closed(&self, lowest: RawFd) -> Result<Listener> {
+        self.another_with(Door::Closed, lowest)
+    }
+
+    /// Let connections come to one that was opened so.
+    pub(super) fn open_door(&self) {
+        // There is none where datagrams come.
+        let _ = sys::pass_packets(&self.fd);
+    }
+
+    fn another_with(&self, door: Door, lowest: RawFd) -> Result<Listener> {
         let options = self.beside.as_ref().context("it is alone at its address")?;
         let backlog = self.backlog.map_or(c_int::MAX, |backlog| backlog as c_int);
-        let fd = open_beside(&self.fd, &self.endpoint()?, options, backlog)?;
+        let fd = open_beside(&self.fd, &self.endpoint()?, options, backlog, door)?;
         // A limit of open files may be lower.
         let fd = sys::duplicate_from(&fd, lowest).unwrap_or(fd);
         Ok(Listener {
@@ -306,8 +209,7 @@ impl Listener {
             kind: self.kind,
             beside: Some(options.clone()),
             is_for_any_version: self.is_for_any_version,
-            taken: None,
-            loan: None,
+            whose: Whose::Ours,
         })
     }
 
@@ -327,14 +229,6 @@ impl Listener {
     /// listen(2) with the backlog that it had.
     pub(super) fn listen_again(&self) -> nix::Result<()> {
         sys::listen(&self.fd, self.backlog.map_or(c_int::MAX, |backlog| backlog as c_int))
-    }
-
-    /// Listen again after a shutdown(2), with the backlog that it had.
-    pub(super) fn revive(&self) -> nix::Result<()> {
-        if !self.listens() {
-            sys::disconnect(&self.fd)?;
-        }
-        self.listen_again()
     }
 
     /// Is there a backlog that it is to have?
@@ -369,18 +263,6 @@ impl Listener {
     /// The file that we made for it.
     pub(crate) fn created(&self) -> Option<&Created> {
         self.created.as_ref()
-    }
-
-    /// The same listener at the lowest free number from `lowest` on.
-    fn moved(self, lowest: RawFd) -> nix::Result<Listener> {
-        Ok(Listener { fd: sys::duplicate_from(&self.fd, lowest)?, ..self })
-    }
-
-    /// The same listener at `number`, which is free or its own.
-    fn at(self, number: RawFd) -> nix::Result<Listener> {
-        let listener = if self.fd.as_raw_fd() == number { self } else { self.moved(number)? };
-        // EBUSY cannot be: the descriptor that was there was moved.
-        if listener.fd.as_raw_fd() == number { Ok(listener) } else { Err(Errno::EBUSY) }
     }
 }
 
@@ -444,63 +326,11 @@ fn finish(spec: &Spec, endpoint: &Endpoint, manner: Manner, outcome: Result<Open
     let is_for_any_version = spec.has_any_version() && endpoint.family() == AddressFamily::Inet6;
     let name = spec.fd_name();
     let kind = Kind::Socket;
-    let listener = Listener { name, fd, backlog, created, kind, beside, is_for_any_version, taken: None, loan: None };
+    let listener = Listener { name, fd, backlog, created, kind, beside, is_for_any_version, whose: Whose::Ours };
     if endpoint.has_free_port() {
         info!("{spec} listens on {}", listener.endpoint()?);
     } else {
         debug!("{spec} is bound");
     }
     Ok(listener)
-}
-
-/// Give the listeners the numbers the protocol wants, `first` and on; `others` in the way move up.
-///
-/// Return `others`, with the numbers they have now.
-pub(crate) fn arrange(
-    listeners: Vec<Listener>,
-    others: Vec<OwnedFd>,
-    first: RawFd,
-) -> Result<(Vec<Listener>, Vec<OwnedFd>)> {
-    let end = RawFd::try_from(listeners.len()).ok().and_then(|count| first.checked_add(count));
-    let end = end.context("the descriptor numbers run past the largest there is")?;
-    let in_order = (first..).zip(&listeners).all(|(number, listener)| listener.fd.as_raw_fd() == number);
-    if in_order {
-        return Ok((listeners, others));
-    }
-    let context = || format!("cannot give the sockets the numbers from {first} on");
-    let others = others.into_iter().map(|fd| out_of_the_way(fd, first, end)).collect::<Result<_>>()?;
-    let mut listeners: Vec<Option<Listener>> = listeners.into_iter().map(Some).collect();
-    let mut arranged = Vec::with_capacity(listeners.len());
-    for (at, number) in (first..end).enumerate() {
-        // First move away any listener that still has this number; it gets its own later.
-        for other in listeners[at + 1..].iter_mut() {
-            if let Some(sits) = other.take_if(|other| other.fd.as_raw_fd() == number) {
-                *other = Some(sits.moved(end).map_err(beyond_limit).with_context(context)?);
-            }
-        }
-        let listener = listeners[at].take().expect("each is taken once");
-        arranged.push(listener.at(number).map_err(beyond_limit).with_context(context)?);
-    }
-    Ok((arranged, others))
-}
-
-/// Explain EINVAL of fcntl(2): no descriptor may have a number that high.
-fn beyond_limit(errno: Errno) -> Error {
-    if errno == Errno::EINVAL { anyhow!("the limit of open files (ulimit -n) is lower") } else { errno.into() }
-}
-
-/// Move a descriptor whose number is from `first` to `end`: it may hold a lock, so it is not closed.
-fn out_of_the_way(fd: OwnedFd, first: RawFd, end: RawFd) -> Result<OwnedFd> {
-    let number = fd.as_raw_fd();
-    if !(first..end).contains(&number) {
-        return Ok(fd);
-    }
-    let moved = sys::duplicate_inheritable_from(&fd, end)
-        .map_err(beyond_limit)
-        .with_context(|| format!("cannot move descriptor {number} out of the way"))?;
-    warn!(
-        "descriptor {number} was open and is now {}: a socket belongs there (--first-fd numbers the sockets elsewhere)",
-        moved.as_raw_fd()
-    );
-    Ok(moved)
 }

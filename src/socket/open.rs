@@ -99,11 +99,28 @@ fn allow_others(first: &OwnedFd) -> nix::Result<()> {
     sys::choose_by(first, &Course::straight(0).program())
 }
 
+/// Whether a socket that joins a group gets what comes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Door {
+    Open,
+    /// A connection that is led to it is dropped, and tried again by its client. Datagrams wait.
+    Closed,
+}
+
 /// A socket at the same address as `first`, and of the same user, which gets nothing until the program says so.
-pub(super) fn open_beside(first: &OwnedFd, endpoint: &Endpoint, options: &Options, backlog: c_int) -> Result<OwnedFd> {
+pub(super) fn open_beside(
+    first: &OwnedFd,
+    endpoint: &Endpoint,
+    options: &Options,
+    backlog: c_int,
+    door: Door,
+) -> Result<OwnedFd> {
     let fd = as_owner_of(first, || unbound(endpoint, options)).unwrap_or(Err(Errno::EPERM.into()))?;
     set_reuseport(&fd, 1)?;
     bind(fd.as_raw_fd(), endpoint.to_sockaddr()?.as_ref())?;
+    if door == Door::Closed && endpoint.socket_type() == SockType::Stream {
+        sys::drop_packets(&fd)?;
+    }
     start(&fd, endpoint, backlog)?;
     Ok(fd)
 }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use anyhow::Result;
 use libc::c_int;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -74,6 +75,11 @@ impl Slot {
     /// Look after a socket that generations share.
     pub(super) fn look_after(&mut self) -> Vec<Finding> {
         self.upkeep.look_after(&mut self.listener)
+    }
+
+    /// Listen again after a shutdown(2), at its address.
+    pub(super) fn listen_again(&self) -> Result<()> {
+        self.upkeep.listen_again(&self.listener)
     }
 
     /// Has a server shut it down?

@@ -8,6 +8,8 @@ use nix::errno::Errno;
 /// asm-generic/socket.h, which libc has not for musl.
 const SO_ATTACH_REUSEPORT_CBPF: c_int = 51;
 const SO_DETACH_REUSEPORT_BPF: c_int = 68;
+/// linux/bpf_common.h: return a constant, which of a filter is how much of a packet is kept.
+const RETURN: c_ushort = 0x06;
 
 /// Let `program` choose among the sockets of the SO_REUSEPORT group that `socket` is in, or begins (socket(7),
 /// SO_ATTACH_REUSEPORT_CBPF).
@@ -15,10 +17,27 @@ const SO_DETACH_REUSEPORT_BPF: c_int = 68;
 /// # Errors
 /// EINVAL if it is no program, and what a sandbox answers that does not have this.
 pub(crate) fn choose_by(socket: impl AsFd, program: &[sock_filter]) -> nix::Result<()> {
+    attach(socket, SO_ATTACH_REUSEPORT_CBPF, program)
+}
+
+/// Drop every packet that comes for `socket` (socket(7), SO_ATTACH_FILTER): a client tries again a second later.
+pub(crate) fn drop_packets(socket: impl AsFd) -> nix::Result<()> {
+    attach(socket, libc::SO_ATTACH_FILTER, &[sock_filter { code: RETURN, jt: 0, jf: 0, k: 0 }])
+}
+
+/// Let packets through again.
+///
+/// # Errors
+/// ENOENT if they were not dropped.
+pub(crate) fn pass_packets(socket: impl AsFd) -> nix::Result<()> {
+    super::set_option(socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
+}
+
+fn attach(socket: impl AsFd, option: c_int, program: &[sock_filter]) -> nix::Result<()> {
     let length = c_ushort::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
     // The kernel does not write to it.
     let program = sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
-    let (level, option) = (libc::SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF);
+    let level = libc::SOL_SOCKET;
     let size = size_of::<sock_fprog>() as libc::socklen_t;
     // SAFETY: the kernel copies `size` bytes of the struct, and `length` instructions of what it points to, both of which
     // live through the call.

@@ -17,7 +17,7 @@ mod signal;
 mod socket;
 mod write;
 
-pub(crate) use bpf::{choose_by, choose_by_hash};
+pub(crate) use bpf::{choose_by, choose_by_hash, drop_packets, pass_packets};
 pub(crate) use clock::{Timestamp, now, processor_time};
 pub(crate) use close::close_in_time;
 pub(crate) use directory::{change_mode, has_capabilities, identity_of, numbers_in, rename_to_free};

@@ -15,8 +15,9 @@ use crate::socket::steering::Course;
 use crate::sys;
 
 impl Group {
-    /// Bind the second slot beside the first, which a process serves on. Between listen(2), or of datagrams bind(2), and the
-    /// program the kernel may lead clients to either: those that come to the second one wait for the successor.
+    /// Bind the second slot beside the first, which a process serves on. Between listen(2) and the program the kernel may lead
+    /// clients to either: one that would come to the second tries again, and comes to the first. Datagrams that come to the
+    /// second between bind(2) and the program wait for the successor.
     ///
     /// If there are others at that address, which of them is where is not known: then the second one gets all clients from now
     /// on, and they wait there.
@@ -26,10 +27,11 @@ impl Group {
             self.at_this_address().into_iter().filter(|inode| *inode != first.inode).collect();
         ensure!(others.is_empty() || !first.is_datagram(), "several sockets are bound to this address");
         first.listener.allow_others()?;
-        let second = Slot::of(first.listener.another(lowest)?)?;
+        let second = Slot::of(first.listener.another_closed(lowest)?)?;
         let place = if others.is_empty() { 0 } else { others.len() + 1 };
         sys::choose_by(&second.listener, &Course::straight(place as u32).program())
             .context("the kernel does not take the program")?;
+        second.listener.open_door();
         self.slots.push(second);
         self.slots[1].mark();
         self.instead = (!others.is_empty()).then_some((0, 1));

@@ -135,7 +135,7 @@ impl Group {
         let Some(steered) = &mut self.steered else { return Ok(()) };
         for slot in slots {
             let slot_now = &mut self.slots[*slot];
-            let revived = slot_now.listener.revive();
+            let revived = slot_now.listen_again();
             slot_now.is_lost = revived.is_err();
             revived.context("it was shut down and cannot listen again")?;
             steered.places.join(Member::Slot(*slot));
@@ -162,7 +162,7 @@ impl Group {
         }
         steered.helm = helm;
         match &mut steered.helm {
-            Some(helm) => helm.listener.revive()?,
+            Some(helm) => helm.listen_again()?,
             helm => {
                 let mut another = Slot::of(self.slots[0].listener.another(lowest)?)?;
                 another.leave_idle()?;

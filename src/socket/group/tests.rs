@@ -1,5 +1,7 @@
 //! Groups of real sockets: where connections go, whatever is done to the slots.
 
+mod beside;
+
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
