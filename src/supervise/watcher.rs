@@ -211,6 +211,7 @@ impl Supervisor {
     /// A supervisor of both processes until the one has succeeded the other.
     fn watch(handover: Handover, program: Pid, failed: OwnedFd) -> Result<Supervisor> {
         let Handover { mut config, sockets, share, predecessor, claim, says } = handover;
+        claim.renew();
         config.limits.restart = Restart::No;
         let now = sys::now();
         let signals = Signals::receive()?;

@@ -199,18 +199,36 @@ fn inode(listener: &TcpListener) -> u64 {
 fn of_two_that_take_over_at_once_one_wins_and_the_other_says_who() {
     let old = by_hand(SERVE);
     let first = old.succeed("auto", &[], Server::Python("wait_for('go')\nserve()"));
-    wait_for("the watcher", || first.watcher());
+    let watcher = wait_for("the watcher", || first.watcher());
     let second = handoff_run_with(&["-l", &old.address, "--from", &old.pid().to_string(), "--", "true"]).output();
-    let name = crate::harness::process::name(first.pid());
+    let name = crate::harness::process::name(watcher);
     let line = format!(
-        "handoff-run: cannot take over from pid {} (python3): pid {} ({name}) does so already\n",
-        old.pid(),
-        first.pid()
+        "handoff-run: cannot take over from pid {} (python3): pid {watcher} ({name}) does so already\n",
+        old.pid()
     );
     assert_eq!(second.failure(), (125, line.as_str()));
     first.folder.open("go");
     old.wait_end();
     first.wait_serving(&old.address);
+}
+
+// Its own takeover would go on at the same address.
+#[test]
+fn a_successor_that_has_not_settled_is_succeeded_by_nobody() {
+    let old = by_hand(SERVE);
+    let first = old.succeed("auto", &["--settle", "60s"], SUCCESSOR);
+    first.wait_serving(&old.address);
+    let watcher = first.watcher().unwrap();
+    let second = handoff_run_with(&["-l", &old.address, "--from", &first.pid().to_string(), "--", "true"]).output();
+    let name = crate::harness::process::name(watcher);
+    let line = format!(
+        "handoff-run: cannot take over from pid {} (python3): pid {watcher} ({name}) leads the takeover that it began with: \
+         try again when that is over\n",
+        first.pid()
+    );
+    assert_eq!(second.failure(), (125, line.as_str()));
+    first.wait_serving(&old.address);
+    assert!(exists(old.pid()));
 }
 
 // handoff-run(1), --from: "If nobody is there, the sockets are bound".

@@ -10,46 +10,90 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connec
 use nix::unistd::{Pid, geteuid};
 
 use crate::kernel::holders::with_name;
+use crate::kernel::processes::Process;
 use crate::socket::takeover::Predecessor;
 use crate::sys;
 
 /// As many that came too late are told who was first.
 const MOST_RIVALS: i32 = 1024;
 
-/// The right to take over from a process; it ends with the last copy.
+/// The right to take over from a process, and to be left alone by those that would take over from this one meanwhile; it ends
+/// with the last copy.
 #[derive(Debug)]
-pub(crate) struct Claim(#[expect(dead_code, reason = "it is held")] Option<OwnedFd>);
+pub(crate) struct Claim {
+    from: Option<OwnedFd>,
+    /// The successor, which is not to be succeeded before it has succeeded.
+    by: Option<OwnedFd>,
+}
 
 impl Claim {
+    /// For this process, and what it becomes.
+    ///
     /// # Errors
-    /// If another process takes over from it already.
+    /// If another process takes over from it already, or it is in the middle of a takeover itself.
     pub(crate) fn make(predecessor: &Predecessor) -> Result<Claim> {
         let Predecessor { pid, started, .. } = predecessor;
         let context = || format!("cannot take over from {predecessor}");
-        let name = UnixAddr::new_abstract(format!("handoff-run/from/{pid}/{started}").as_bytes())?;
+        let from = Claim::from(predecessor, &name("from", *pid, *started)?)?;
+        if let Ok((pid, user)) = holder(&name("by", *pid, *started)?)
+            && is_believed(user)
+        {
+            let who = with_name(Pid::from_raw(pid));
+            bail!("{}: {who} leads the takeover that it began with: try again when that is over", context());
+        }
+        let by = Process::read(Pid::this()).and_then(|this| own(&name("by", Pid::this(), this.started).ok()?));
+        Ok(Claim { from, by })
+    }
+
+    /// This process holds it from now on, for those who ask.
+    pub(crate) fn renew(&self) {
+        // SO_PEERCRED is of the process that called this last. It cannot fail for a socket that listens.
+        for fd in self.from.iter().chain(&self.by) {
+            let _ = sys::listen(fd, MOST_RIVALS);
+        }
+    }
+
+    fn from(predecessor: &Predecessor, name: &UnixAddr) -> Result<Option<OwnedFd>> {
+        let context = || format!("cannot take over from {predecessor}");
         let fd = new_socket().with_context(context)?;
-        match bind(fd.as_raw_fd(), &name) {
-            Err(Errno::EADDRINUSE) => match holder(&name) {
+        match bind(fd.as_raw_fd(), name) {
+            Err(Errno::EADDRINUSE) => match holder(name) {
                 // It is gone again, which is as good as never.
                 Err(Errno::ECONNREFUSED) => bail!("{}: another process was about to do so just now", context()),
                 holder => {
                     let (pid, user) = holder.with_context(context)?;
-                    if [0, geteuid().as_raw()].contains(&user) {
+                    if is_believed(user) {
                         let who = with_name(Pid::from_raw(pid));
                         bail!("{}: {who} does so already", context());
                     }
-                    // Anybody can bind that name.
                     warn!("pid {pid} of user {user} claims to take over from {predecessor}, which is not believed");
-                    Ok(Claim(None))
+                    Ok(None)
                 }
             },
             bound => {
                 bound.with_context(context)?;
                 sys::listen(&fd, MOST_RIVALS).with_context(context)?;
-                Ok(Claim(Some(fd)))
+                Ok(Some(fd))
             }
         }
     }
+}
+
+fn name(role: &str, pid: Pid, started: u64) -> nix::Result<UnixAddr> {
+    UnixAddr::new_abstract(format!("handoff-run/{role}/{pid}/{started}").as_bytes())
+}
+
+/// Anybody can bind such a name.
+fn is_believed(user: u32) -> bool {
+    [0, geteuid().as_raw()].contains(&user)
+}
+
+/// Listen there; nothing if somebody else does.
+fn own(name: &UnixAddr) -> Option<OwnedFd> {
+    let fd = new_socket().ok()?;
+    bind(fd.as_raw_fd(), name).ok()?;
+    sys::listen(&fd, MOST_RIVALS).ok()?;
+    Some(fd)
 }
 
 fn new_socket() -> nix::Result<OwnedFd> {
