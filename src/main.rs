@@ -39,7 +39,7 @@ use socket::endpoint::Endpoint;
 use socket::listener::{self, Listener};
 use socket::store_name;
 use socket::stored::{Demand, Keeper, Stored};
-use socket::takeover::{Predecessor, Search, Who};
+use socket::takeover::{Control, Predecessor, Search, Who};
 use supervise::control::borrow::borrow;
 use supervise::intercept;
 use supervise::upgrade::Mode;
@@ -208,9 +208,9 @@ fn source(who: &Who, config: &Exec, control: Option<&Path>) -> Result<Option<Sou
     let endpoints = acquire::endpoints_of(&config.specs)?;
     let endpoints: Vec<&[Endpoint]> = endpoints.iter().map(Vec::as_slice).collect();
     let search = Search::begin(who, &endpoints)?;
-    let Some(path) = search.control()? else { return Ok(Some(Source::Process(search))) };
+    let Some(Control { path, process }) = search.control()? else { return Ok(Some(Source::Process(search))) };
     // Above those that the program gets.
     let lowest = config.program.first_fd.saturating_add(config.specs.len() as RawFd).max(supervise::LOWEST);
-    let borrowed = borrow(&path, control, lowest)?;
+    let borrowed = borrow(&path, process, control, lowest)?;
     Ok(borrowed.map(|(predecessor, lent)| Source::Supervisor(predecessor, lent)))
 }

@@ -73,6 +73,11 @@ impl SavedListener {
     pub(crate) fn number(&self) -> RawFd {
         self.fd
     }
+
+    /// Forget what it says of a file; did it say anything?
+    pub(crate) fn forget_file(&mut self) -> bool {
+        self.file.take().is_some()
+    }
 }
 
 impl Listener {

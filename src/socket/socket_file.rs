@@ -8,13 +8,16 @@ use anyhow::{Context, Result, ensure};
 use log::{debug, warn};
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
-use nix::sys::stat::lstat;
+use nix::sys::stat::{SFlag, lstat};
 use nix::unistd::{LinkatFlags, linkat, unlink};
 use serde::{Deserialize, Serialize};
 
 use crate::saved::SavedPath;
-use crate::socket::dead_socket::{FileIdentity, identity, remove_dead};
+use crate::socket::dead_socket::{FileIdentity, identity, kind, remove_dead};
 use crate::sys;
+
+/// What second names end in: ours, or where a supervisor that is succeeded has that one, the other.
+const SECOND_NAMES: [&str; 2] = [".kept", ".taken"];
 
 /// A socket's file that we made. Removed when dropped, if it is still the one we made.
 #[derive(Debug)]
@@ -85,6 +88,22 @@ impl Created {
         Ok(created)
     }
 
+    /// The file at `path` of a socket that a supervisor lends, which keeps both names until it has been succeeded. Where they
+    /// are is our word, not the lender's: that may be of another user.
+    ///
+    /// # Errors
+    /// If it is not there, or no socket.
+    pub(crate) fn lent(path: &Path) -> nix::Result<Created> {
+        let file = lstat(path)?;
+        if kind(&file) != SFlag::S_IFSOCK {
+            return Err(Errno::ENOTSOCK);
+        }
+        let mut created = Created::new(path, identity(&file));
+        created.leave_both();
+        created.link = SECOND_NAMES.into_iter().map(|suffix| beside(path, suffix)).find(|link| created.is_at(link));
+        Ok(created)
+    }
+
     /// The process that it was taken over from has no need of it any more.
     pub(crate) fn own(&mut self) {
         self.at_end = AtEnd::Remove;
@@ -130,7 +149,7 @@ impl Created {
         }
         // A supervisor that it is taken over from removes its own at its end.
         let is_free = |link: &PathBuf| self.at_end != AtEnd::Leave || !self.is_at(link);
-        let mut names = [".kept", ".taken"].into_iter().map(|suffix| beside(&self.path, suffix));
+        let mut names = SECOND_NAMES.into_iter().map(|suffix| beside(&self.path, suffix));
         let Some(link) = names.find(is_free) else { return };
         match self.link_to(&link) {
             Ok(()) => self.link = Some(link),

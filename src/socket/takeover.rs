@@ -63,6 +63,13 @@ enum Named {
     Supervisor(PathBuf),
 }
 
+/// Where a supervisor takes requests, and which it is, if it was found by its process.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) path: PathBuf,
+    pub(crate) process: Option<Predecessor>,
+}
+
 impl Search {
     /// Look for `who`, and for whoever has sockets that may be these.
     ///
@@ -88,14 +95,16 @@ impl Search {
     ///
     /// # Errors
     /// If its process cannot be opened.
-    pub(crate) fn control(&self) -> Result<Option<PathBuf>> {
+    pub(crate) fn control(&self) -> Result<Option<Control>> {
         let below = match &self.named {
-            Named::Supervisor(path) => return Ok(Some(path.clone())),
+            Named::Supervisor(path) => return Ok(Some(Control { path: path.clone(), process: None })),
             Named::Gone => return Ok(None),
             Named::Nobody => None,
             Named::Process(process) => Some(process.pid),
         };
-        Ok(self.survey.supervisor(below)?.and_then(|process| self.survey.control_socket(&process)))
+        let Some(process) = self.survey.supervisor(below)? else { return Ok(None) };
+        let path = self.survey.control_socket(&process);
+        Ok(path.map(|path| Control { path, process: Some(process) }))
     }
 
     /// The sockets that serve at these endpoints, of which one is enough for each that is asked for; nothing if nobody is

@@ -101,6 +101,23 @@ pub(crate) fn bind(
     Ok(created)
 }
 
+/// Give the file at `path`, which is that of `socket`, the owner and mode of these options: as if it had just been bound.
+///
+/// # Errors
+/// If another file is there, or this process may not.
+pub(crate) fn set_access(socket: &OwnedFd, path: &Path, options: &Options) -> Result<()> {
+    let access = Access::of(options)?;
+    let seen = lstat(path)?;
+    let file = open_same(path, &seen)?;
+    ensure!(kind(&seen) == SFlag::S_IFSOCK && is_bound(socket, path, &seen)?, REPLACED);
+    let mode = access.mode.map(Mode::from_bits_truncate).filter(|mode| seen.st_mode & EVERYBODY.bits() != mode.bits());
+    let (user, group) = (access.user.map(Uid::from_raw), access.group.map(Gid::from_raw));
+    if access.changes_owner() {
+        fchownat(&file, "", user, group, AtFlags::AT_EMPTY_PATH).context("cannot set its owner")?;
+    }
+    mode.map_or(Ok(()), |mode| set_mode(&file, mode)).context("cannot set its mode")
+}
+
 /// bind(2); the file of a dead socket at `path` is removed before. What is returned keeps others out.
 fn bind_replacing(socket: &OwnedFd, path: &Path, address: &UnixAddr) -> Result<Option<File>> {
     match socket::bind(socket.as_raw_fd(), address) {

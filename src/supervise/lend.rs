@@ -14,6 +14,11 @@ impl Supervisor {
     /// Lend the sockets to the client in this place.
     pub(super) fn lend(&mut self, at: usize, control: bool) {
         self.handle_events();
+        if !self.reporter.clients.get(at).is_some_and(Client::is_own) {
+            // A mode of the control socket lets others deploy: that is less than to have its sockets.
+            let why = "only its own user and root may succeed this supervisor";
+            return self.client(at, |client| client.end_with_error(why, 125));
+        }
         if let Some(why) = self.cannot_lend() {
             return self.client(at, |client| client.end_with_error(why, 125));
         }
@@ -53,7 +58,8 @@ impl Supervisor {
         else {
             return;
         };
-        let sent: nix::Result<()> = fds.iter().try_for_each(|fd| sys::send_descriptor(client, fd));
+        let mut messages = fds.chunks(sys::MOST_AT_ONCE);
+        let sent: nix::Result<()> = messages.try_for_each(|fds| sys::send_descriptors(client, fds));
         if let Err(errno) = sent {
             warn!("the sockets cannot be lent: {errno}");
             self.client(at, |client| client.end_with_error("its descriptors cannot be sent", 125));

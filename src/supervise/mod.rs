@@ -128,7 +128,7 @@ impl Supervisor {
         check_ready_fd(&config.ready, &sockets)?;
         check_ready_after(&config.ready, config.limits)?;
         let clients = match (control, &config.control) {
-            (Some((fd, file)), Some(spec)) => Clients::listen_on(spec, fd, file),
+            (Some(lent), Some(spec)) => Clients::listen_on(spec, lent)?,
             _ => Clients::listen(config.control.as_ref())?,
         };
         let signals = Signals::receive()?;
@@ -289,8 +289,11 @@ impl Supervisor {
             pid_file.remove();
         }
         // A client may start the next supervisor as soon as it gets the last reply: sockets and files go first.
-        if is_stored {
+        if is_stored || self.sockets.is_lent() {
             self.sockets.leave_names();
+        }
+        if self.sockets.is_lent() {
+            self.reporter.clients.leave_lent();
         }
         drop(self.sockets);
         for mut client in self.reporter.clients.close() {

@@ -36,7 +36,9 @@ pub(crate) use process::{
     is_ptrace_restricted, is_readable, is_secure, let_look, pidfd_getfd, pidfd_of, pidfd_of_child, pidfd_of_thread,
     see_end_of, send_signal, send_signal_by, set_name, try_to_get_descriptors, variable, would_give_up_privileges,
 };
-pub(crate) use rights::{receive_descriptor, send_descriptor, send_text};
+pub(crate) use rights::{
+    MOST_AT_ONCE, receive_descriptor, receive_descriptors, send_descriptor, send_descriptors, send_text,
+};
 pub(crate) use search::{candidates, execute};
 pub(crate) use seccomp::{
     Notice, PendingCall, Verdict, answer, filter_calls, is_pending, next_call, put, try_put, wake_here,
@@ -45,7 +47,7 @@ pub(crate) use signal::{
     Disposition, change_mask, disposition, numbers_of, real_time_signals, set_disposition, set_of,
 };
 pub(crate) use socket::{
-    Transport, accept, disconnect, is_shut_down, listen, network_of, option, option_bytes, queue, receive, set_option,
-    set_option_bytes, similar,
+    Transport, accept, disconnect, is_peer_alive, is_shut_down, listen, network_of, option, option_bytes, queue,
+    receive, set_option, set_option_bytes, similar,
 };
 pub(crate) use write::write_at_once;

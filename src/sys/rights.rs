@@ -1,4 +1,4 @@
-//! A descriptor that is sent over a Unix socket, with a text: SCM_RIGHTS of unix(7), cmsg(3).
+//! Descriptors that are sent over a Unix socket, with a text: SCM_RIGHTS of unix(7), cmsg(3).
 //!
 //! Not by nix, whose buffers are vectors of bytes: an allocator need not align them for a header.
 
@@ -8,9 +8,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::sys::socket::{SockaddrLike, UnixAddr};
 
-/// What a descriptor takes behind its header.
+/// As many descriptors go with one message; the kernel takes a few more (SCM_MAX_FD).
+pub(crate) const MOST_AT_ONCE: usize = 250;
+
+/// What they take behind their header.
 // SAFETY: it only computes.
-const ROOM: usize = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
+const ROOM: usize = unsafe { libc::CMSG_SPACE((MOST_AT_ONCE * size_of::<RawFd>()) as u32) } as usize;
 
 /// Bytes where a header may begin.
 union Room {
@@ -19,7 +22,7 @@ union Room {
     header: libc::cmsghdr,
 }
 
-/// Call `act` with a message of these bytes, which has room for a descriptor; its result.
+/// Call `act` with a message of these bytes, which has room for descriptors; its result.
 fn with_message<T>(bytes: &mut [u8], act: impl FnOnce(&mut libc::msghdr) -> T) -> T {
     let mut room = Room { bytes: [0; ROOM] };
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
@@ -34,24 +37,26 @@ fn with_message<T>(bytes: &mut [u8], act: impl FnOnce(&mut libc::msghdr) -> T) -
 
 /// Send a copy of a descriptor.
 pub(crate) fn send_descriptor(socket: impl AsFd, fd: impl AsFd) -> nix::Result<()> {
-    send(socket, None, &mut [0], Some(fd.as_fd()))
+    send(socket, None, &mut [0], &[fd.as_fd()])
+}
+
+/// Send copies of these, of which there are at most `MOST_AT_ONCE`.
+pub(crate) fn send_descriptors(socket: impl AsFd, fds: &[BorrowedFd]) -> nix::Result<()> {
+    send(socket, None, &mut [0], fds)
 }
 
 /// Send a text to this address, with a copy of a descriptor if there is one.
 pub(crate) fn send_text(socket: impl AsFd, to: &UnixAddr, text: &str, fd: Option<BorrowedFd>) -> nix::Result<()> {
-    send(socket, Some(to), &mut text.as_bytes().to_vec(), fd)
+    send(socket, Some(to), &mut text.as_bytes().to_vec(), fd.as_slice())
 }
 
-fn send(socket: impl AsFd, to: Option<&UnixAddr>, bytes: &mut [u8], fd: Option<BorrowedFd>) -> nix::Result<()> {
+fn send(socket: impl AsFd, to: Option<&UnixAddr>, bytes: &mut [u8], fds: &[BorrowedFd]) -> nix::Result<()> {
     with_message(bytes, |message| {
         if let Some(to) = to {
             message.msg_name = to.as_ptr().cast_mut().cast();
             message.msg_namelen = to.len();
         }
-        match fd {
-            Some(fd) => add_descriptor(message, fd),
-            None => message.msg_controllen = 0,
-        }
+        add_descriptors(message, fds);
         // SAFETY: the message names what lives through the call, and the kernel only reads it.
         let sent = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), message, libc::MSG_NOSIGNAL) };
         Errno::result(sent).map(drop)
@@ -59,15 +64,27 @@ fn send(socket: impl AsFd, to: Option<&UnixAddr>, bytes: &mut [u8], fd: Option<B
 }
 
 /// Fill the room of a message of `with_message`.
-fn add_descriptor(message: &mut libc::msghdr, fd: BorrowedFd) {
-    // SAFETY: the message names no room, or one that is aligned for a header.
+fn add_descriptors(message: &mut libc::msghdr, fds: &[BorrowedFd]) {
+    assert!(fds.len() <= MOST_AT_ONCE, "there is room for so many");
+    if fds.is_empty() {
+        message.msg_controllen = 0;
+        return;
+    }
+    let length = size_of_val(fds) as u32;
+    // SAFETY: it only computes.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(length) } as _;
+    // SAFETY: the message names a room that is aligned for a header.
     let header = unsafe { libc::CMSG_FIRSTHDR(message).as_mut() };
     let header = header.expect("with_message makes room for one header");
     (header.cmsg_level, header.cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
     // SAFETY: it only computes.
-    header.cmsg_len = unsafe { libc::CMSG_LEN(size_of::<RawFd>() as u32) } as _;
-    // SAFETY: behind the header there is room for a number.
-    unsafe { libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(fd.as_raw_fd()) };
+    header.cmsg_len = unsafe { libc::CMSG_LEN(length) } as _;
+    // SAFETY: it only computes.
+    let numbers = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
+    for (at, fd) in fds.iter().enumerate() {
+        // SAFETY: behind the header there is room for so many numbers.
+        unsafe { numbers.add(at).write_unaligned(fd.as_raw_fd()) };
+    }
 }
 
 /// The descriptor that was sent, close-on-exec; none at the end. Does not wait.
@@ -75,6 +92,14 @@ fn add_descriptor(message: &mut libc::msghdr, fd: BorrowedFd) {
 /// # Errors
 /// EAGAIN if nothing was sent; EMFILE if no number was free for it.
 pub(crate) fn receive_descriptor(socket: impl AsFd) -> nix::Result<Option<OwnedFd>> {
+    receive_descriptors(socket).map(|fds| fds.into_iter().next())
+}
+
+/// Those that were sent with one message, close-on-exec; none at the end. Does not wait.
+///
+/// # Errors
+/// EAGAIN if nothing was sent; EMFILE if there was not a free number for each.
+pub(crate) fn receive_descriptors(socket: impl AsFd) -> nix::Result<Vec<OwnedFd>> {
     with_message(&mut [0], |message| {
         let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
         // SAFETY: the kernel writes at most as much as the message allows, into what lives through the call.
@@ -88,12 +113,18 @@ pub(crate) fn receive_descriptor(socket: impl AsFd) -> nix::Result<Option<OwnedF
         match header.filter(is_it) {
             // Without a free number the kernel delivers the byte alone.
             None if length > 0 => Err(Errno::EMFILE),
-            None => Ok(None),
+            None => Ok(vec![]),
             Some(header) => {
-                // SAFETY: behind a header of this type the kernel put a number.
-                let number = unsafe { libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned() };
-                // SAFETY: the kernel just made it for us alone.
-                Ok(Some(unsafe { OwnedFd::from_raw_fd(number) }))
+                // SAFETY: it only computes.
+                let length = |count: &usize| unsafe { libc::CMSG_LEN((count * size_of::<RawFd>()) as u32) };
+                // Its type is another with musl.
+                let count = (0..=MOST_AT_ONCE).rev().find(|count| header.cmsg_len >= length(count) as _).unwrap_or(0);
+                // SAFETY: it only computes.
+                let numbers = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
+                // SAFETY: behind a header of this type the kernel put so many numbers, which it just made for us alone.
+                let take = |at: usize| unsafe { OwnedFd::from_raw_fd(numbers.add(at).read_unaligned()) };
+                let fds = (0..count).map(take).collect();
+                if message.msg_flags & libc::MSG_CTRUNC != 0 { Err(Errno::EMFILE) } else { Ok(fds) }
             }
         }
     })
@@ -119,6 +150,16 @@ mod tests {
         assert!(!is_inheritable(received.as_raw_fd()));
         drop((received, theirs));
         assert!(receive_descriptor(&ours).unwrap().is_none());
+    }
+
+    #[test]
+    fn as_many_as_fit_arrive_with_one_message_in_their_order() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let all: Vec<_> = [ours.as_fd(), theirs.as_fd()].into_iter().cycle().take(MOST_AT_ONCE).collect();
+        send_descriptors(&theirs, &all).unwrap();
+        let inode = |fd: &dyn AsFd| fstat(fd.as_fd()).unwrap().st_ino;
+        let received: Vec<_> = receive_descriptors(&ours).unwrap().iter().map(|fd| inode(fd)).collect();
+        assert_eq!(received, all.iter().map(|fd| inode(fd)).collect::<Vec<_>>());
     }
 
     #[test]

@@ -35,6 +35,18 @@ pub(crate) fn option(socket: impl AsFd, level: c_int, option: c_int) -> nix::Res
     Errno::result(done).map(|_| value)
 }
 
+/// SO_PEERPIDFD of asm-generic/socket.h, Linux 6.5.
+const SO_PEERPIDFD: c_int = 77;
+
+/// Does the process live that the other end of a Unix connection is of? Where the kernel does not know it is taken to.
+pub(crate) fn is_peer_alive(connection: impl AsFd) -> bool {
+    match option(connection, libc::SOL_SOCKET, SO_PEERPIDFD) {
+        // SAFETY: the kernel just made it for us alone, close-on-exec.
+        Ok(pidfd) => !super::process::is_readable(unsafe { OwnedFd::from_raw_fd(pidfd) }),
+        Err(errno) => errno == Errno::ENOPROTOOPT,
+    }
+}
+
 /// The longest value of an option that is read as it is: that of a congestion control's name.
 const LONGEST_OPTION: usize = 16;
 

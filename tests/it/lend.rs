@@ -158,6 +158,81 @@ fn while_it_is_lent_and_while_it_deploys_a_supervisor_refuses_a_second_successor
     old.stopped();
 }
 
+// The names of what it lent are the successor's business from then on.
+#[test]
+fn a_supervisor_that_is_stopped_while_it_is_lent_leaves_the_names_to_its_successor() {
+    let folder = Folder::new();
+    let path = folder.text("s");
+    let unix = format!("unix:{path}");
+    let mut old = supervise(SERVER, &[]).listen("127.0.0.1:0").listen(&unix).serving();
+    let address = old.address();
+    let control = old.folder.text("control");
+    let next = successor(&old, &[&address, &unix], &["--settle", "2s"], SERVER);
+    next.wait_ready(1);
+    old.signal(Signal::SIGTERM);
+    assert_eq!(old.end().0, 0);
+    next.wait_log("(handoff-run): gone");
+    assert_eq!(ask(&address).unwrap().pid, next.generation(1));
+    assert_eq!(ask(&path).unwrap().pid, next.generation(1));
+    assert_eq!(folder.names(), [".s.kept", "s"]);
+    assert_eq!(ask_supervisor(&control, "--stop").failure(), (0, ""));
+    let mut next = next;
+    assert_eq!(next.end().0, 0);
+    assert_eq!(folder.names(), [""; 0]);
+}
+
+// More descriptors than go with one message.
+#[test]
+fn many_sockets_are_lent() {
+    let setup = supervise(SERVER, &[]);
+    let old = (0..100).fold(setup, |setup, _| setup.listen("127.0.0.1:0")).serving();
+    let all = wait_for("every address", || {
+        let log = old.log();
+        let all: Vec<String> =
+            log.lines().filter_map(|line| Some(line.split_once(" listens on ")?.1.to_owned())).collect();
+        (all.len() == 100).then_some(all)
+    });
+    let specs: Vec<&str> = all.iter().map(String::as_str).collect();
+    let next = successor(&old, &specs, &[], SERVER);
+    next.wait_ready(1);
+    old.wait_log("succeeded by another supervisor");
+    for address in [&all[0], &all[57], &all[99]] {
+        wait_for("the new generation", || (ask(address).unwrap().pid == next.generation(1)).then_some(()));
+    }
+}
+
+// handoff-run(1), --control: who may deploy by it does not get the sockets.
+#[test]
+fn who_may_use_the_control_socket_by_its_mode_is_lent_nothing_and_the_successor_s_mode_counts() {
+    if !is_root_to("run it as another user") {
+        return;
+    }
+    let folder = Arc::new(Folder::new());
+    let control = folder.text("open");
+    let given = format!("{control},mode=0666");
+    let old = supervise_in(&folder, SERVER, &["--control", &given]).unsupervised().options(&["--supervise"]).serving();
+    let address = old.address();
+    let program = copy_for_everybody(&folder);
+    let ask_as_somebody = |words: &[&str]| {
+        let somebody = || Ok(nix::unistd::setuid(nix::unistd::Uid::from_raw(65534))?);
+        Run::of(&program).args(words).current_dir("/").before_exec(somebody).output()
+    };
+    assert_eq!(ask_as_somebody(&["--status", &control]).code(), 0);
+    let refused = ask_as_somebody(&["-l", &address, "--from", &control, "--", "true"]);
+    let line = format!(
+        "handoff-run: cannot take over from the supervisor at {control}: only its own user and root may succeed this \
+         supervisor\n"
+    );
+    assert_eq!(refused.failure(), (125, line.as_str()));
+    let own = format!("{control},mode=0600");
+    let next = supervise_in(&Arc::new(Folder::new()), SERVER, &["--control", &own, "--from", &control, "--supervise"]);
+    let next = next.unsupervised().listen(&address).options(&["--settle", "50ms"]).serving();
+    old.wait_log("succeeded by another supervisor");
+    next.wait_log("(handoff-run): gone");
+    assert_ne!(ask_as_somebody(&["--status", &control]).code(), 0);
+    assert_eq!(ask_supervisor(&control, "--status").code(), 0);
+}
+
 // handoff-run(1), TAKEOVER: "found by its pid or by auto, it is asked through its control socket".
 #[test]
 fn a_supervisor_that_is_found_by_its_address_is_asked_through_its_control_socket() {

@@ -45,6 +45,20 @@ impl SavedGroup {
         [self.first].into_iter().chain(slots.map(SavedListener::number)).collect()
     }
 
+    /// Forget what it says of files: only the first slot can have one.
+    pub(crate) fn forget_files(&mut self) {
+        let slots = self.slots.iter_mut().chain(&mut self.helm).chain(self.spares.iter_mut().map(|(_, spare)| spare));
+        let others = self.discarded.iter_mut().map(|(_, listener)| listener).chain(&mut self.fillers);
+        for listener in slots.chain(others) {
+            listener.forget_file();
+        }
+    }
+
+    /// The slot where new connections go, and how many there are.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.serving, self.slots.len() + 1)
+    }
+
     /// Those that are of no use, and are still in their places.
     pub(crate) fn discarded(&self) -> impl Iterator<Item = RawFd> {
         self.discarded.iter().map(|(_, listener)| listener.number())

@@ -1,10 +1,11 @@
 //! A listener that another process has, too: taken over from it, or lent by it.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use anyhow::Result;
 use libc::c_int;
-use log::info;
+use log::{debug, info};
 
 use crate::kernel::descriptors::SocketInode;
 use crate::socket::bound_file::is_bound_at;
@@ -45,10 +46,14 @@ impl Whose {
 
 impl Listener {
     /// One that a supervisor lends, with the rest of its group if it is steered.
-    pub(crate) fn lent(mut self, group: Option<LentGroup>) -> Listener {
-        // The lender goes on with it if we fail.
-        self.created.iter_mut().for_each(Created::leave_both);
+    pub(crate) fn lent(self, group: Option<LentGroup>) -> Listener {
         Listener { whose: Whose::Lent(group.map(Box::new)), ..self }
+    }
+
+    /// The lender keeps the file at `path` for it: that is kept on, and left as it is if we fail.
+    pub(crate) fn with_lent_file(self, path: &Path) -> Listener {
+        let created = Created::lent(path).inspect_err(|errno| debug!("{}: {errno}", path.display()));
+        Listener { created: created.ok(), ..self }
     }
 
     /// The same for another SPEC than the lender had.

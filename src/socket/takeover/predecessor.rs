@@ -10,7 +10,6 @@ use nix::unistd::Pid;
 
 use crate::kernel::holders::name_of;
 use crate::kernel::processes::Process;
-use crate::socket::socket_file::SavedFile;
 use crate::sys;
 
 /// The process.
@@ -36,7 +35,7 @@ pub(crate) struct Lender {
     /// The slots that its generations have, beside the one that serves.
     pub(crate) used: Vec<usize>,
     /// Its control socket, if it was lent, too.
-    pub(crate) control: Option<(OwnedFd, Option<SavedFile>)>,
+    pub(crate) control: Option<OwnedFd>,
 }
 
 impl Predecessor {

@@ -1,6 +1,7 @@
 //! Who has the sockets that are asked for, and which of them is to be succeeded.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -103,8 +104,12 @@ impl Survey {
         let name =
             listening.into_iter().find(|socket| own.contains(&socket.inode) && !socket.name.starts_with(b"\0"))?;
         let path = PathBuf::from(OsString::from_vec(name.name));
-        // It may be relative to where that process is.
-        Some(Path::new(&format!("/proc/{}/cwd", process.pid)).join(path))
+        // It may be relative to where that process is, and the process may see other files than we do.
+        Some(match path.strip_prefix("/") {
+            Err(_) => Path::new(&format!("/proc/{}/cwd", process.pid)).join(path),
+            Ok(_) if has_our_files(process.pid) => path,
+            Ok(below) => Path::new(&format!("/proc/{}/root", process.pid)).join(below),
+        })
     }
 
     pub(super) fn without_socket(&self, named: &Predecessor) -> Failure {
@@ -175,4 +180,13 @@ pub(super) fn several_hold(several: &[&Holder]) -> Failure {
     let error = anyhow!("cannot take over by --from auto: {} have the address", names.join(" and "));
     let pid = several[0].process.pid;
     Failure::from(error).remedy(Some(format!("name the one to succeed, as --from {pid}; the other is left as it is")))
+}
+
+/// Does it see the files that we see?
+fn has_our_files(process: Pid) -> bool {
+    let seen = |process: &str| {
+        let link = |name: &str| fs::read_link(format!("/proc/{process}/{name}")).ok();
+        (link("ns/mnt"), link("root"))
+    };
+    seen(&process.to_string()) == seen("self")
 }

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -23,19 +24,27 @@ use crate::sys::{self, Claimed};
 /// How long the next descriptor may take, in milliseconds.
 const TIMEOUT: u16 = 5000;
 
-/// The supervisor whose control socket is at `path`, and what it lends; none if nobody listens there. `ours` is where this one
-/// is to take requests; what comes gets numbers from `lowest` on.
+/// The supervisor whose control socket is at `path`, and what it lends; none if nobody listens there. It has to be the `named`
+/// one, if there is one; `ours` is where this one is to take requests; what comes gets numbers from `lowest` on.
 ///
 /// # Errors
 /// If it does not lend, as while it deploys, or is not to be trusted.
-pub(crate) fn borrow(path: &Path, ours: Option<&Path>, lowest: RawFd) -> Result<Option<(Predecessor, Lent)>> {
+pub(crate) fn borrow(
+    path: &Path,
+    named: Option<Predecessor>,
+    ours: Option<&Path>,
+    lowest: RawFd,
+) -> Result<Option<(Predecessor, Lent)>> {
     let mut replies = match Replies::connect(path) {
         Err(error) if matches!(error.downcast_ref(), Some(Errno::ENOENT | Errno::ECONNREFUSED)) => return Ok(None),
         replies => replies?,
     };
     let context = || format!("cannot take over from the supervisor at {}", path.display());
     ensure_trusted(replies.stream(), path).with_context(context)?;
-    let pid = Pid::from_raw(replies.peer().context("its process is not known")?);
+    let process = peer(&replies)?.with_context(|| format!("{}: it has ended", context()))?;
+    if let Some(named) = named.filter(|named| (named.pid, named.started) != (process.pid, process.started)) {
+        bail!("{}: {process} listens there, and not {named}", context());
+    }
     let control = ours.is_some_and(|ours| is_same_file(ours, path));
     replies.send(&call(Request::Lend { control }));
     let (loan, control) = first_reply(&mut replies).with_context(context)?;
@@ -46,13 +55,20 @@ pub(crate) fn borrow(path: &Path, ours: Option<&Path>, lowest: RawFd) -> Result<
         .with_context(context)?;
     let numbers = loan.descriptors.clone();
     let mut claimed = Claimed::received(numbers.into_iter().zip(received).collect());
-    let control = control.and_then(|saved| Some((claimed.take(saved.fd).ok()?, saved.file)));
+    let control = control.and_then(|saved| claimed.take(saved.fd).ok());
     let used = loan.used.clone();
     let lent = Lent::of(loan, &mut claimed).with_context(context)?;
-    let Some(process) = Predecessor::of(pid, None)? else { bail!("{}: it has ended", context()) };
     let connection = sys::duplicate_from(&stream, lowest).with_context(context)?;
     let lender = Lender { connection, used, control };
     Ok(Some((Predecessor { lender: Some(lender), ..process }, lent)))
+}
+
+/// The process that listens there, held before it is asked for anything; none if it has ended. What the kernel keeps is its
+/// number, which was its own still if it lives when it was opened (SO_PEERPIDFD, Linux 6.5).
+fn peer(replies: &Replies) -> Result<Option<Predecessor>> {
+    let pid = Pid::from_raw(replies.peer().context("its process is not known")?);
+    let process = Predecessor::of(pid, None)?;
+    Ok(process.filter(|_| sys::is_peer_alive(replies.stream())))
 }
 
 /// Tell the supervisor at the other end that it has been succeeded.
@@ -66,8 +82,8 @@ fn call(request: Request) -> String {
 }
 
 fn is_same_file(one: &Path, other: &Path) -> bool {
-    let real = |path: &Path| fs::canonicalize(path).ok();
-    real(one).is_some() && real(one) == real(other)
+    let file = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    file(one).is_some() && file(one) == file(other)
 }
 
 fn first_reply(replies: &mut Replies) -> Result<(crate::socket::takeover::Loan, Option<super::server::SavedServer>)> {
@@ -84,13 +100,19 @@ fn first_reply(replies: &mut Replies) -> Result<(crate::socket::takeover::Loan, 
 }
 
 fn receive(stream: &UnixStream, count: usize, lowest: RawFd) -> nix::Result<Vec<OwnedFd>> {
-    let next = |_| {
+    let mut all = Vec::new();
+    while all.len() < count {
         let mut waiting = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
         if poll(&mut waiting, PollTimeout::from(TIMEOUT))? == 0 {
             return Err(Errno::ETIMEDOUT);
         }
-        let received = sys::receive_descriptor(stream)?.ok_or(Errno::EPIPE)?;
-        sys::duplicate_from(&received, lowest)
-    };
-    (0..count).map(next).collect()
+        let received = sys::receive_descriptors(stream)?;
+        if received.is_empty() {
+            return Err(Errno::EPIPE);
+        }
+        for fd in received {
+            all.push(sys::duplicate_from(&fd, lowest)?);
+        }
+    }
+    Ok(all)
 }

@@ -95,12 +95,17 @@ impl Client {
             read_closed: false,
             broken: false,
         };
-        let peer = getsockopt(&client.fd, sockopt::PeerCredentials).ok()?;
-        if admits == Admits::Own && peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
-            debug!("user {} may not use the control socket", peer.uid());
+        if admits == Admits::Own && !client.is_own() {
+            debug!("another user may not use the control socket");
             client.end_with_error("this supervisor belongs to another user", 125);
         }
         Some(client)
+    }
+
+    /// Is its user root, or this process'?
+    pub(crate) fn is_own(&self) -> bool {
+        let peer = getsockopt(&self.fd, sockopt::PeerCredentials);
+        peer.is_ok_and(|peer| [0, geteuid().as_raw()].contains(&peer.uid()))
     }
 
     /// For the supervisor that takes the place of this one, if this client is still waiting.

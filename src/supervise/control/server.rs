@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use log::warn;
 use nix::errno::Errno;
 use nix::poll::PollFlags;
@@ -13,8 +13,11 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::descriptors::SocketInode;
 use crate::saved;
+use crate::socket::bound_file::is_bound_at;
 use crate::socket::control_spec::{Admits, ControlSpec};
+use crate::socket::endpoint::Endpoint;
 use crate::socket::remedy;
 use crate::socket::socket_file::{Created, Naming, SavedFile};
 use crate::socket::unix_path;
@@ -60,6 +63,8 @@ struct Server {
     fd: OwnedFd,
     /// A successor listens on it, too.
     is_lent: bool,
+    /// It is another supervisor's still, which is to be succeeded: what it is to be then.
+    succeeds: Option<ControlSpec>,
     paused_until: Option<Timestamp>,
     /// It was logged that descriptors ran out, and clients still wait in the accept queue.
     warned: bool,
@@ -89,18 +94,29 @@ impl Clients {
         Ok(Clients { server, all: Vec::new() })
     }
 
-    /// Listen on what a supervisor lent that is to be succeeded; the file stays its own until then.
-    pub(crate) fn listen_on(spec: &ControlSpec, fd: OwnedFd, file: Option<SavedFile>) -> Clients {
-        let mut created = file.map(Created::resume);
-        created.iter_mut().for_each(Created::leave_both);
+    /// Listen on what a supervisor lent that is to be succeeded; the file stays its own until then, with the mode and owner
+    /// that it gave it, and only this user and root are admitted.
+    ///
+    /// # Errors
+    /// If it is not the socket at the path of `spec`.
+    pub(crate) fn listen_on(spec: &ControlSpec, lent: OwnedFd) -> Result<Clients> {
+        let inode = SocketInode::of(&lent)?;
+        let is_it = Endpoint::of(&lent)?.path().is_ok_and(|name| is_bound_at(&spec.path, inode, name));
+        ensure!(is_it, "cannot listen on --control {spec}: what was lent is another socket");
+        let created = Created::lent(&spec.path).with_context(|| format!("cannot listen on --control {spec}"))?;
         // Whoever connects asks the kernel which process called it last (SO_PEERCRED).
-        let _ = sys::listen(&fd, BACKLOG);
-        Clients { server: Some(Server::new(fd, spec, created)), all: Vec::new() }
+        let _ = sys::listen(&lent, BACKLOG);
+        let mut server = Server::new(lent, spec, Some(created));
+        server.admits = Admits::Own;
+        server.succeeds = Some(spec.clone());
+        Ok(Clients { server: Some(server), all: Vec::new() })
     }
 
     /// That supervisor has been succeeded.
     pub(crate) fn own(&mut self) {
-        self.server.iter_mut().flat_map(|server| &mut server.created).for_each(Created::own);
+        if let Some(server) = &mut self.server {
+            server.own();
+        }
     }
 
     /// Add what is waited for to the round's table.
@@ -215,9 +231,10 @@ impl Clients {
         self.all.retain(|client| !client.is_over(now));
     }
 
-    /// Send a reply to every client that is waiting for something.
+    /// Send a reply to every client that is waiting for something. A successor waits for descriptors alone.
     pub(crate) fn send_all(&mut self, reply: &Reply) {
-        for client in self.all.iter_mut().filter(|client| client.waiting_for != WaitingFor::Nothing) {
+        let waits = |client: &&mut Client| !matches!(client.waiting_for, WaitingFor::Nothing | WaitingFor::Succession);
+        for client in self.all.iter_mut().filter(waits) {
             client.reply(reply);
         }
     }
@@ -280,8 +297,19 @@ impl Server {
             admits: spec.admits,
             created,
             is_lent: false,
+            succeeds: None,
             paused_until: None,
             warned: false,
+        }
+    }
+
+    /// It is ours alone from now on.
+    fn own(&mut self) {
+        self.created.iter_mut().for_each(Created::own);
+        let Some(spec) = self.succeeds.take() else { return };
+        match unix_path::set_access(&self.fd, &spec.path, &spec.options) {
+            Ok(()) => self.admits = spec.admits,
+            Err(error) => warn!("--control {spec}: it is for this user alone: {error:#}"),
         }
     }
 
