@@ -24,7 +24,7 @@ use crate::socket::endpoint::Endpoint;
 pub(crate) use claim::Claim;
 pub(crate) use lent::{Lent, LentGroup, Loan};
 pub(crate) use predecessor::{Lender, Predecessor};
-use survey::{Survey, hidden, last_generation, several_hold};
+use survey::{Survey, hidden, several_hold};
 pub(crate) use who::Who;
 
 /// What was found to be taken over.
@@ -169,7 +169,7 @@ fn take_from_holder(wanted: &[&[Endpoint]], survey: &Survey) -> Result<Taken> {
     let (holder, earlier) = match top.as_slice() {
         [] => return Err(survey.spared_only()),
         [holder] => (*holder, vec![]),
-        several => last_generation(several).ok_or_else(|| several_hold(several))?,
+        several => survey.last_generation(several).ok_or_else(|| several_hold(several))?,
     };
     let Some(mut predecessor) = Predecessor::of(holder.process.pid, Some(holder.process.started))? else {
         return Ok(Taken::nothing(wanted));

@@ -197,6 +197,27 @@ fn of_several_generations_that_were_left_the_last_is_retired_and_the_others_drai
     drop(first);
 }
 
+// The younger one never served anybody.
+#[test]
+fn a_generation_that_was_left_before_it_accepted_is_not_taken_for_the_one_that_serves() {
+    let first = supervise(Server::Python("if gen == '2': mark('hangs'); time.sleep(1000)\nserve()"), &[]).serving();
+    let address = first.address();
+    let reload = first.command("--reload", &[]).start();
+    first.folder.read("hangs");
+    let pids: Vec<Pid> = (1..=2).map(|generation| first.generation(generation)).collect();
+    let first = killed(first);
+    let next = succeeding(&address, "auto", &[], Server::Python("wait_for('go')\nserve()"));
+    next.generation(1);
+    next.wait_log(&format!("pid {} (python3): drains: a supervisor left it that is gone", pids[1]));
+    next.wait_log(&format!("pid {} (python3): gone", pids[1]));
+    assert!(exists(pids[0]), "{}", next.log());
+    next.folder.open("go");
+    next.wait_ready(1);
+    next.wait_log(&format!("pid {} (python3): gone", pids[0]));
+    assert_eq!(ask(&address).unwrap().pid, next.generation(1));
+    drop((first, reload));
+}
+
 #[test]
 fn a_supervisor_without_a_control_socket_is_told_to_stop_and_its_generation_drains() {
     let folder = Arc::new(Folder::new());

@@ -1,5 +1,6 @@
 //! Who has the sockets that are asked for, and which of them is to be succeeded.
 
+use std::cmp::Reverse;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -8,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use log::info;
+use nix::poll::{PollTimeout, poll};
 use nix::unistd::Pid;
 
 use crate::failure::{Failure, Result};
+use crate::kernel::accepting::observe;
 use crate::kernel::descriptors::{self, SocketInode};
 use crate::kernel::holders::{
     Holder, holders_of, is_generation, is_service_manager, name_of, own_ancestors, topmost, with_name,
@@ -23,6 +26,10 @@ use crate::socket::endpoint::Endpoint;
 use crate::socket::in_the_way::bound_to;
 use crate::socket::takeover::predecessor::is_supervisor_name;
 use crate::socket::takeover::{Found, Predecessor};
+
+/// How often it is looked whether a generation accepts, and the time between in milliseconds.
+const MOST_LOOKS: usize = 20;
+const PAUSE: u8 = 50;
 
 /// What is known of the processes that may have what is asked for.
 #[derive(Debug, Default)]
@@ -112,6 +119,37 @@ impl Survey {
         })
     }
 
+    /// Of generations that a supervisor left which was killed, the last one that accepts, and the others, which drain or never
+    /// got ready.
+    pub(super) fn last_generation<'a>(&self, several: &[&'a Holder]) -> Option<(&'a Holder, Vec<&'a Holder>)> {
+        if !several.iter().all(|holder| is_generation(holder.process.pid)) {
+            return None;
+        }
+        let mut in_order = several.to_vec();
+        in_order.sort_by_key(|holder| Reverse(holder.process.started));
+        let (youngest, older) = in_order.split_first()?;
+        // It may be busy at a moment.
+        let is_sound = older.is_empty()
+            || (0..MOST_LOOKS).any(|_| {
+                self.accepts(youngest) || {
+                    let _ = poll(&mut [], PollTimeout::from(PAUSE));
+                    false
+                }
+            });
+        let last =
+            if is_sound { youngest } else { older.iter().find(|holder| self.accepts(holder)).unwrap_or(youngest) };
+        let others = several.iter().copied().filter(|other| other.process.pid != last.process.pid);
+        Some((last, others.collect()))
+    }
+
+    /// Is it, or what descends from it, seen to wait for clients?
+    fn accepts(&self, holder: &Holder) -> bool {
+        let members = self.holders.iter().map(|other| other.process.pid).filter(|pid| self.is_above(holder, *pid));
+        let seen = observe(&members.collect::<Vec<_>>(), &holder.sockets);
+        // What cannot be seen is taken to.
+        !seen.evidence.is_empty() || seen.obstacle.is_some()
+    }
+
     pub(super) fn without_socket(&self, named: &Predecessor) -> Failure {
         let below = self
             .holders
@@ -150,16 +188,6 @@ pub(super) fn choose(mut copies: Vec<Candidate>, wanted: &[&[Endpoint]], below: 
         chosen.push(found);
     }
     (all, chosen)
-}
-
-/// Of generations that a supervisor left which was killed, the last one, and the others, which drain.
-pub(super) fn last_generation<'a>(several: &[&'a Holder]) -> Option<(&'a Holder, Vec<&'a Holder>)> {
-    if !several.iter().all(|holder| is_generation(holder.process.pid)) {
-        return None;
-    }
-    let last = several.iter().copied().max_by_key(|holder| holder.process.started)?;
-    let others = several.iter().copied().filter(|other| other.process.pid != last.process.pid);
-    Some((last, others.collect()))
 }
 
 /// That nobody who has the address is shown.
