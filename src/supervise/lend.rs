@@ -2,7 +2,9 @@
 //! that it has been succeeded, or takes them back when the connection is closed.
 
 use log::{info, warn};
+use nix::unistd::Pid;
 
+use crate::kernel::holders::{holders_of, with_name};
 use crate::supervise::Supervisor;
 use crate::supervise::control::connection::{Client, WaitingFor};
 use crate::supervise::control::protocol::Reply;
@@ -79,6 +81,21 @@ impl Supervisor {
         self.stop(StopMode::Drain);
     }
 
+    /// A successor that was killed has left its program.
+    fn reserve_what_is_left(&mut self) {
+        let used: Vec<Share> = self.generations.iter().map(|generation| generation.share).collect();
+        let unused: Vec<Share> = self.sockets.shares().filter(|share| !used.contains(share)).collect();
+        for share in unused {
+            let inodes = self.sockets.set(share).inodes;
+            let holders = holders_of(&inodes).map(|(_, holders)| holders).unwrap_or_default();
+            let mut others = holders.iter().map(|holder| holder.process.pid).filter(|pid| *pid != Pid::this());
+            if let Some(other) = others.next() {
+                warn!("{} was left by the successor: it gets no connection any more", with_name(other));
+                self.sockets.reserve(share);
+            }
+        }
+    }
+
     /// If the successor has gone before it served, go on.
     pub(super) fn see_borrower(&mut self) {
         if !self.sockets.is_lent() || self.plan.stopping.is_some() {
@@ -91,6 +108,7 @@ impl Supervisor {
         warn!("the successor is gone before it served: this supervisor goes on");
         self.sockets.take_back();
         self.reporter.clients.take_back();
+        self.reserve_what_is_left();
         if let Some(serving) = self.plan.serving {
             self.steer(serving.id);
         }

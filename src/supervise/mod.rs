@@ -275,10 +275,10 @@ impl Supervisor {
 
     /// All is over: remove what is ours, and reply to the clients that waited for it.
     fn leave(mut self, status: u8) {
-        self.generations.reap_all();
         if let Duty::Handover(successor) = self.duty {
             return self.leave_to(successor);
         }
+        self.generations.reap_all();
         let is_stored = self.is_stored();
         if is_stored {
             // What the last generations did to them is repaired for the next start.

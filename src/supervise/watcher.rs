@@ -276,6 +276,10 @@ impl Supervisor {
             if let Some(pid_file) = self.pid_file {
                 pid_file.restore();
             }
+            let lives = self.generations.get(SUCCESSOR).is_some_and(|successor| successor.ended.is_none());
+            if lives {
+                self.sockets.leave_to_predecessor();
+            }
             // Dropped, they are as they were.
             return;
         }

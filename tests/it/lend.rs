@@ -136,6 +136,26 @@ fn a_successor_that_fails_or_dies_gives_everything_back() {
     old.stopped();
 }
 
+// Its program lives on, at a socket that no other generation gets.
+#[test]
+fn a_program_that_a_killed_successor_left_shares_no_socket_with_a_generation() {
+    let old = supervise(SERVER, &[]).serving();
+    let address = old.address();
+    let next = successor(&old, &[&address], &["--settle", "60s"], SERVER);
+    next.wait_ready(1);
+    let left = next.generation(1);
+    next.signal(Signal::SIGKILL);
+    old.wait_log(&format!("pid {left} (python3) was left by the successor: it gets no connection any more"));
+    assert!(exists(left));
+    for generation in [2, 3] {
+        assert_eq!(old.reload_and_wait().failure(), (0, ""));
+        for _ in 0..20 {
+            assert_eq!(ask(&address).unwrap().pid, old.generation(generation), "{}", old.log());
+        }
+    }
+    drop(next);
+}
+
 #[test]
 fn while_it_is_lent_and_while_it_deploys_a_supervisor_refuses_a_second_successor() {
     let old = supervise(Server::Python("wait_for('go-' + gen)\nserve()"), &[]).start();

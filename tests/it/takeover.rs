@@ -190,6 +190,21 @@ fn the_watcher_is_nobodys_child_and_keeps_nothing_open_but_stderr() {
     assert!(new.log().contains("is not retired"), "{}", new.log());
 }
 
+// handoff-run(1), TAKEOVER: "SIGTERM makes it give up, with both processes left as they are".
+#[test]
+fn a_watcher_that_gives_up_while_the_program_starts_leaves_every_client_to_the_old_server() {
+    let old = by_hand(SERVE);
+    let new = old.succeed("auto", &[], Server::Python("mark('up'); time.sleep(1000)"));
+    new.folder.read("up");
+    kill(new.watcher().unwrap(), Signal::SIGTERM).unwrap();
+    new.wait_alone();
+    assert!(new.log().contains("is not retired"), "{}", new.log());
+    for _ in 0..40 {
+        assert_eq!(ask(&old.address).unwrap().pid, old.pid());
+    }
+    assert!(exists(new.pid()));
+}
+
 fn inode(listener: &TcpListener) -> u64 {
     let link = crate::harness::socket::link(listener);
     link.trim_start_matches("socket:[").trim_end_matches(']').parse().unwrap()
@@ -198,8 +213,9 @@ fn inode(listener: &TcpListener) -> u64 {
 #[test]
 fn of_two_that_take_over_at_once_one_wins_and_the_other_says_who() {
     let old = by_hand(SERVE);
-    let first = old.succeed("auto", &[], Server::Python("wait_for('go')\nserve()"));
-    let watcher = wait_for("the watcher", || first.watcher());
+    let first = old.succeed("auto", &[], Server::Python("mark('up'); wait_for('go')\nserve()"));
+    first.folder.read("up");
+    let watcher = first.watcher().unwrap();
     let second = handoff_run_with(&["-l", &old.address, "--from", &old.pid().to_string(), "--", "true"]).output();
     let name = crate::harness::process::name(watcher);
     let line = format!(

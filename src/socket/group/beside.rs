@@ -104,6 +104,23 @@ impl Group {
         first.listener.own();
     }
 
+    /// A successor lives that is not to get anything: the process that the first socket was taken over from serves on beside it.
+    /// Where others had joined before, nobody knows its place, and the kernel chooses as it did.
+    pub(crate) fn leave_to_predecessor(mut self) {
+        let Some(steered) = self.steered.take_if(|_| self.slots[0].listener.is_taken()) else { return };
+        let is_first = steered.places.of(Member::Slot(0)) == Some(0);
+        drop(steered);
+        self.slots.truncate(1);
+        let first = &mut self.slots[0];
+        first.engage();
+        // An error leaves it as it is.
+        let _ = match is_first {
+            true => sys::choose_by(&first.listener, &Course::straight(0).program()),
+            false => sys::choose_by_hash(&first.listener),
+        };
+        first.listener.stay_alone();
+    }
+
     /// Close all but this slot's, for the program that has it: as if it had been bound alone.
     pub(crate) fn leave_to(mut self, slot: usize) {
         if self.steered.take().is_none() {

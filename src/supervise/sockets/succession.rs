@@ -46,6 +46,19 @@ impl Sockets {
         self.groups_mut().for_each(Group::refresh_idle);
     }
 
+    /// A program has this set that no supervisor stands by any more: no generation gets it.
+    pub(crate) fn reserve(&mut self, share: Share) {
+        if !self.reserved.contains(&share) {
+            self.reserved.push(share);
+        }
+    }
+
+    /// Every set of steered sockets.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = Share> {
+        let slots = self.groups().filter(|group| group.is_steered()).map(Group::slots).min().unwrap_or(0);
+        (0..slots).map(Share::Slot)
+    }
+
     /// Their names outlive this supervisor: another process has the sockets.
     pub(crate) fn leave_names(&mut self) {
         self.groups_mut().for_each(Group::leave_both_names);
@@ -55,6 +68,11 @@ impl Sockets {
     pub(crate) fn keep_taken(&mut self) {
         self.reserved.clear();
         self.groups_mut().for_each(Group::own);
+    }
+
+    /// The program that is to succeed lives, and is not to get anything.
+    pub(crate) fn leave_to_predecessor(self) {
+        self.listed.into_iter().for_each(|Listed { group, .. }| group.leave_to_predecessor());
     }
 
     /// The program that has this set goes on alone with it.
