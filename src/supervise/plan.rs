@@ -91,14 +91,14 @@ impl Plan {
     pub(crate) fn begin(limits: Limits, now: Timestamp) -> (Plan, Vec<Order>) {
         let mut plan = Plan::default();
         let order = plan.start(Cause::First, Rollout::default(), limits, now);
-        (plan, vec![order])
+        (plan, order.into_iter().collect())
     }
 
     /// Begin with the first generation beside the process that it succeeds.
     pub(crate) fn succeed(limits: Limits, now: Timestamp) -> (Plan, Vec<Order>) {
         let mut plan = Plan { serving: Some(Serving { id: PREDECESSOR, since: now }), ..Plan::default() };
         let order = plan.start(Cause::First, Rollout::default(), limits, now);
-        (plan, vec![order])
+        (plan, order.into_iter().collect())
     }
 
     /// One more drains that an earlier supervisor left.
@@ -236,14 +236,17 @@ impl Plan {
         orders
     }
 
-    /// Start one more. It is also the one that was queued.
-    fn start(&mut self, cause: Cause, rollout: Rollout, limits: Limits, now: Timestamp) -> Order {
+    /// Start one more, unless everything stops. It is also the one that was queued.
+    fn start(&mut self, cause: Cause, rollout: Rollout, limits: Limits, now: Timestamp) -> Option<Order> {
+        if self.stopping.is_some() {
+            return None;
+        }
         let id = self.next;
         self.next += 1;
         self.queued = false;
         self.restart = None;
         self.starting = Some(Starting { id, cause, deadline: now + limits.ready, rollout });
-        Order::Start(id)
+        Some(Order::Start(id))
     }
 
     fn reload(&mut self, rollout: Rollout, limits: Limits, now: Timestamp) -> Vec<Order> {
@@ -259,7 +262,7 @@ impl Plan {
             return vec![];
         }
         let cause = if self.serving.is_some() { Cause::Reload } else { Cause::Restart };
-        vec![self.start(cause, rollout, limits, now)]
+        self.start(cause, rollout, limits, now).into_iter().collect()
     }
 
     fn ready(&mut self, id: Id, limits: Limits, now: Timestamp) -> Vec<Order> {
@@ -284,10 +287,11 @@ impl Plan {
 
     fn start_queued(&mut self, limits: Limits, now: Timestamp) -> Option<Order> {
         let cause = if self.serving.is_some() { Cause::Reload } else { Cause::Restart };
-        self.queued.then(|| {
-            let rollout = std::mem::take(&mut self.queued_rollout);
-            self.start(cause, rollout, limits, now)
-        })
+        if !self.queued {
+            return None;
+        }
+        let rollout = std::mem::take(&mut self.queued_rollout);
+        self.start(cause, rollout, limits, now)
     }
 
     /// It accepts no more, though it has not ended.
@@ -352,9 +356,10 @@ impl Plan {
         orders.extend(self.tell(|draining| draining.stop.is_some_and(|at| at <= now), limits, now));
         orders.extend(self.kill(|deadline| deadline <= now));
         if self.restart.take_if(|at| *at <= now).is_some() {
-            self.restarts += 1;
-            self.row += 1;
-            orders.push(self.start(Cause::Restart, Rollout::default(), limits, now));
+            let order = self.start(Cause::Restart, Rollout::default(), limits, now);
+            self.restarts += u64::from(order.is_some());
+            self.row += u32::from(order.is_some());
+            orders.extend(order);
         }
         orders
     }

@@ -10,7 +10,7 @@ use crate::harness::client::{Client, ask};
 use crate::harness::process::{children, exists, sockets};
 use crate::harness::setup::supervise_in;
 use crate::harness::socket::listeners_on;
-use crate::harness::{Folder, Server, Supervisor, supervise, wait_for};
+use crate::harness::{Folder, Server, Supervisor, handoff_run_with, supervise, wait_for};
 
 const SERVE: &str = "serve()";
 
@@ -106,6 +106,25 @@ fn the_predecessor_may_die_while_the_first_generation_starts_and_nobody_is_refus
     assert_eq!(waiting.ask().unwrap().pid, first);
     assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
     supervisor.stopped();
+}
+
+// handoff-run(1), TAKEOVER: "the status is that of PROGRAM".
+#[test]
+fn where_the_predecessor_dies_after_a_rollback_to_it_nothing_is_started_or_left_behind() {
+    let old = by_hand(SERVE);
+    let server = "signal.signal(signal.SIGTERM, lambda *_: (mark('told'), wait_for('go'), os._exit(0)))\nserve()";
+    let mut supervisor = successor(&old, &["--settle", "60s"], Server::Python(server));
+    supervisor.wait_ready(1);
+    let first = supervisor.generation(1);
+    let control = supervisor.folder.text("control");
+    assert_eq!(handoff_run_with(&["--rollback", &control]).output().failure(), (0, ""));
+    supervisor.folder.read("told");
+    kill(old.pid(), Signal::SIGKILL).unwrap();
+    supervisor.wait_log(&format!("pid {} (python3): gone", old.pid()));
+    supervisor.folder.open("go");
+    let (status, log) = supervisor.end();
+    assert!(status == 1 && !log.contains("again in") && !log.contains("generation 2"), "{status}: {log}");
+    assert!(!exists(first) && listeners_on(port(&old.address)).is_empty());
 }
 
 // A process of another user's group, say, must not be hit.
@@ -222,7 +241,7 @@ fn a_generation_that_was_left_before_it_accepted_is_not_taken_for_the_one_that_s
 fn a_supervisor_without_a_control_socket_is_told_to_stop_and_its_generation_drains() {
     let folder = Arc::new(Folder::new());
     let server = Server::Hello.install(&folder);
-    let run = crate::harness::handoff_run_with(&["--supervise", "-l", "127.0.0.1:0", "--"]).args(&server);
+    let run = handoff_run_with(&["--supervise", "-l", "127.0.0.1:0", "--"]).args(&server);
     let old = Supervisor::start(folder, run, crate::harness::supervisor::Role::Supervisor);
     old.wait_ready(1);
     let address = old.address();

@@ -56,9 +56,10 @@ impl Plan {
         }
     }
 
-    /// After a generation that ended with `status`: where none serves and none starts, start one later, or stop.
+    /// After a generation that ended with `status`: where none serves and none starts, start one later, or stop. If
+    /// everything stops already, as after a deploy that failed, nothing follows, and the status stays that of the failure.
     pub(super) fn restart_or_stop(&mut self, id: Id, status: u8, how: Restart, now: Timestamp) -> Option<Order> {
-        if self.serving.is_some() || self.starting.is_some() {
+        if self.stopping.is_some() || self.serving.is_some() || self.starting.is_some() {
             return None;
         }
         if !allows(how, status, self.row) {

@@ -12,17 +12,17 @@ mod steps;
 use proptest::prelude::*;
 
 use super::super::*;
-use model::World;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
     #[test]
     fn the_promise_holds_in_every_history(
         limits in steps::limits(),
+        begin in steps::begin(),
         history in steps::history(),
         mode in prop_oneof![Just(StopMode::Drain), Just(StopMode::Signal), Just(StopMode::Now)],
     ) {
-        let mut world = World::begin(limits);
+        let mut world = begin(limits);
         history.into_iter().for_each(|step| world.step(step));
         // From here on, both.
         let mut rested = world.clone();

@@ -85,6 +85,32 @@ fn where_the_predecessor_ends_by_itself_its_successor_serves_as_soon_as_it_is_re
     assert_eq!(orders, [Order::Retire(PREDECESSOR), reported(1, Transition::Settled)]);
 }
 
+// Once a generation was started again that the supervisor left behind when the failed one had drained.
+#[test]
+fn where_the_predecessor_ends_after_a_deploy_that_failed_nothing_is_started_and_the_status_stays() {
+    for restart in [Restart::Always, Restart::OnFailure(None), Restart::No] {
+        let mut story = Story::succeeded().with(Limits { restart, ..LIMITS });
+        story.at(1, Event::Rollback);
+        let orders = story.at(2, Event::Ended(PREDECESSOR, 0));
+        assert_eq!(orders, [reported(PREDECESSOR, Transition::Crashed(0)), Order::Retire(PREDECESSOR)]);
+        story.at(2, Event::Gone(PREDECESSOR));
+        assert_eq!(story.at(4, Event::Tick), []);
+        assert_eq!(story.at(6, Event::Tick), [Order::Retire(1)]);
+        assert_eq!(story.at(7, Event::Gone(1)), [reported(1, Transition::Gone), Order::Finish(1)]);
+    }
+}
+
+// A state of another release may have both.
+#[test]
+fn what_was_due_when_everything_stopped_is_not_started_by_a_supervisor_that_goes_on() {
+    let mut story = Story::serving();
+    story.at(1, STOP);
+    (story.0.restart, story.0.queued) = (Some(seconds(2)), true);
+    story.0.resume(&[1], LIMITS, seconds(2));
+    assert_eq!(story.at(2, Event::Tick), []);
+    assert_eq!(story.0.restarts, 0);
+}
+
 #[test]
 fn what_an_earlier_supervisor_left_drains_and_is_left_alone_if_the_deploy_fails() {
     let mut story = Story::succeeding();

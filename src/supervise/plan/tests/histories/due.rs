@@ -17,10 +17,10 @@ impl World {
         assert!(self.wanted.is_none() || under_way == 1, "a reload request was forgotten");
         assert!(self.serving().is_some() || self.trial().or(self.standing()).is_none(), "{:?}", self.lives);
         if let Some(id) = self.serving() {
-            let has_settled = self.outcomes.get(&id) == Some(&Transition::Settled);
+            let has_settled = id == PREDECESSOR || self.outcomes.get(&id) == Some(&Transition::Settled);
             assert_eq!(has_settled, self.standing().is_none(), "{id} serves: {:?}", self.lives);
         }
-        let over = self.status.is_some() && self.lives.values().all(|life| *life == Life::Gone);
+        let over = self.status.is_some() && self.is_nothing_left();
         assert_eq!(self.finished.is_some(), over);
         self.check_effect(event, before);
     }

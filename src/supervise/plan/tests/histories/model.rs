@@ -76,6 +76,15 @@ impl World {
         }
     }
 
+    /// The same beside a predecessor.
+    pub(super) fn succeed(limits: Limits) -> World {
+        let mut world = World::begin(limits);
+        let (plan, orders) = Plan::succeed(limits, world.now);
+        assert_eq!(orders, [Order::Start(1)]);
+        world.lives.insert(PREDECESSOR, Life::Serving { since: world.now });
+        World { plan, target: Some(Target::All(PREDECESSOR)), ..world }
+    }
+
     pub(super) fn happen(&mut self, event: Event) {
         let before = self.lives.clone();
         self.foresee(&event);
@@ -89,6 +98,10 @@ impl World {
             assert_eq!(self.finished, None, "{order:?} after the end");
             self.obey(order, &event, &before);
         }
+        if matches!(event, Event::Stop(_)) && self.is_predecessor_needed() {
+            // It serves on, and is left alone.
+            self.lives.insert(PREDECESSOR, Life::Gone);
+        }
         self.follow_if_nothing_serves(&event, &before);
         self.check(&event, &before);
         self.finished = None;
@@ -98,7 +111,7 @@ impl World {
         match (event, self.plan.answer()) {
             (Event::Reload(_), Answer::Refused) => assert!(self.status.is_some()),
             (Event::Reload(rollout), Answer::Generation(id)) => {
-                assert_eq!((self.status, id), (None, self.lives.len() as Id + 1));
+                assert_eq!((self.status, id), (None, self.next_id()));
                 self.promised.insert(id);
                 // The first that waits says how to take over.
                 self.wanted.get_or_insert_with(|| rollout.clone());
@@ -145,6 +158,20 @@ impl World {
     /// Does it serve while its predecessor stands by?
     pub(super) fn is_unsettled(&self, id: Id) -> bool {
         self.serving() == Some(id) && self.standing().is_some()
+    }
+
+    fn is_predecessor_needed(&self) -> bool {
+        self.lives.get(&PREDECESSOR).is_some_and(|life| life.is_serving() || life.is_standing())
+    }
+
+    /// Is nothing left but a predecessor to which everything was rolled back?
+    pub(super) fn is_nothing_left(&self) -> bool {
+        self.those(|life| life != Life::Gone).iter().all(|id| *id == PREDECESSOR && self.is_predecessor_needed())
+    }
+
+    /// Of the generation that is started next.
+    pub(super) fn next_id(&self) -> Id {
+        self.lives.keys().max().map_or(1, |id| id + 1)
     }
 
     pub(super) fn is_urgent(&self, event: &Event) -> bool {

@@ -23,7 +23,7 @@ impl World {
             Order::Kill(id) => assert!(self.killed.insert(id), "{id} is killed twice"),
             Order::Report(id, transition) => self.report(id, transition, event, before),
             Order::Finish(status) => {
-                assert!(self.lives.values().all(|life| *life == Life::Gone), "{:?}", self.lives);
+                assert!(self.is_nothing_left(), "{:?}", self.lives);
                 assert_eq!(Some(status), self.status);
                 self.finished = Some(status);
             }
@@ -33,7 +33,7 @@ impl World {
     fn start(&mut self, id: Id, event: &Event) {
         let under_way = (self.starting(), self.trial(), self.standing());
         assert_eq!((self.status, under_way), (None, (None, None, None)), "{id} is started");
-        assert_eq!(id, self.lives.len() as Id + 1);
+        assert_eq!(id, self.next_id());
         let restart = self.wanted.is_none();
         assert!(!restart || self.is_tick(event, self.restart), "{id} was not asked for");
         self.restarts += u64::from(restart);
@@ -48,7 +48,8 @@ impl World {
     }
 
     fn steer(&mut self, target: Target, id: Id) {
-        assert!(self.status.is_none() && !self.lives[&id].is_leaving() && self.lives[&id] != Life::Gone);
+        assert!(self.status.is_none() || id == PREDECESSOR);
+        assert!(!self.lives[&id].is_leaving() && self.lives[&id] != Life::Gone);
         self.target = Some(target);
     }
 

@@ -119,6 +119,10 @@ impl World {
             // First it, so that never two serve.
             self.lives.insert(id, Life::ToRetire);
             self.lives.insert(old, Life::Serving { since });
+            if old == PREDECESSOR {
+                let status = if let Reason::Ended(status) = reason { status.max(1) } else { 1 };
+                self.status.get_or_insert(status);
+            }
         }
         if is_end_of(event, id) { Life::ToRetire } else { Life::ToRelease { relieved: self.now } }
     }
@@ -139,6 +143,8 @@ impl World {
         };
         if id == 1 {
             self.status.get_or_insert(status);
+            // What is left of a predecessor that ended by itself is not waited for.
+            self.lives.entry(PREDECESSOR).and_modify(|life| *life = if life.is_serving() { *life } else { Life::Gone });
         }
         next
     }

@@ -84,8 +84,13 @@ impl World {
             Which::Waiting => waiting(),
             Which::Any(index) => Some(index.index(self.lives.len() + 3) as Id),
         };
-        chosen.unwrap_or(0)
+        chosen.unwrap_or(Id::MAX)
     }
+}
+
+/// By itself, or beside a predecessor.
+pub(super) fn begin() -> impl Strategy<Value = fn(Limits) -> World> {
+    prop::sample::select(vec![World::begin as fn(Limits) -> World, World::succeed])
 }
 
 /// Most begin well.
