@@ -120,9 +120,11 @@ impl Plan {
     /// Go on in the place of a predecessor, which left these generations; those that it did not know drain.
     pub(crate) fn resume(&mut self, left: &[Id], limits: Limits, now: Timestamp) -> Vec<Order> {
         let known: Vec<Id> = self.generations().collect();
-        let mut unknown: Vec<Id> = left.iter().copied().filter(|id| !known.contains(id)).collect();
+        // What was succeeded, and is not known any more, is somebody else's: it was let go of when the deploy failed.
+        let ours = left.iter().copied().filter(|id| (PREDECESSOR + 1..EARLIER).contains(id));
+        self.next = self.next.max(ours.clone().max().map_or(1, |id| id + 1));
+        let mut unknown: Vec<Id> = ours.filter(|id| !known.contains(id)).collect();
         unknown.sort_unstable();
-        self.next = self.next.max(left.iter().max().map_or(1, |id| id + 1));
         if self.serving.is_none() && self.stopping.is_none() {
             self.serving = unknown.pop().map(|id| Serving { id, since: now });
             self.restart.take_if(|_| self.serving.is_some());

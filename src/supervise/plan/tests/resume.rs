@@ -97,6 +97,35 @@ fn generations_that_the_predecessor_did_not_know_drain_and_the_newest_serves_whe
     assert_eq!(plan.answer(), Answer::Generation(4));
 }
 
+// Once the next generation had the number behind those, and drained like one of them.
+#[test]
+fn what_an_earlier_supervisor_left_gives_no_number_to_the_next_generation() {
+    let mut story = Story::serving();
+    story.0.add_earlier(EARLIER);
+    story.0.add_earlier(EARLIER + 1);
+    let (mut story, orders) = handed_on(&story, 1);
+    assert_eq!(orders, [Order::Steer(1), Order::Release(EARLIER), Order::Release(EARLIER + 1)]);
+    assert_eq!(story.at(2, reload()), [Order::Start(2)]);
+
+    let mut plan = Plan::default();
+    assert_eq!(plan.resume(&[PREDECESSOR, 2, EARLIER], LIMITS, seconds(1)), [Order::Steer(2)]);
+    assert_eq!(plan.answer(), Answer::Generation(3));
+    let mut plan = Plan::default();
+    assert_eq!(plan.resume(&[PREDECESSOR, EARLIER], LIMITS, seconds(1)), []);
+    assert_eq!((plan.serving, plan.answer()), (None, Answer::Generation(1)));
+}
+
+// Once it was told to stop by the supervisor that went on.
+#[test]
+fn what_was_let_go_of_when_everything_stopped_stays_so_after_a_change_of_the_supervisor() {
+    let (mut plan, _) = Plan::succeed(LIMITS, seconds(0));
+    plan.add_earlier(EARLIER);
+    plan.handle(STOP, LIMITS, seconds(1));
+    let before = plan.clone();
+    assert_eq!(plan.resume(&[PREDECESSOR, 1, EARLIER], LIMITS, seconds(2)), []);
+    assert_eq!(plan, before);
+}
+
 #[test]
 fn a_trial_of_a_state_without_its_stages_ends_in_service() {
     let mut story = Story::on_trial(None);
