@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::iter;
 
 use nix::unistd::Pid;
 
@@ -43,6 +44,12 @@ pub(crate) fn topmost<'a>(holders: &[&'a Holder], processes: &Processes) -> Vec<
 pub(crate) fn own_ancestors(processes: &Processes) -> Vec<Pid> {
     let parent = Pid::parent();
     [parent].into_iter().chain(processes.ancestors(parent).map(|process| process.pid)).collect()
+}
+
+/// Is it one that is never told to stop: does it keep sockets for those whom it starts, or did it start this process?
+pub(crate) fn is_spared(pid: Pid) -> bool {
+    let parent = |pid: &Pid| Process::read(*pid).map(|process| process.parent);
+    is_service_manager(pid) || iter::successors(Some(Pid::parent()), parent).any(|above| above == pid)
 }
 
 /// The name of a process, by which ps(1) shows it; empty where that is not to be seen.
@@ -120,5 +127,7 @@ mod tests {
         let ancestors = own_ancestors(&processes);
         assert_eq!(ancestors.first(), Some(&Pid::parent()));
         assert!(!ancestors.contains(&Pid::this()));
+        assert!(ancestors.into_iter().filter(|pid| pid.as_raw() > 0).all(is_spared));
+        assert!(is_spared(Pid::from_raw(1)) && !is_spared(Pid::this()));
     }
 }

@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use crate::config::Request;
+use crate::kernel::holders::{is_spared, with_name};
 use crate::saved;
 use crate::socket::takeover::{Lender, Lent, Predecessor};
 use crate::supervise::control::client::ensure_trusted;
@@ -46,6 +47,7 @@ pub(crate) fn borrow(
         bail!("{}: {process} listens there, and not {named}", context());
     }
     let control = ours.is_some_and(|ours| is_same_file(ours, path));
+    refuse_spared(&replies, path).with_context(context)?;
     replies.send(&call(Request::Lend { control }));
     let (loan, control) = first_reply(&mut replies).with_context(context)?;
     replies.send(&call(Request::Descriptors));
@@ -69,6 +71,14 @@ fn peer(replies: &Replies) -> Result<Option<Predecessor>> {
     let pid = Pid::from_raw(replies.peer().context("its process is not known")?);
     let process = Predecessor::of(pid, None)?;
     Ok(process.filter(|_| sys::is_peer_alive(replies.stream())))
+}
+
+/// # Errors
+/// If it is one that is never told to stop, so that nothing may take its place.
+fn refuse_spared(replies: &Replies, path: &Path) -> Result<()> {
+    let Some(pid) = replies.peer().map(Pid::from_raw).filter(|pid| is_spared(*pid)) else { return Ok(()) };
+    let what = if pid.as_raw() == 1 { "" } else { " started this and" };
+    bail!("{}{what} is never told to stop: use --reload {}", with_name(pid), path.display())
 }
 
 /// Tell the supervisor at the other end that it has been succeeded.
