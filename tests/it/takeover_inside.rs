@@ -37,13 +37,13 @@ fn supervisors(who: &str) -> Vec<Supervisor> {
     setups.into_iter().map(Setup::start).collect()
 }
 
-/// What was written by the run of handoff-run in it that failed, with `PID` for its number.
-fn refusal(supervisor: &Supervisor) -> String {
+/// The status of the run of handoff-run in it, and what that wrote, with `PID` for the supervisor's number.
+fn end(supervisor: &Supervisor) -> (String, String) {
     supervisor.wait_ready(1);
     supervisor.folder.open("go");
     let output = supervisor.folder.read("output");
-    assert_eq!(supervisor.folder.read("status"), "125", "{output}");
-    output.replace(&format!("pid {} ", supervisor.pid), "pid PID ").replace("pid 1 ", "pid PID ")
+    let output = output.replace(&format!("pid {} ", supervisor.pid), "pid PID ").replace("pid 1 ", "pid PID ");
+    (supervisor.folder.read("status"), output)
 }
 
 /// It serves with the same generation, lent nothing, and rolls generations still.
@@ -56,16 +56,40 @@ fn assert_untouched(mut supervisor: Supervisor) {
     assert!(!log.contains("lent") && !log.contains("restarted") && !log.contains("again in"), "{log}");
 }
 
-// handoff-run(1), TAKEOVER: "and so does the control socket of such a supervisor".
+// handoff-run(1), TAKEOVER: "its control socket is refused".
 #[test]
 fn the_control_socket_of_a_supervisor_that_started_us_is_refused_and_a_reload_named() {
     for supervisor in supervisors("path('control')") {
         let control = supervisor.folder.text("control");
-        let output = refusal(&supervisor);
+        let (status, output) = end(&supervisor);
         let start = format!("handoff-run: cannot take over from the supervisor at {control}: pid PID (handoff-run)");
-        assert!(output.starts_with(&start), "{output}");
+        assert!(status == "125" && output.starts_with(&start), "{status}: {output}");
         let end = format!(" is never told to stop: use --reload {control}\n");
         assert!(output.ends_with(&end) && output.lines().count() == 1, "{output}");
+        assert_untouched(supervisor);
+    }
+}
+
+// handoff-run(1), TAKEOVER: "what it started is not told to stop either". Once it was, and was started again.
+#[test]
+fn by_auto_the_generation_of_a_supervisor_that_started_us_is_refused_and_a_reload_named() {
+    for supervisor in supervisors("'auto'") {
+        let control = supervisor.folder.text("control");
+        let expected = format!(
+            "handoff-run: cannot take over by --from auto: pid PID (handoff-run) supervises what has the socket, and is \
+             never retired\nhandoff-run: its next generation is started by --reload {control}\n"
+        );
+        assert_eq!(end(&supervisor), ("125".to_owned(), expected));
+        assert_untouched(supervisor);
+    }
+}
+
+#[test]
+fn of_a_generation_of_a_supervisor_that_started_us_the_socket_is_copied_and_it_serves_on() {
+    for supervisor in supervisors("str(os.getppid())") {
+        let (status, output) = end(&supervisor);
+        let why = " is not asked to stop: pid PID (handoff-run) would start it again\n";
+        assert!(status == "0" && output.ends_with(why) && output.lines().count() == 1, "{status}: {output}");
         assert_untouched(supervisor);
     }
 }

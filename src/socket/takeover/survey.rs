@@ -38,6 +38,8 @@ pub(super) struct Survey {
     pub(super) holders: Vec<Holder>,
     /// Those that may be copied from, and are never retired.
     spared: Vec<Pid>,
+    /// Supervisors among them that have such a socket: they would start again what is retired below them.
+    supervisors: Vec<Pid>,
     /// Some process has a socket there, shown to us or not.
     pub(super) is_held: bool,
 }
@@ -58,7 +60,10 @@ impl Survey {
         let mut spared = own_ancestors(&processes);
         spared.extend(holders.iter().map(|holder| holder.process.pid).filter(|pid| is_service_manager(*pid)));
         spared.push(Pid::from_raw(1));
-        Ok(Survey { processes, holders, spared, is_held: !inodes.is_empty() })
+        let supervisors = holders.iter().map(|holder| holder.process.pid);
+        let supervisors =
+            supervisors.filter(|pid| spared.contains(pid) && is_supervisor_name(&name_of(*pid))).collect();
+        Ok(Survey { processes, holders, spared, supervisors, is_held: !inodes.is_empty() })
     }
 
     /// The supervisor that has the sockets, or from which this process descends, if just one does.
@@ -82,7 +87,9 @@ impl Survey {
     /// Those of the processes that have one of these and that may be retired which descend from no other.
     pub(super) fn topmost_of(&self, found: &[SocketInode]) -> Vec<&Holder> {
         let has_one = |holder: &&Holder| found.iter().any(|inode| holder.sockets.contains(inode));
-        let may_be = |holder: &&Holder| !self.spared.contains(&holder.process.pid);
+        let may_be = |holder: &&Holder| {
+            !self.spared.contains(&holder.process.pid) && self.spared_supervisor_of(holder.process.pid).is_none()
+        };
         let holders: Vec<&Holder> = self.holders.iter().filter(has_one).filter(may_be).collect();
         topmost(&holders, &self.processes)
     }
@@ -92,8 +99,18 @@ impl Survey {
         holder.process.pid == pid || self.processes.ancestors(pid).any(|above| above.pid == holder.process.pid)
     }
 
-    /// It, unless it is one that is never retired.
+    /// The supervisor that is never retired, and started this process or what that descends from.
+    fn spared_supervisor_of(&self, pid: Pid) -> Option<Pid> {
+        let mut above = self.processes.ancestors(pid).map(|process| process.pid);
+        above.find(|pid| self.supervisors.contains(pid))
+    }
+
+    /// It, unless it is one that is never retired, or that such a one would start again.
     pub(super) fn retirable(&self, process: Predecessor) -> Option<Predecessor> {
+        if let Some(supervisor) = self.spared_supervisor_of(process.pid) {
+            info!("{process} is not asked to stop: {} would start it again", with_name(supervisor));
+            return None;
+        }
         let is_spared = self.spared.contains(&process.pid) || is_service_manager(process.pid);
         if is_spared {
             info!("{process} is not asked to stop: it keeps sockets for others, or started this");
@@ -164,11 +181,24 @@ impl Survey {
     }
 
     pub(super) fn spared_only(&self) -> Failure {
+        if let [supervisor, ..] = self.supervisors.as_slice() {
+            return self.spared_supervisor(*supervisor);
+        }
         let holder = self.holders.iter().find(|holder| self.spared.contains(&holder.process.pid));
         let pid = holder.map_or(Pid::from_raw(1), |holder| holder.process.pid);
         let who = with_name(pid);
         let error = anyhow!("cannot take over by --from auto: only {who} has the socket, which is not retired");
         Failure::from(error).remedy(Some(format!("--from {pid} takes a copy of its socket")))
+    }
+
+    fn spared_supervisor(&self, supervisor: Pid) -> Failure {
+        let control =
+            Predecessor::of(supervisor, None).ok().flatten().and_then(|process| self.control_socket(&process));
+        let request = control.map_or("SIGHUP".to_owned(), |path| format!("--reload {}", path.display()));
+        let who = with_name(supervisor);
+        let error =
+            anyhow!("cannot take over by --from auto: {who} supervises what has the socket, and is never retired");
+        Failure::from(error).remedy(Some(format!("its next generation is started by {request}")))
     }
 }
 
