@@ -3,12 +3,12 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use log::{debug, info};
 use nix::errno::Errno;
 use nix::poll::{PollTimeout, poll};
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::kernel::descriptors::SocketInode;
 use crate::socket::address::Address;
 use crate::socket::announced::Announced;
@@ -102,6 +102,9 @@ fn take_over(wanted: &mut [Wanted], from: Source) -> Result<Option<Predecessor>>
         Source::Process(from) => from,
         Source::Supervisor(predecessor, mut lent) => {
             missing.iter_mut().for_each(|wanted| wanted.lent = lent.take(&wanted.endpoints, &wanted.spec.fd_name()));
+            if missing.iter().all(|wanted| wanted.lent.is_none()) {
+                return Err(nothing_lent(&predecessor, &lent));
+            }
             for listener in lent.rest() {
                 let address = listener.endpoint()?;
                 info!("no --listen asks for {address}: {predecessor} serves it until it has drained");
@@ -116,6 +119,16 @@ fn take_over(wanted: &mut [Wanted], from: Source) -> Result<Option<Predecessor>>
         (wanted.found, wanted.taken) = (found, also);
     }
     Ok(predecessor)
+}
+
+/// That a supervisor has nothing of what is asked for: it is another one than is meant.
+fn nothing_lent(lender: &Predecessor, lent: &Lent) -> Failure {
+    // One whose address cannot be read is only not named.
+    let addresses = lent.rest().filter_map(|other| Some(other.endpoint().ok()?.to_string()));
+    let addresses = addresses.collect::<Vec<_>>().join(" and ");
+    let remedy = (!addresses.is_empty()).then(|| format!("it listens on {addresses}"));
+    let error = anyhow!("cannot take over from {lender}: it has no socket at that address");
+    Failure::from(error).remedy(remedy)
 }
 
 /// Without a SPEC: what LISTEN_FDS announces, or else every socket that serves, or else descriptor 0.
@@ -213,7 +226,7 @@ impl<'a> Wanted<'a> {
                 Ok(if is_steered { listener.not_alone(self.spec.options.clone()) } else { listener })
             }
             (None, _, Address::Descriptor(number)) => {
-                Err(anyhow::anyhow!("cannot listen on {}: descriptor {number} is not an open socket", self.spec).into())
+                Err(anyhow!("cannot listen on {}: descriptor {number} is not an open socket", self.spec).into())
             }
             (None, ..) => bind_within(patience, self.spec, &self.endpoints, manner),
         }

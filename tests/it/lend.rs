@@ -253,6 +253,36 @@ fn who_may_use_the_control_socket_by_its_mode_is_lent_nothing_and_the_successor_
     assert_eq!(ask_supervisor(&control, "--status").code(), 0);
 }
 
+// Once the lender ended, and what it listened on was served by nobody.
+#[test]
+fn where_nothing_is_asked_for_that_a_supervisor_has_it_goes_on_as_the_wrong_one() {
+    let old = supervise(SERVER, &[]).listen("127.0.0.1:0").listen("other=127.0.0.1:0").serving();
+    let log = old.log();
+    let addresses: Vec<&str> =
+        log.lines().filter_map(|line| Some(line.split_once(" listens on ")?.1)).take(2).collect();
+    let expected = format!(
+        "handoff-run: cannot take over from pid {} (handoff-run): it has no socket at that address\n\
+         handoff-run: it listens on {}\n",
+        old.pid,
+        addresses.join(" and ")
+    );
+    let control = old.folder.text("control");
+    for options in [&[][..], &["--supervise"]] {
+        for specs in [&["another=127.0.0.1:0"][..], &["another=127.0.0.1:0", "unix:/nowhere/s"]] {
+            let before = old.log().matches("this supervisor goes on").count();
+            let run = specs.iter().fold(handoff_run_with(options), |run, spec| run.args(&["-l", spec]));
+            let output = run.args(&["--from", &control, "--", "true"]).output();
+            assert_eq!(output.failure(), (125, expected.as_str()), "{options:?} {specs:?}");
+            old.wait_log_times(before + 1, "this supervisor goes on");
+            assert_eq!(old.served_by(), old.generation(1));
+        }
+    }
+    // One is enough.
+    let next = successor(&old, &[addresses[1], "another=127.0.0.1:0"], &[], SERVER);
+    next.wait_ready(1);
+    old.wait_log("succeeded by another supervisor");
+}
+
 // handoff-run(1), TAKEOVER: "found by its pid or by auto, it is asked through its control socket".
 #[test]
 fn a_supervisor_that_is_found_by_its_address_is_asked_through_its_control_socket() {
