@@ -1,6 +1,6 @@
 complete -c handoff-run -s l -l listen -d 'Listen here: [NAME=]ADDRESS[,KEY[=VALUE]]...' -r
 complete -c handoff-run -l backlog -d 'Connections that may wait to be accepted' -r
-complete -c handoff-run -l from -d 'Take the sockets over from a running process, and retire it: a pid, a pid file, or auto' -r -F -a '(echo auto; begin; ss -Hltnp; ss -Hlxp; end 2>/dev/null | grep -o "pid=[0-9]*" | cut -c5- | sort -un; ss -Hlxp 2>/dev/null | grep "^u_str.*handoff-run" | tr -s " " | cut -d " " -f 5 | grep "^/")'
+complete -c handoff-run -l from -d 'Take the sockets over from a running process, and retire it: a pid, a pid file, a control socket, or auto' -r -F -a '(echo auto; begin; ss -Hltnp; ss -Hlxp; end 2>/dev/null | grep -o "pid=[0-9]*" | cut -c5- | sort -un; ss -Hlxp 2>/dev/null | grep "^u_str.*handoff-run" | tr -s " " | cut -d " " -f 5 | grep "^/")'
 complete -c handoff-run -l from-signal -d 'The signal that asks the process of --from to drain [default: --stop-signal, or TERM]' -r
 complete -c handoff-run -l first-fd -d 'Number the sockets from N instead of 3' -r
 complete -c handoff-run -s C -l chdir -d 'Start PROGRAM in this directory' -r -f -a "(__fish_complete_directories)"

@@ -60,15 +60,17 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(0..), help_heading = SOCKETS)]
     backlog: Option<i32>,
 
-    /// Take the sockets over from a running process, and retire it: a pid, a pid file, or auto
+    /// Take the sockets over from a running process, and retire it: a pid, a pid file, a control socket, or auto
     ///
-    /// auto is the process that has the address. It need not know, and goes on as it was if PROGRAM does not get ready. When
-    /// PROGRAM has settled, it is sent --from-signal, and killed if it has not ended by --drain-timeout. If nobody is there,
-    /// the sockets are bound. See TAKEOVER in the manual.
+    /// A control socket is that of a supervisor, and auto is the process that has the address. The process need not know,
+    /// and goes on as it was if PROGRAM does not get ready. When PROGRAM has settled, it is sent --from-signal, and killed if
+    /// it has not ended by --drain-timeout. If nobody is there, the sockets are bound. See TAKEOVER in the manual.
     #[arg(long, value_name = "WHO", value_parser = OsStringValueParser::new().try_map(|text| Who::parse(&text)), value_hint = ValueHint::AnyPath, group = "successor", requires = "listen", conflicts_with = "lazy", help_heading = SOCKETS)]
     from: Option<Who>,
 
     /// The signal that asks the process of --from to drain [default: --stop-signal, or TERM]
+    ///
+    /// A supervisor gets TERM whatever is given: others mean something else to it, or are passed on to its generation.
     #[arg(long, value_name = "SIGNAL", requires = "from", value_parser = signal, help_heading = SOCKETS)]
     from_signal: Option<Signal>,
 

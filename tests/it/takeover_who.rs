@@ -294,7 +294,8 @@ fn from_needs_to_know_what_to_listen_on_and_does_not_wait_for_a_client() {
     let output = handoff_run_with(&["-l", ":0", "--from", "auto", "--lazy", "--", "true"]).output();
     assert_eq!(output.code(), 125);
     assert!(output.stderr.contains("--lazy"), "{}", output.stderr);
-    for nobody in ["0", ""] {
-        assert_eq!(handoff_run_with(&["-l", ":0", "--from", nobody, "--", "true"]).output().code(), 125);
+    for (nobody, why) in [("0", "there is no process 0"), ("", "a process id, a pid file, a control socket or auto")] {
+        let output = handoff_run_with(&["-l", ":0", "--from", nobody, "--", "true"]).output();
+        assert!(output.code() == 125 && output.stderr.contains(why), "{}", output.stderr);
     }
 }

@@ -18,14 +18,14 @@ pub(crate) enum Who {
     /// Whoever has the address.
     Auto,
     Process(Pid),
-    /// A pid file.
+    /// A pid file, or the control socket of a supervisor.
     File(PathBuf),
 }
 
 impl Who {
     /// Digits are a process id, and what is neither that nor `auto` is a path.
     pub(crate) fn parse(text: &OsStr) -> Result<Who> {
-        ensure!(!text.is_empty(), "it is a process id, a pid file or auto");
+        ensure!(!text.is_empty(), "it is a process id, a pid file, a control socket or auto");
         let Some(text) = text.to_str() else { return Ok(Who::File(text.into())) };
         if text == "auto" {
             return Ok(Who::Auto);
