@@ -22,8 +22,7 @@ mod target;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 
-use anyhow::{Context, Error, anyhow};
-use clap::Parser;
+use anyhow::{Context, Error};
 use clap::error::ErrorKind;
 use log::warn;
 
@@ -68,7 +67,7 @@ fn handoff_run(claimed: nix::Result<Claimed>) -> u8 {
 }
 
 fn run(claimed: nix::Result<Claimed>) -> Result<u8> {
-    let cli = match Cli::try_parse_from(sys::arguments()) {
+    let cli = match Cli::read(sys::arguments()) {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             output::print(&error.render().to_string())?;
@@ -89,9 +88,6 @@ fn run(claimed: nix::Result<Claimed>) -> Result<u8> {
             Err(become_program(&config, &listeners))
         }
         Command::Succeed(config) => {
-            if config.exec.keeper == Keeper::Manager {
-                return Err(anyhow!("--fdstore needs --supervise where --from is given").into());
-            }
             let numbers = (config.exec.program.first_fd, sys::FIRST_FD);
             let Arranged { listeners, others, predecessor, .. } = arrange(&config.exec, None, numbers, claimed)?;
             Err(match predecessor {

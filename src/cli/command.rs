@@ -5,6 +5,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use libc::c_int;
 use log::warn;
 use nix::sys::signal::Signal;
@@ -22,6 +24,19 @@ use crate::target::preset::{Every, Preset, Stdin};
 use crate::target::{Announce, Begin, Handing, Program, template};
 
 impl Cli {
+    /// What these arguments mean.
+    ///
+    /// # Errors
+    /// If they are no command line of ours; what clap cannot express is refused as it would do it.
+    pub(crate) fn read(arguments: &[OsString]) -> clap::error::Result<Cli> {
+        let cli = Cli::try_parse_from(arguments)?;
+        if cli.fdstore && cli.from.is_some() && !cli.supervise {
+            let text = "--fdstore needs --supervise where --from is given";
+            return Err(Cli::command().error(ErrorKind::MissingRequiredArgument, text));
+        }
+        Ok(cli)
+    }
+
     /// The command that these arguments ask for.
     pub(crate) fn into_command(self) -> Command {
         if self.help_servers {

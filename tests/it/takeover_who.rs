@@ -287,13 +287,17 @@ fn an_address_that_is_another_one_is_not_taken_over() {
 }
 
 #[test]
-fn from_needs_to_know_what_to_listen_on_and_does_not_wait_for_a_client() {
+fn from_needs_to_know_what_to_listen_on_and_neither_waits_for_a_client_nor_stores_what_it_has() {
     let output = handoff_run_with(&["--from", "auto", "--", "true"]).output();
     assert_eq!(output.code(), 125);
     assert!(output.stderr.contains("--listen"), "{}", output.stderr);
     let output = handoff_run_with(&["-l", ":0", "--from", "auto", "--lazy", "--", "true"]).output();
     assert_eq!(output.code(), 125);
     assert!(output.stderr.contains("--lazy"), "{}", output.stderr);
+    let output = handoff_run_with(&["-l", ":0", "--from", "auto", "--fdstore", "--", "true"]).output();
+    let expected =
+        "handoff-run: --fdstore needs --supervise where --from is given\nhandoff-run: see handoff-run --help\n";
+    assert_eq!(output.failure(), (125, expected));
     for (nobody, why) in [("0", "there is no process 0"), ("", "a process id, a pid file, a control socket or auto")] {
         let output = handoff_run_with(&["-l", ":0", "--from", nobody, "--", "true"]).output();
         assert!(output.code() == 125 && output.stderr.contains(why), "{}", output.stderr);
