@@ -202,12 +202,16 @@ fn of_several_generations_that_were_left_the_last_is_retired_and_the_others_drai
         assert_eq!(next.reload_and_wait().failure(), (0, ""), "{}", next.log());
         assert_eq!(ask(&address).unwrap().pid, next.generation(generation));
     }
+    // They give no number to the next one.
+    next.upgrade();
+    assert_eq!(next.reload_and_wait().failure(), (0, ""), "{}", next.log());
+    assert_eq!(ask(&address).unwrap().pid, next.generation(5));
     assert!(pids[..2].iter().all(|pid| exists(*pid)), "they hold connections");
     for (mut client, generation) in held {
         assert_eq!(client.finish().unwrap().pid, pids[generation as usize - 1]);
         next.wait_log(&format!("pid {} (server): gone", pids[generation as usize - 1]));
     }
-    for generation in 5..=6 {
+    for generation in 6..=7 {
         assert_eq!(next.reload_and_wait().failure(), (0, ""));
         assert_eq!(ask(&address).unwrap().pid, next.generation(generation));
     }
