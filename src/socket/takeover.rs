@@ -23,7 +23,7 @@ use crate::socket::candidate::Candidate;
 use crate::socket::endpoint::Endpoint;
 pub(crate) use claim::Claim;
 pub(crate) use lent::{Lent, LentGroup, Loan};
-pub(crate) use predecessor::{Lender, Predecessor};
+pub(crate) use predecessor::{Lender, Predecessor, is_supervisor_name};
 use survey::{Survey, hidden, several_hold};
 pub(crate) use who::Who;
 

@@ -4,7 +4,8 @@
 use log::{info, warn};
 use nix::unistd::Pid;
 
-use crate::kernel::holders::{holders_of, with_name};
+use crate::kernel::holders::{holders_of, name_of, with_name};
+use crate::socket::takeover::is_supervisor_name;
 use crate::supervise::Supervisor;
 use crate::supervise::control::connection::{Client, WaitingFor};
 use crate::supervise::control::protocol::Reply;
@@ -88,8 +89,9 @@ impl Supervisor {
         for share in unused {
             let inodes = self.sockets.set(share).inodes;
             let holders = holders_of(&inodes).map(|(_, holders)| holders).unwrap_or_default();
-            let mut others = holders.iter().map(|holder| holder.process.pid).filter(|pid| *pid != Pid::this());
-            if let Some(other) = others.next() {
+            // The successor itself may not be gone yet.
+            let is_program = |pid: &Pid| *pid != Pid::this() && !is_supervisor_name(&name_of(*pid));
+            if let Some(other) = holders.iter().map(|holder| holder.process.pid).find(is_program) {
                 warn!("{} was left by the successor: it gets no connection any more", with_name(other));
                 self.sockets.reserve(share);
             }

@@ -84,7 +84,7 @@ impl Predecessor {
 }
 
 /// Is a process of this name one of this program, whatever release it is?
-pub(super) fn is_supervisor_name(name: &str) -> bool {
+pub(crate) fn is_supervisor_name(name: &str) -> bool {
     name.starts_with("handoff-run")
 }
 
