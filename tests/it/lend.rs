@@ -356,3 +356,19 @@ fn nobody_there_is_no_error_and_a_stranger_is_refused() {
     assert!(!old.log().contains("lent"), "{}", old.log());
     old.stopped();
 }
+
+// Where accept(2) returns at once, a server that means to wait there ends.
+#[test]
+fn the_first_generation_gets_a_socket_that_blocks_though_the_lender_had_it_idle() {
+    const BLOCKING: Server = Server::Python(
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+mark('flags-' + gen, oct(fcntl.fcntl(s, fcntl.F_GETFL) & os.O_NONBLOCK))
+while True: answer(s.accept()[0])",
+    );
+    let old = supervise(BLOCKING, &[]).serving();
+    let next = successor(&old, &[&old.address()], &[], BLOCKING);
+    next.wait_ready(1);
+    assert_eq!(next.folder.read("flags-1"), "0o0");
+    assert_eq!(ask_supervisor(&old.folder.text("control"), "--reload").failure(), (0, ""));
+    assert_eq!(next.folder.read("flags-2"), "0o0");
+}

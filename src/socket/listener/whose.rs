@@ -121,6 +121,11 @@ impl Listener {
         Ok(Listener { created, beside, whose: Whose::Taken { reuseport, also }, ..listener })
     }
 
+    /// Is it a supervisor's, which lent it?
+    pub(crate) fn is_lent(&self) -> bool {
+        matches!(self.whose, Whose::Lent(_))
+    }
+
     /// Was it taken over from a process that serves on it?
     pub(crate) fn is_taken(&self) -> bool {
         matches!(self.whose, Whose::Taken { .. })

@@ -17,10 +17,21 @@ impl Sockets {
     pub(crate) fn begin_beside_predecessor(&mut self, used: &[usize]) -> Result<()> {
         self.keep_names();
         self.reserved = used.iter().copied().map(Share::Slot).collect();
+        self.leave_lent_idle(used);
         let Share::Slot(successor) = self.unused(&[])? else { return Ok(()) };
         let (vacant, lowest) = (self.route.serving, self.lowest);
         let mut without = self.groups_mut().filter(|group| !group.listener(0).is_of_predecessor());
         without.try_for_each(|group| group.lead_past(vacant, successor, lowest))
+    }
+
+    /// Of what is lent, the slots that neither serve nor are `used` were left idle by the lender, and the first that gets one is
+    /// given it as any other.
+    fn leave_lent_idle(&mut self, used: &[usize]) {
+        let serving = self.route.serving;
+        for group in self.groups_mut().filter(|group| group.listener(0).is_lent()) {
+            let idle = (0..group.slots()).filter(|slot| *slot != serving && !used.contains(slot));
+            idle.for_each(|slot| group.give_up(slot));
+        }
     }
 
     /// Lend them to a successor, which has to know that generations have `used` slots beside the one that serves.
