@@ -88,7 +88,7 @@ fn run(claimed: nix::Result<Claimed>) -> Result<u8> {
             Err(become_program(&config, &listeners))
         }
         Command::Succeed(config) => {
-            let numbers = (config.exec.program.first_fd, sys::FIRST_FD);
+            let numbers = (config.exec.program.first_fd, supervise::lowest(&config));
             let Arranged { listeners, others, predecessor, .. } = arrange(&config.exec, None, numbers, claimed)?;
             Err(match predecessor {
                 Some(predecessor) => supervise::succeed(config, listeners, others, predecessor),
@@ -166,7 +166,9 @@ fn arrange(
     }
     let behind = first.saturating_add(config.specs.len() as RawFd);
     let Acquired { listeners, others, predecessor, stored } = acquire(config, control, lowest.max(behind), claimed)?;
-    let predecessor = predecessor.map(|predecessor| predecessor.clear_of(first, listeners.len())).transpose()?;
+    let lowest = lowest.max(first.saturating_add(listeners.len() as RawFd));
+    let predecessor = predecessor.map(|predecessor| predecessor.clear_of_program(lowest));
+    let listeners = listeners.into_iter().map(|listener| listener.clear_of_program(lowest)).collect();
     let (listeners, others) = listener::arrange(listeners, others, first)?;
     Ok(Arranged { listeners, others, predecessor, stored })
 }
@@ -189,7 +191,7 @@ fn acquire(config: &Exec, control: Option<&Path>, lowest: RawFd, claimed: Claime
         acquire::adopt_all(candidates, &announced, stored).map_err(|error| Failure::from(error).remedy(remedy()))?
     } else {
         let discard = |names: &[_]| Manager::of(&sys::environment()).discard_now(names);
-        let source = config.from.as_ref().map(|who| source(who, config, control)).transpose()?.flatten();
+        let source = config.from.as_ref().map(|who| source(who, config, control, lowest)).transpose()?.flatten();
         acquire::acquire(&config.specs, candidates, &announced, stored, config.manner, source, discard)?
     };
     if config.keeper == Keeper::Nobody {
@@ -200,13 +202,11 @@ fn acquire(config: &Exec, control: Option<&Path>, lowest: RawFd, claimed: Claime
 }
 
 /// Where the sockets are taken from; none if that is a supervisor which is not there.
-fn source(who: &Who, config: &Exec, control: Option<&Path>) -> Result<Option<Source>> {
+fn source(who: &Who, config: &Exec, control: Option<&Path>, lowest: RawFd) -> Result<Option<Source>> {
     let endpoints = acquire::endpoints_of(&config.specs)?;
     let endpoints: Vec<&[Endpoint]> = endpoints.iter().map(Vec::as_slice).collect();
     let search = Search::begin(who, &endpoints)?;
     let Some(Control { path, process }) = search.control()? else { return Ok(Some(Source::Process(search))) };
-    // Above those that the program gets.
-    let lowest = config.program.first_fd.saturating_add(config.specs.len() as RawFd).max(supervise::LOWEST);
     let borrowed = borrow(&path, process, control, lowest)?;
     Ok(borrowed.map(|(predecessor, lent)| Source::Supervisor(predecessor, lent)))
 }

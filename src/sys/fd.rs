@@ -138,6 +138,11 @@ pub(crate) fn duplicate_from(fd: impl AsFd, lowest: RawFd) -> nix::Result<OwnedF
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
+/// The same descriptor at a number from `lowest` on, close-on-exec; where none is free there, as it is.
+pub(crate) fn moved_from(fd: OwnedFd, lowest: RawFd) -> OwnedFd {
+    if fd.as_raw_fd() < lowest { duplicate_from(&fd, lowest).unwrap_or(fd) } else { fd }
+}
+
 /// The same without close-on-exec, for a descriptor that was inherited so.
 pub(crate) fn duplicate_inheritable_from(fd: impl AsFd, lowest: RawFd) -> nix::Result<OwnedFd> {
     let copy = fcntl(fd, FcntlArg::F_DUPFD(lowest))?;

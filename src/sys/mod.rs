@@ -24,8 +24,8 @@ pub(crate) use directory::{change_mode, has_capabilities, identity_of, numbers_i
 #[cfg(not(test))]
 pub(crate) use fd::claim;
 pub(crate) use fd::{
-    Claimed, FIRST_FD, duplicate_from, duplicate_inheritable_from, duplicate_stdin, is_inheritable, occupy_standard,
-    place, set_close_on_exec, stdin_listens,
+    Claimed, FIRST_FD, duplicate_from, duplicate_inheritable_from, duplicate_stdin, is_inheritable, moved_from,
+    occupy_standard, place, set_close_on_exec, stdin_listens,
 };
 pub(crate) use helper::{Helper, output};
 pub(crate) use in_child::{EpollEntry, add_to_epolls, in_child};

@@ -317,6 +317,35 @@ serve()";
     }
 }
 
+// Each process has a pidfd, and each socket a copy, until the new server is ready.
+#[test]
+fn several_addresses_with_several_sockets_each_are_taken_over() {
+    let code = "s = opened(prepare=lambda s: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1))
+sockets = [s]
+def another(port):
+    o = socket.socket(); o.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    o.bind(('127.0.0.1', port)); o.listen(9); sockets.append(o)
+    return o.getsockname()[1]
+ports = []
+for first in (s.getsockname()[1], 0, 0):
+    ports.append(first or another(0))
+    for _ in range(2): another(ports[-1])
+mark('ports', ' '.join(map(str, ports)))
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+while True:
+    for each in select.select(sockets, [], [])[0]: answer(each.accept()[0])";
+    let old = by_hand_with("127.0.0.1:0", code, |run| run);
+    let ports = old.folder.read("ports");
+    let others: Vec<String> = ports.split(' ').skip(1).map(|port| format!("127.0.0.1:{port}")).collect();
+    let options = ["-l", &others[0], "-l", &others[1], "--ready", "fd:9"];
+    let code = "mark('count', os.environ['LISTEN_FDS'])\nos.write(9, b'x')\nserve()";
+    let new = old.succeed("auto", &options, Server::Python(code));
+    old.wait_end();
+    new.wait_serving(&old.address);
+    new.wait_alone();
+    assert_eq!(new.folder.read("count"), "3");
+}
+
 #[test]
 fn datagrams_go_to_the_successor() {
     let udp = "s = opened(kind=socket.SOCK_DGRAM)";

@@ -1,6 +1,6 @@
 //! A listener that another process has, too: taken over from it, or lent by it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 
 use anyhow::Result;
@@ -129,6 +129,15 @@ impl Listener {
     /// Was it taken over from a process that serves on it?
     pub(crate) fn is_taken(&self) -> bool {
         matches!(self.whose, Whose::Taken { .. })
+    }
+
+    /// The same with the further sockets of the process that it was taken over from at numbers from `lowest` on, clear of those
+    /// that the program has.
+    pub(crate) fn clear_of_program(mut self, lowest: RawFd) -> Listener {
+        if let Whose::Taken { also, .. } = &mut self.whose {
+            *also = std::mem::take(also).into_iter().map(|fd| sys::moved_from(fd, lowest)).collect();
+        }
+        self
     }
 
     /// How many connections wait at the further sockets of the process that it was taken over from.

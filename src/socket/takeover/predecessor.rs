@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -60,14 +60,16 @@ impl Predecessor {
         }))
     }
 
-    /// The same with a pidfd that has none of the `count` numbers from `first` on.
-    pub(crate) fn clear_of(self, first: RawFd, count: usize) -> Result<Predecessor> {
-        let end = first.saturating_add(RawFd::try_from(count).unwrap_or(RawFd::MAX));
-        if !(first..end).contains(&self.pidfd.as_raw_fd()) {
-            return Ok(self);
-        }
-        let pidfd = sys::duplicate_from(&self.pidfd, end).with_context(|| format!("cannot take over from {self}"))?;
-        Ok(Predecessor { pidfd, ..self })
+    /// The same with every descriptor of it at a number from `lowest` on, clear of those that the program has.
+    pub(crate) fn clear_of_program(self, lowest: RawFd) -> Predecessor {
+        let moved = |fd| sys::moved_from(fd, lowest);
+        let lender = self.lender.map(|Lender { connection, used, control }| Lender {
+            connection: moved(connection),
+            used,
+            control: control.map(moved),
+        });
+        let earlier = self.earlier.into_iter().map(|earlier| earlier.clear_of_program(lowest)).collect();
+        Predecessor { pidfd: moved(self.pidfd), earlier, lender, ..self }
     }
 
     /// Is it a supervisor of this program, as its name shows?
