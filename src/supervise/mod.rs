@@ -310,9 +310,12 @@ impl Supervisor {
 /// The descriptor of `--ready fd:N` must be free: the pipe would take its place in the generation.
 fn check_ready_fd(ready: &Ready, sockets: &Sockets) -> Result<()> {
     let Ready::Descriptor(number) = ready else { return Ok(()) };
-    let taken = sockets.has_number(*number);
-    ensure!(!taken, "--ready fd:{number} is the number of a descriptor that the program has already");
+    ensure!(!sockets.has_number(*number), ready_fd_is_taken(*number));
     Ok(())
+}
+
+fn ready_fd_is_taken(number: RawFd) -> String {
+    format!("--ready fd:{number} is the number of a descriptor that the program has already")
 }
 
 /// Where the sockets are numbered from that are acquired at the start.

@@ -8,11 +8,11 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use log::{error, warn};
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{FdFlag, OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, pipe2, setsid};
@@ -34,7 +34,7 @@ use crate::supervise::signals::Signals;
 use crate::supervise::sockets::{Share, Sockets};
 use crate::supervise::terminal::Terminal;
 use crate::supervise::upgrade::Upgrade;
-use crate::supervise::{Duty, Supervisor, check_ready_after, check_ready_fd, lowest, steer};
+use crate::supervise::{Duty, Supervisor, check_ready_after, lowest, ready_fd_is_taken, steer};
 use crate::sys;
 use crate::target::exec;
 use crate::target::{Begin, Handing};
@@ -68,13 +68,13 @@ pub(crate) fn succeed(
     predecessor: Predecessor,
 ) -> Failure {
     let begin = || -> Result<_> {
-        let handover = Handover::prepare(config, listeners, predecessor)?;
+        let handover = Handover::prepare(config, listeners, others, predecessor)?;
         let pipe = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
         Ok((handover, pipe))
     };
     match begin() {
         Err(error) => error.into(),
-        Ok((handover, failure)) => match fork_watcher(handover, others, failure) {
+        Ok((handover, failure)) => match fork_watcher(handover, failure) {
             Err(error) => error.into(),
             Ok((handover, fails)) => handover.become_program(fails),
         },
@@ -83,19 +83,24 @@ pub(crate) fn succeed(
 
 impl Handover {
     /// Bind what is to be bound, before anything is started.
-    fn prepare(config: Supervise, listeners: Vec<Listener>, mut predecessor: Predecessor) -> Result<Handover> {
+    fn prepare(
+        config: Supervise,
+        listeners: Vec<Listener>,
+        others: Vec<OwnedFd>,
+        mut predecessor: Predecessor,
+    ) -> Result<Handover> {
+        // What is opened after it gets other numbers.
+        let says = Says::of(&config.ready, lowest(&config))?;
         let claim = Claim::make(&predecessor)?;
         let lender = predecessor.lender.as_mut();
         let used = lender.map(|lender| std::mem::take(&mut lender.used)).unwrap_or_default();
         let mut sockets =
-            Sockets::new(listeners, vec![], lowest(&config), Handing::Descriptors, &mut Stored::default())?;
+            Sockets::new(listeners, others, lowest(&config), Handing::Descriptors, &mut Stored::default())?;
         sockets.begin_beside_predecessor(&used)?;
         steer::check(&config, &sockets)?;
-        check_ready_fd(&config.ready, &sockets)?;
         check_ready_after(&config.ready, config.limits)?;
         let share = sockets.unused(&[sockets.serving()])?;
         sockets.give(share, SUCCESSOR);
-        let says = Says::of(&config.ready)?;
         Ok(Handover { config, sockets, share, predecessor, claim, says })
     }
 
@@ -104,29 +109,40 @@ impl Handover {
         let program = &self.config.exec.program;
         let handout = self.sockets.handout(self.share, program);
         let mut variables = vec![];
-        match (self.says.take(), &self.config.ready) {
-            (Some(Says::Pipe { its, .. }), Ready::Descriptor(number)) => {
-                // SAFETY: nothing has that number, which was checked, and this process is about to exec.
-                if let Err(errno) = unsafe { sys::place(&its, *number) } {
-                    return Error::new(errno).context("cannot place the readiness descriptor").into();
+        let mut inherited = None;
+        match self.says.take() {
+            Some(Says::Pipe { its, .. }) => {
+                if let Err(errno) = sys::set_close_on_exec(&its, FdFlag::empty()) {
+                    return Error::new(errno).context("cannot hand on the readiness descriptor").into();
                 }
+                inherited = Some(its);
             }
-            (Some(Says::NotifySocket { variable, .. }), _) => variables.push(variable),
-            _ => (),
+            Some(Says::NotifySocket { variable, .. }) => variables.push(variable),
+            None => (),
         }
         let failure = exec::exec_in_place(program, &handout, Begin::Now, None, variables);
         // The watcher need not report it, and puts back what was changed.
         let _ = File::from(fails).write_all(b"x");
         std::mem::forget(self.sockets);
+        drop(inherited);
         failure
     }
 }
 
 impl Says {
-    fn of(ready: &Ready) -> Result<Option<Says>> {
+    /// The end of a pipe that the program writes to is at its number from now on, and ours at one from `lowest` on.
+    ///
+    /// # Errors
+    /// If that number is taken.
+    fn of(ready: &Ready, lowest: RawFd) -> Result<Option<Says>> {
         Ok(match ready {
-            Ready::Descriptor(_) => {
-                let (ours, its) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe for --ready")?;
+            Ready::Descriptor(number) => {
+                let context = "cannot make a pipe for --ready";
+                let (ours, its) = pipe2(OFlag::O_CLOEXEC).context(context)?;
+                // Neither may be what has that number.
+                let (ours, passing) = (sys::moved_from(ours, lowest), sys::moved_from(its, lowest));
+                let its = sys::duplicate_from(&passing, *number).context(context)?;
+                ensure!(its.as_raw_fd() == *number, ready_fd_is_taken(*number));
                 Some(Says::Pipe { ours, its })
             }
             Ready::Notify => {
@@ -148,11 +164,7 @@ impl Says {
 
 /// Fork twice, so that the watcher is nobody's child here, and return in the process that the program is to be, once the
 /// watcher watches.
-fn fork_watcher(
-    handover: Handover,
-    others: Vec<OwnedFd>,
-    (failed, fails): (OwnedFd, OwnedFd),
-) -> Result<(Handover, OwnedFd)> {
+fn fork_watcher(mut handover: Handover, (failed, fails): (OwnedFd, OwnedFd)) -> Result<(Handover, OwnedFd)> {
     let (ready, its) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
     let program = Pid::this();
     // SAFETY: this program has one thread.
@@ -162,7 +174,8 @@ fn fork_watcher(
             let _ = setsid();
             // SAFETY: as above.
             if let Ok(ForkResult::Child) = unsafe { sys::fork() } {
-                drop((others, ready, fails));
+                drop((ready, fails));
+                handover.sockets.leave_rest();
                 match watch(handover, program, failed, its) {
                     Ok(never) => match never {},
                     Err(error) => error!("{error:#}"),
@@ -177,8 +190,6 @@ fn fork_watcher(
             let _ = File::from(ready).read_to_string(&mut text);
             let watcher = text.parse().map_err(|_| anyhow!("cannot watch over the handover"))?;
             sys::let_look(Pid::from_raw(watcher));
-            // They stay open until it is the program.
-            std::mem::forget(others);
             Ok((handover, fails))
         }
     }

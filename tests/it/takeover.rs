@@ -210,6 +210,36 @@ fn inode(listener: &TcpListener) -> u64 {
     link.trim_start_matches("socket:[").trim_end_matches(']').parse().unwrap()
 }
 
+// handoff-run(1), --ready: "fd:N: it writes a byte to descriptor N."
+#[test]
+fn the_readiness_descriptor_takes_the_place_of_none_that_was_inherited() {
+    let old = by_hand(SERVE);
+    let kept = fs::File::open("/dev/null").unwrap();
+    let line = ["-l", &old.address, "--from", "auto", "--ready", "fd:17", "--", "true"];
+    let output = Run::of(PROGRAM).args(&line).inherit(&kept, 17).output();
+    let why = "handoff-run: --ready fd:17 is the number of a descriptor that the program has already\n";
+    assert_eq!(output.failure(), (125, why));
+    let line = ["-l", &old.address, "--from", "auto", "--ready", "fd:3", "--", "true"];
+    let why = "handoff-run: --ready fd:3 is the number of a descriptor that the program has already\n";
+    assert_eq!(handoff_run_with(&line).output().failure(), (125, why));
+    old.assert_untouched();
+}
+
+#[test]
+fn whatever_the_readiness_descriptor_is_a_program_that_cannot_be_run_is_not_ready() {
+    let old = by_hand(SERVE);
+    for number in (4..24).chain(64..70) {
+        let ready = format!("fd:{number}");
+        let line = ["-l", &old.address, "--from", "auto", "--ready", &ready, "--", "/nonexistent/server"];
+        let why = "handoff-run: cannot run /nonexistent/server: ENOENT: No such file or directory\n";
+        assert_eq!(handoff_run_with(&line).output().failure(), (127, why), "{number}");
+    }
+    old.assert_untouched();
+    let new = old.succeed("auto", &["--ready", "fd:65"], Server::Python("os.write(65, b'x')\nserve()"));
+    old.wait_end();
+    new.wait_serving(&old.address);
+}
+
 #[test]
 fn of_two_that_take_over_at_once_one_wins_and_the_other_says_who() {
     let old = by_hand(SERVE);

@@ -42,6 +42,11 @@ impl Sockets {
         self.groups().map(|group| group.listener(0))
     }
 
+    /// Let go of what was inherited beside them: another process, which is to be the program, has it.
+    pub(crate) fn leave_rest(&mut self) {
+        self.others.clear();
+    }
+
     /// Is this the number of a descriptor that every generation has from the start?
     pub(crate) fn has_number(&self, number: RawFd) -> bool {
         let given = self.listeners().chain(&self.beside).map(|listener| listener.as_fd().as_raw_fd());
