@@ -171,7 +171,8 @@ fn the_old_server_may_die_at_any_time_and_who_waits_is_served_by_the_new_one() {
 fn the_watcher_is_nobodys_child_and_keeps_nothing_open_but_stderr() {
     let old = by_hand(SERVE);
     let (kept, _) = tcp();
-    let run = Run::of(PROGRAM).inherit(&kept, 17);
+    let (_ours, announced) = std::io::pipe().unwrap();
+    let run = Run::of(PROGRAM).inherit(&kept, 17).inherit(&announced, 3).env("LISTEN_FDS", "1");
     let new = old.succeed_by(run, "auto", &["--settle", "60s"], SUCCESSOR);
     new.wait_serving(&old.address);
     let watcher = new.watcher().unwrap();
@@ -184,6 +185,9 @@ fn the_watcher_is_nobodys_child_and_keeps_nothing_open_but_stderr() {
     assert_eq!(of(2), new.folder.path("log").to_str());
     let link = format!("socket:[{}]", inode(&kept));
     assert!(open.iter().all(|(_, other)| *other != link), "{open:?}");
+    let pipe = crate::harness::socket::link(&announced);
+    assert!(open.iter().all(|(_, other)| *other != pipe), "{open:?}");
+    assert!(descriptors(new.pid()).iter().any(|(fd, other)| (*fd, other) == (4, &pipe)), "the program has that, too");
     assert!(descriptors(new.pid()).iter().any(|(fd, other)| (*fd, other) == (17, &link)), "the program has it");
     kill(watcher, Signal::SIGTERM).unwrap();
     new.wait_alone();

@@ -42,8 +42,9 @@ impl Sockets {
         self.groups().map(|group| group.listener(0))
     }
 
-    /// Let go of what was inherited beside them: another process, which is to be the program, has it.
+    /// Let go of what is no socket of ours: another process, which is to be the program, has it.
     pub(crate) fn leave_rest(&mut self) {
+        self.beside.clear();
         self.others.clear();
     }
 
