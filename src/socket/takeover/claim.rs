@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use log::warn;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, socket, sockopt};
@@ -30,8 +30,15 @@ impl Claim {
     /// For this process, and what it becomes.
     ///
     /// # Errors
-    /// If another process takes over from it already, or it is in the middle of a takeover itself.
+    /// If another process takes over from it already, or has done so, or it is in the middle of a takeover itself.
     pub(crate) fn make(predecessor: &Predecessor) -> Result<Claim> {
+        let claim = Claim::bind(predecessor)?;
+        // Its sockets were copied before: by now they may be those of a process that another one has succeeded.
+        ensure!(!sys::is_readable(&predecessor.pidfd), "cannot take over from {predecessor}: it ended just now");
+        Ok(claim)
+    }
+
+    fn bind(predecessor: &Predecessor) -> Result<Claim> {
         let Predecessor { pid, started, .. } = predecessor;
         let context = || format!("cannot take over from {predecessor}");
         let from = Claim::from(predecessor, &name("from", *pid, *started)?)?;
@@ -107,4 +114,22 @@ fn holder(name: &UnixAddr) -> nix::Result<(i32, u32)> {
     connect(fd.as_raw_fd(), name)?;
     let peer = getsockopt(&fd, sockopt::PeerCredentials)?;
     Ok((peer.pid(), peer.uid()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn nobody_takes_over_from_a_process_that_has_ended_since_it_was_found() {
+        let mut process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let predecessor = Predecessor::of(Pid::from_raw(process.id() as i32), None).unwrap().unwrap();
+        drop(Claim::make(&predecessor).unwrap());
+        process.kill().unwrap();
+        process.wait().unwrap();
+        let error = Claim::make(&predecessor).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot take over from {predecessor}: it ended just now"));
+    }
 }
