@@ -102,9 +102,7 @@ impl Group {
         let mut group = Group { slots: vec![Slot::of(first)?], steered: None, instead: None };
         if is_steered && let Err(error) = group.begin_steering(lowest) {
             Facility::Steering.report_missing(&format_args!("{error:#}"));
-            group.slots.truncate(1);
-            group.steered = None;
-            group.slots[0].listener.stay_alone();
+            group.give_up_steering();
         }
         Ok(group)
     }

@@ -89,6 +89,22 @@ impl Group {
         self.attach()
     }
 
+    /// Nothing but the first socket is left, as it was before others were bound beside it.
+    pub(super) fn give_up_steering(&mut self) {
+        self.slots.truncate(1);
+        self.instead = None;
+        if self.steered.take().is_none() {
+            return;
+        }
+        let first = &mut self.slots[0];
+        first.engage();
+        if first.listener.is_taken() {
+            // Without a program this is an error that changes nothing.
+            let _ = sys::choose_by_hash(&first.listener);
+        }
+        first.listener.stay_alone();
+    }
+
     /// The process that the first socket was taken over from is gone.
     pub(crate) fn own(&mut self) {
         let first = &mut self.slots[0];
@@ -157,13 +173,6 @@ impl Drop for Group {
         if !self.slots.first().is_some_and(|first| first.listener.is_taken()) {
             return;
         }
-        self.slots.truncate(1);
-        if self.steered.take().is_some() {
-            let first = &mut self.slots[0];
-            first.engage();
-            // It is alone in its group: an error changes nothing.
-            let _ = sys::choose_by_hash(&first.listener);
-            first.listener.stay_alone();
-        }
+        self.give_up_steering();
     }
 }

@@ -118,3 +118,17 @@ fn several_sockets_that_are_not_succeeded_share_as_they_did_before() {
     let counts = (count(&first), count(&other));
     assert!(counts.0 + counts.1 == 40 && counts.0 > 0 && counts.1 > 0, "{counts:?}");
 }
+
+#[test]
+fn where_steering_is_given_up_the_kernel_chooses_by_hash_again() {
+    let theirs = sibling("127.0.0.1:0".parse().unwrap());
+    let address = theirs.local_addr().unwrap();
+    let mut group = Group::of(taken(&theirs), LOWEST).unwrap();
+    group.give_up_steering();
+    assert!(!group.is_steered());
+    assert_eq!(reuseport(&theirs), 1);
+    let another = sibling(address);
+    another.set_nonblocking(true).unwrap();
+    (0..40).for_each(|_| drop(TcpStream::connect(address).unwrap()));
+    another.accept().expect("the one that joined has a share");
+}
