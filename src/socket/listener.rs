@@ -39,6 +39,9 @@ pub(crate) struct SavedListener {
     /// It is another process' still.
     #[serde(default)]
     taken: bool,
+    /// Its SO_REUSEPORT before others were bound beside it, if it was taken over.
+    #[serde(default)]
+    reuseport: c_int,
 }
 
 /// A socket that the target is given, or what was announced beside sockets.
@@ -112,6 +115,7 @@ impl Listener {
             backlog: self.backlog,
             file: self.created.as_ref().map(Created::save),
             taken: self.is_taken(),
+            reuseport: self.whose.reuseport(),
         }
     }
 
@@ -126,7 +130,7 @@ impl Listener {
             kind: Kind::Socket,
             beside: None,
             is_for_any_version: false,
-            whose: Whose::resume(saved.taken),
+            whose: Whose::resume(saved.taken, saved.reuseport),
         })
     }
 

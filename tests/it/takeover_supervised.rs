@@ -161,6 +161,22 @@ fn the_supervisor_can_be_replaced_while_the_predecessor_stands_by() {
     supervisor.stopped();
 }
 
+#[test]
+fn a_supervisor_that_was_replaced_and_fails_puts_back_what_was_set_before() {
+    for reuseport in [0, 1] {
+        let code = format!(
+            "s = opened(prepare=lambda s: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, {reuseport}))\nserve()"
+        );
+        let old = by_hand_with("127.0.0.1:0", &code, |run| run);
+        let supervisor = successor(&old, &["--settle", "60s"], Server::Hello);
+        supervisor.wait_ready(1);
+        supervisor.upgrade();
+        supervisor.stopped();
+        assert_eq!(old.reuseport(), reuseport);
+        assert_eq!(ask(&old.address).unwrap().pid, old.pid());
+    }
+}
+
 // handoff-run(1), TAKEOVER: "a supervisor that was killed".
 #[test]
 fn the_generation_of_a_supervisor_that_was_killed_is_taken_over_by_the_same_line() {

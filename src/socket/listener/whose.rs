@@ -34,8 +34,8 @@ pub(super) enum Whose {
 
 impl Whose {
     /// In a state that a predecessor of this program left.
-    pub(crate) fn resume(is_taken: bool) -> Whose {
-        if is_taken { Whose::Taken { reuseport: 0, also: vec![] } } else { Whose::Ours }
+    pub(crate) fn resume(is_taken: bool, reuseport: c_int) -> Whose {
+        if is_taken { Whose::Taken { reuseport, also: vec![] } } else { Whose::Ours }
     }
 
     /// SO_REUSEPORT as it was before others were to be bound beside it.

@@ -64,7 +64,8 @@ impl ByHand {
         }
     }
 
-    fn reuseport(&self) -> i32 {
+    /// SO_REUSEPORT of its sockets, where any has it.
+    pub fn reuseport(&self) -> i32 {
         let copies = process::sockets(self.pid()).into_iter().filter_map(|inode| copy_of(self.pid(), inode));
         copies.map(|copy| option(&copy, libc::SOL_SOCKET, libc::SO_REUSEPORT)).max().unwrap_or(0)
     }
