@@ -30,7 +30,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::env;
 use std::fs;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -83,6 +83,8 @@ struct Supervisor {
     /// Only one takes over from a process at a time.
     claim: Option<Claim>,
     duty: Duty,
+    /// The program that has settled beside a predecessor which drains, by its pidfd.
+    let_go: Option<OwnedFd>,
     finished: Option<u8>,
 }
 
@@ -152,6 +154,7 @@ impl Supervisor {
             pid_file: None,
             claim,
             duty: Duty::Supervise,
+            let_go: None,
             finished: None,
         };
         if let Some(predecessor) = predecessor {
@@ -194,6 +197,9 @@ impl Supervisor {
             self.sockets.poll(&mut table);
         }
         self.generations.poll(&mut table);
+        if let Some(successor) = &self.let_go {
+            table.input(Source::Successor, successor.as_fd());
+        }
         self.upgrade.poll(&mut table);
         self.reporter.poll(&mut table);
         table.until(self.plan.deadline());
@@ -205,6 +211,7 @@ impl Supervisor {
             Source::Signals => self.receive_signals(),
             Source::Terminal => self.terminal.observe(sys::now()),
             Source::Generation(id, role) => self.wake_generation(id, role),
+            Source::Successor => self.let_go_of_sockets(),
             Source::Listener => self.look_after_sockets(),
             Source::Control => self.reporter.clients.accept(sys::now()),
             Source::Client(at) => self.wake_client(at, flags),

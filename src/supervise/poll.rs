@@ -23,6 +23,8 @@ pub(crate) enum Source {
     Signals,
     Terminal,
     Generation(Id, Role),
+    /// The program that a watcher has let go.
+    Successor,
     /// A listener was shut down, or its file changed.
     Listener,
     /// The control socket.

@@ -109,6 +109,7 @@ impl Supervisor {
             }),
             claim: None,
             duty: Duty::Supervise,
+            let_go: None,
             store,
             finished: None,
         };

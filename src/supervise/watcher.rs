@@ -255,6 +255,7 @@ impl Supervisor {
             pid_file: None,
             claim: Some(claim),
             duty: Duty::Handover(share),
+            let_go: None,
             finished: None,
         };
         supervisor.add_predecessor(predecessor);
@@ -264,8 +265,18 @@ impl Supervisor {
 
     /// The program that succeeds has settled: what becomes of it from now on is its own affair.
     pub(super) fn let_successor_go(&mut self) {
+        let pidfd = self.generations.get(SUCCESSOR).and_then(|successor| successor.pidfd());
+        self.let_go = pidfd.and_then(|pidfd| pidfd.try_clone_to_owned().ok());
         self.generations.forget(SUCCESSOR);
         self.plan.serving = None;
+    }
+
+    /// That program has ended, while its predecessor still drains: nobody is to wait for it at sockets that only we have, and
+    /// whoever is started in its place may have the address, and take over what is left.
+    pub(super) fn let_go_of_sockets(&mut self) {
+        self.let_go = None;
+        self.sockets.let_go();
+        self.claim = None;
     }
 
     /// The watcher was asked to end before its work was done.

@@ -9,7 +9,7 @@ use nix::unistd::{Pid, getsid};
 use crate::harness::by_hand::{by_hand, by_hand_at, by_hand_with, succeed};
 use crate::harness::client::{Client, ask};
 use crate::harness::process::{children, descriptors, exists, sockets, stat};
-use crate::harness::socket::{ipv6_is_missing, tcp};
+use crate::harness::socket::{ipv6_is_missing, listeners_on, tcp};
 use crate::harness::{Folder, PROGRAM, Run, Server, handoff_run_with, wait_for};
 
 const SERVE: &str = "serve()";
@@ -242,6 +242,56 @@ fn whatever_the_readiness_descriptor_is_a_program_that_cannot_be_run_is_not_read
     let new = old.succeed("auto", &["--ready", "fd:65"], Server::Python("os.write(65, b'x')\nserve()"));
     old.wait_end();
     new.wait_serving(&old.address);
+}
+
+// handoff-run(1), TAKEOVER: "so that clients are refused and PROGRAM can be started again".
+#[test]
+fn nobody_waits_for_a_successor_that_has_ended_while_the_old_server_drains() {
+    for (closing, listening) in [("s.close()", false), ("pass", true)] {
+        let drains = format!(
+            "def drain(*_):
+    {closing}
+    mark('told')
+    while True: time.sleep(1)
+signal.signal(signal.SIGTERM, drain)
+serve(signal.SIGUSR1)"
+        );
+        let old = by_hand(&drains);
+        let new = old.succeed("auto", &[], SUCCESSOR);
+        new.wait_serving(&old.address);
+        old.folder.read("told");
+        assert_eq!(ask(&old.address).unwrap().pid, new.pid());
+        new.running.signal(Signal::SIGKILL);
+        if !listening {
+            wait_for("nobody to listen there", || {
+                let error = std::net::TcpStream::connect(&old.address).err()?;
+                (error.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
+            });
+        }
+        wait_for("its socket to be closed", || {
+            (listeners_on(port(&old.address)).len() == usize::from(listening)).then_some(())
+        });
+        let next = succeed(Run::of(PROGRAM), &old.address, "auto", &["-v"], SUCCESSOR);
+        if listening {
+            // Who came before that waits for the one that drains.
+            wait_for("clients to be led to it", || next.log().contains("Steer(1)").then_some(()));
+        }
+        next.wait_serving(&old.address);
+        for _ in 0..20 {
+            assert_eq!(ask(&old.address).unwrap().pid, next.pid(), "{}", next.log());
+        }
+        assert!(!old.running.has_ended(), "it drains");
+        old.running.signal(Signal::SIGKILL);
+        new.wait_alone();
+        next.wait_alone();
+        for _ in 0..20 {
+            assert_eq!(ask(&old.address).unwrap().pid, next.pid(), "{}", next.log());
+        }
+    }
+}
+
+fn port(address: &str) -> u16 {
+    address.rsplit_once(':').unwrap().1.parse().unwrap()
 }
 
 #[test]

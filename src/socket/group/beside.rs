@@ -93,9 +93,13 @@ impl Group {
     pub(super) fn give_up_steering(&mut self) {
         self.slots.truncate(1);
         self.instead = None;
-        if self.steered.take().is_none() {
-            return;
+        if self.steered.take().is_some() {
+            self.restore_first();
         }
+    }
+
+    /// Nothing is to be seen of it that others were bound beside the first socket.
+    fn restore_first(&mut self) {
         let first = &mut self.slots[0];
         first.engage();
         if first.listener.is_taken() {
@@ -135,6 +139,16 @@ impl Group {
             false => sys::choose_by_hash(&first.listener),
         };
         first.listener.stay_alone();
+    }
+
+    /// Close all. Of those that others have, one that is alone is as it was before; among several the kernel chooses on as it
+    /// was told.
+    pub(crate) fn let_go(mut self) {
+        self.slots.truncate(1);
+        let first = self.slots[0].inode;
+        if self.steered.take().is_some() && self.at_this_address().iter().all(|inode| *inode == first) {
+            self.restore_first();
+        }
     }
 
     /// Close all but this slot's, for the program that has it: as if it had been bound alone.

@@ -1,5 +1,7 @@
 //! How a generation is ended: asked to stop, and killed if need be, in all its processes.
 
+use std::os::fd::BorrowedFd;
+
 use log::{debug, warn};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -49,6 +51,11 @@ impl Generation {
     /// The processes that are left because they may not be killed.
     pub(crate) fn unkillable(&self) -> &[Pid] {
         &self.unkillable
+    }
+
+    /// What its main process is held by.
+    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.descriptors.get(Role::Pidfd)
     }
 
     /// Send a signal to the main process.

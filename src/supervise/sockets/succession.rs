@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use anyhow::Result;
 
-use crate::socket::group::Group;
+use crate::socket::group::{Group, Route};
 use crate::socket::takeover::Loan;
 use crate::supervise::sockets::{Listed, Share, Sockets};
 
@@ -84,6 +84,13 @@ impl Sockets {
     /// The program that is to succeed lives, and is not to get anything.
     pub(crate) fn leave_to_predecessor(self) {
         self.listed.into_iter().for_each(|Listed { group, .. }| group.leave_to_predecessor());
+    }
+
+    /// The program is gone that had a set of them: the process that it has succeeded has its own.
+    pub(crate) fn let_go(&mut self) {
+        self.names = None;
+        self.route = Route::default();
+        std::mem::take(&mut self.listed).into_iter().for_each(|Listed { group, .. }| group.let_go());
     }
 
     /// The program that has this set goes on alone with it.
