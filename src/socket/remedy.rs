@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::kernel::descriptors::{self, ForeignFd, Kind, SocketInode};
-use crate::kernel::holders::{is_service_manager, own_ancestors};
-use crate::kernel::processes::{Process, Processes, are_visible};
+use crate::kernel::holders::is_spared;
+use crate::kernel::processes::{Process, are_visible};
 use crate::socket::endpoint::Endpoint;
 use crate::socket::in_the_way::bound_to;
 use crate::sys;
@@ -51,18 +51,12 @@ fn held_by(endpoint: &Endpoint) -> String {
     let age = |pid: &Pid| Process::read(*pid).map_or(u64::MAX, |process| process.started);
     match processes.into_iter().map(Pid::from_raw).filter(holds).min_by_key(age) {
         Some(pid) if pid == Pid::this() => "two --listen options ask for the same address".to_owned(),
-        Some(pid) if may_be_succeeded(pid) => {
+        Some(pid) if !is_spared(pid) => {
             format!("it is held by pid {pid}: {}; --from {pid} takes it over", command(pid))
         }
         Some(pid) => format!("it is held by pid {pid}: {}", command(pid)),
         None => "it is held by a process that /proc does not show to this user".to_owned(),
     }
-}
-
-/// Whoever started this, or keeps sockets for others, is not retired.
-fn may_be_succeeded(pid: Pid) -> bool {
-    let ancestors = Processes::scan().map(|processes| own_ancestors(&processes)).unwrap_or_default();
-    !ancestors.contains(&pid) && !is_service_manager(pid)
 }
 
 /// The descriptor of this process that one of `held` was inherited at. What it bound or adopted itself is close-on-exec.
