@@ -84,6 +84,7 @@ mod steering_waiting;
 mod straits;
 mod systemd;
 mod takeover;
+mod takeover_descriptors;
 mod takeover_inside;
 mod takeover_load;
 mod takeover_supervised;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::by_hand::{ByHand, by_hand, by_hand_at, by_hand_with};
+use crate::harness::by_hand::{ByHand, by_hand, by_hand_at, by_hand_with, succeed};
 use crate::harness::client::{Client, ask};
 use crate::harness::process::{children, exists, sockets};
 use crate::harness::setup::supervise_in;
 use crate::harness::socket::listeners_on;
-use crate::harness::{Folder, Server, Supervisor, handoff_run_with, supervise, wait_for};
+use crate::harness::{Folder, PROGRAM, Run, Server, Supervisor, handoff_run_with, supervise, wait_for};
 
 const SERVE: &str = "serve()";
 
@@ -255,6 +255,28 @@ fn a_generation_that_was_left_before_it_accepted_is_not_taken_for_the_one_that_s
     next.wait_log(&format!("pid {} (python3): gone", pids[0]));
     assert_eq!(ask(&address).unwrap().pid, next.generation(1));
     drop((first, reload));
+}
+
+// A pidfd for each of them is open while two sockets are put at their numbers.
+#[test]
+fn a_program_with_two_sockets_succeeds_what_a_killed_supervisor_left() {
+    let first =
+        supervise(Server::Hello, &["--ready", "after:10ms"]).listen("127.0.0.1:0").listen("127.0.0.1:0").serving();
+    let all: Vec<String> = wait_for("both addresses", || {
+        let log = first.log();
+        let all = log.lines().filter_map(|line| Some(line.split_once(" listens on ")?.1.to_owned()));
+        Some(all.collect::<Vec<_>>()).filter(|all| all.len() == 2)
+    });
+    let mut client = Client::connect(&all[0]).unwrap();
+    client.send_part();
+    wait_for("it is accepted", || (first.table()[1][6] == "1").then_some(()));
+    assert_eq!(first.reload().failure(), (0, ""));
+    let left = first.generation(1);
+    let first = killed(first);
+    let new = succeed(Run::of(PROGRAM), &all[0], "auto", &["-l", &all[1], "--ready", "after:10ms"], Server::Hello);
+    new.wait_serving(&all[0]);
+    assert_eq!(client.finish().unwrap().pid, left);
+    drop(first);
 }
 
 #[test]
