@@ -143,6 +143,7 @@ fn take_from(named: Predecessor, wanted: &[&[Endpoint]], survey: &Survey) -> Res
         _ => Some(named),
     };
     let Some(predecessor) = predecessor else { return Ok(Taken::nothing(wanted)) };
+    survey.ensure_unsupervised(&predecessor)?;
     Ok(Taken { predecessor: survey.retirable(predecessor), sockets: copies })
 }
 
@@ -174,6 +175,7 @@ fn take_from_holder(wanted: &[&[Endpoint]], survey: &Survey) -> Result<Taken> {
     let Some(mut predecessor) = Predecessor::of(holder.process.pid, Some(holder.process.started))? else {
         return Ok(Taken::nothing(wanted));
     };
+    survey.ensure_unsupervised(&predecessor)?;
     for other in earlier {
         predecessor.earlier.extend(Predecessor::of(other.process.pid, Some(other.process.started))?);
     }

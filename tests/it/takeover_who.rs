@@ -14,7 +14,7 @@ use crate::harness::client::ask;
 use crate::harness::filter::{Answer, deny};
 use crate::harness::process::children;
 use crate::harness::run::copy_for_everybody;
-use crate::harness::{Folder, PROGRAM, Run, Server, handoff_run_with, is_root_to, wait_for};
+use crate::harness::{Folder, PROGRAM, Run, Server, handoff_run_with, is_root_to, supervise, wait_for};
 
 const SERVE: &str = "serve()";
 const SUCCESSOR: Server = Server::Python(SERVE);
@@ -246,6 +246,34 @@ fn another_user_is_told_what_that_needs() {
         assert!(output.stderr.starts_with("handoff-run: cannot take over "), "{}", output.stderr);
     }
     old.assert_untouched();
+}
+
+// It would be started again, on a socket that both then have.
+#[test]
+fn a_generation_of_another_user_s_supervisor_is_not_taken_from_it() {
+    if !is_root_to("run it as another user") {
+        return;
+    }
+    let code = "
+if os.getuid() == 0:
+    os.setgid(65432); os.setuid(65432)
+    os.execv(sys.executable, [sys.executable] + sys.argv)
+serve()";
+    let supervisor = supervise(Server::Python(code), &[]).serving();
+    let (address, server) = (supervisor.address(), supervisor.generation(1));
+    let folder = Folder::new();
+    let program = copy_for_everybody(&folder);
+    for who in [server.to_string().as_str(), "auto"] {
+        let run = Run::of(&program).args(&["-l", &address, "--from", who, "--", "true"]).current_dir("/");
+        let expected = format!(
+            "handoff-run: cannot take over from pid {server} (python3): pid {} (handoff-run) supervises it, which is another \
+             user's\nhandoff-run: run it as that user, or as root\n",
+            supervisor.pid
+        );
+        assert_eq!(run.before_exec(as_somebody).output().failure(), (125, expected.as_str()), "{who}");
+    }
+    assert_eq!(supervisor.served_by(), server);
+    supervisor.stopped();
 }
 
 // As a filter of system calls does.

@@ -167,6 +167,19 @@ impl Survey {
         !seen.evidence.is_empty() || seen.obstacle.is_some()
     }
 
+    /// A supervisor of another user that has it, which /proc does not show: it would start it again.
+    ///
+    /// # Errors
+    /// That, with what to do.
+    pub(super) fn ensure_unsupervised(&self, process: &Predecessor) -> Result<()> {
+        let is_hidden = |pid: Pid| fs::read_dir(format!("/proc/{pid}/fd")).is_err();
+        let supervisor = |above: &&Process| is_supervisor_name(&name_of(above.pid)) && is_hidden(above.pid);
+        let Some(above) = self.processes.ancestors(process.pid).find(supervisor) else { return Ok(()) };
+        let error =
+            anyhow!("cannot take over from {process}: {} supervises it, which is another user's", with_name(above.pid));
+        Err(Failure::from(error).remedy(Some("run it as that user, or as root".to_owned())))
+    }
+
     pub(super) fn without_socket(&self, named: &Predecessor) -> Failure {
         let below = self
             .holders
