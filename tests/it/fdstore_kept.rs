@@ -61,7 +61,10 @@ fn a_socket_that_is_not_asked_for_leaves_the_store_before_another_is_bound_there
         let with = |spec: &str| target(&store, &[&options[..], &["-l", "b=127.0.0.1:0", "-l", spec]].concat());
         let first = with("a=127.0.0.1:0");
         let port = address(&first.sockets[1]).port();
-        wait_for("both in the store", || (store.names().contains(&"a".into())).then_some(()));
+        // All of them: what comes later is nobody's.
+        let all: &[&str] =
+            if options.is_empty() { &["a", "b"] } else { &["a", "a", "a", "b", "b", "b", "handoff-state"] };
+        store.wait_names(all);
         let kept = link(&first.sockets[0]);
         let server = Pid::from_raw(first["pid"].parse().unwrap());
         drop(first);
