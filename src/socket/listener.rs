@@ -6,6 +6,7 @@ mod arrange;
 mod whose;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::slice;
 
 use anyhow::{Context, Result};
 use libc::c_int;
@@ -310,24 +311,30 @@ pub(crate) fn bind_first(spec: &Spec, endpoints: &[Endpoint], manner: Manner) ->
     for endpoint in others {
         match open(endpoint, &spec.options, manner) {
             Err(error) if error.downcast_ref() == Some(&Errno::EAFNOSUPPORT) => debug!("{endpoint}: {error:#}"),
-            outcome => return finish(spec, endpoint, manner, outcome),
+            outcome => return finish(spec, endpoint, endpoints, manner, outcome),
         }
     }
-    finish(spec, last, manner, open(last, &spec.options, manner))
+    finish(spec, last, endpoints, manner, open(last, &spec.options, manner))
 }
 
 /// Bind `spec` here, and nowhere else, at a number from `lowest` on.
 pub(crate) fn bind_at(spec: &Spec, endpoint: &Endpoint, manner: Manner, lowest: RawFd) -> failure::Result<Listener> {
-    let listener = finish(spec, endpoint, manner, open(endpoint, &spec.options, manner))?;
+    let listener = finish(spec, endpoint, slice::from_ref(endpoint), manner, open(endpoint, &spec.options, manner))?;
     // Where no number is free there, it stays where it is.
     let Ok(fd) = sys::duplicate_from(&listener.fd, lowest) else { return Ok(listener) };
     Ok(Listener { fd, ..listener })
 }
 
-/// Make the listener of what was opened, or the error with its remedy.
-fn finish(spec: &Spec, endpoint: &Endpoint, manner: Manner, outcome: Result<Opened>) -> failure::Result<Listener> {
+/// Make the listener of what was opened at `endpoint`, one of `wanted`, or the error with its remedy.
+fn finish(
+    spec: &Spec,
+    endpoint: &Endpoint,
+    wanted: &[Endpoint],
+    manner: Manner,
+    outcome: Result<Opened>,
+) -> failure::Result<Listener> {
     let Opened { fd, created, sharing } = outcome.map_err(|error| {
-        let remedy = remedy::for_listen(endpoint, &error);
+        let remedy = remedy::for_listen(endpoint, wanted, &error);
         failure::Failure::from(error.context(format!("cannot listen on {spec}"))).remedy(remedy)
     })?;
     let backlog = Some(spec.options.number("backlog").unwrap_or(manner.backlog as u32));

@@ -12,13 +12,13 @@ use crate::kernel::descriptors::{self, ForeignFd, Kind, SocketInode};
 use crate::kernel::holders::is_spared;
 use crate::kernel::processes::{Process, are_visible};
 use crate::socket::endpoint::Endpoint;
-use crate::socket::in_the_way::bound_to;
+use crate::socket::in_the_way::{bound_otherwise, bound_to};
 use crate::sys;
 
-/// What helps when a socket cannot be bound.
-pub(crate) fn for_listen(endpoint: &Endpoint, error: &Error) -> Option<String> {
+/// What helps when a socket cannot be bound to `endpoint`, one of `wanted`.
+pub(crate) fn for_listen(endpoint: &Endpoint, wanted: &[Endpoint], error: &Error) -> Option<String> {
     match error.downcast_ref()? {
-        Errno::EADDRINUSE => Some(held_by(endpoint)),
+        Errno::EADDRINUSE => Some(held_by(endpoint, wanted)),
         Errno::EACCES if endpoint.port().is_ok_and(|port| port < 1024) => Some(
             "a port this low needs 'setcap cap_net_bind_service=+ep' on handoff-run, or 'sysctl \
              net.ipv4.ip_unprivileged_port_start=0'"
@@ -37,7 +37,7 @@ pub(crate) fn missing_folder(path: &Path, error: &Error) -> Option<String> {
 }
 
 /// The process that has the address, as far as /proc shows.
-fn held_by(endpoint: &Endpoint) -> String {
+fn held_by(endpoint: &Endpoint, wanted: &[Endpoint]) -> String {
     let held = bound_to(endpoint);
     if let Some(number) = inherited(&held) {
         return format!(
@@ -52,7 +52,12 @@ fn held_by(endpoint: &Endpoint) -> String {
     match processes.into_iter().map(Pid::from_raw).filter(holds).min_by_key(age) {
         Some(pid) if pid == Pid::this() => "two --listen options ask for the same address".to_owned(),
         Some(pid) if !is_spared(pid) => {
-            format!("it is held by pid {pid}: {}; --from {pid} takes it over", command(pid))
+            let its: Vec<SocketInode> = descriptors::sockets(pid).filter(|inode| held.contains(inode)).collect();
+            let remedy = match bound_otherwise(wanted, &its).first() {
+                Some(spec) => format!("it listens on {spec}: --listen {spec} --from {pid} takes that over"),
+                None => format!("--from {pid} takes it over"),
+            };
+            format!("it is held by pid {pid}: {}; {remedy}", command(pid))
         }
         Some(pid) => format!("it is held by pid {pid}: {}", command(pid)),
         None => "it is held by a process that /proc does not show to this user".to_owned(),

@@ -133,7 +133,7 @@ fn take_from(named: Predecessor, wanted: &[&[Endpoint]], survey: &Survey) -> Res
         None => named.copy_all(wanted)?,
     };
     if found.is_empty() {
-        return Err(survey.without_socket(&named));
+        return Err(survey.without_socket(&named, wanted));
     }
     let above = survey.topmost_of(&found).into_iter().find(|holder| survey.is_above(holder, named.pid));
     let predecessor = match above {

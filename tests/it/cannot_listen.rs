@@ -22,13 +22,23 @@ fn holder(spec: &str) -> (Report, String) {
 /// Binding `spec` fails, since `holder` has it, and the second line says so.
 #[track_caller]
 fn assert_in_use(spec: &str, holder: &Report) {
+    assert_in_use_at(spec, holder, None);
+}
+
+/// The same where the holder may have another address, `elsewhere`.
+#[track_caller]
+fn assert_in_use_at(spec: &str, holder: &Report, elsewhere: Option<&str>) {
     let output = handoff_run_with(&["-l", spec, "--", "true"]).output();
     let pid = holder.running.pid();
     let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap().replace('\0', " ");
     let command: String = line.trim_end().chars().take(80).collect();
+    let remedy = match elsewhere {
+        Some(address) => format!("it listens on {address}: --listen {address} --from {pid} takes that over"),
+        None => format!("--from {pid} takes it over"),
+    };
     let message = format!(
         "handoff-run: cannot listen on {spec}: EADDRINUSE: Address already in use\nhandoff-run: it is held by pid \
-         {pid}: {command}; --from {pid} takes it over\n"
+         {pid}: {command}; {remedy}\n"
     );
     assert_eq!(output.failure(), (125, message.as_str()));
 }
@@ -39,8 +49,8 @@ fn a_tcp_address_in_use_is_told_with_its_holder() {
     let (server, address) = holder("127.0.0.1:0");
     assert_in_use(&address, &server);
     let port = address.split(':').next_back().unwrap();
-    assert_in_use(&format!("web=0.0.0.0:{port},nodelay"), &server);
-    assert_in_use(&format!(":{port}"), &server);
+    assert_in_use_at(&format!("web=0.0.0.0:{port},nodelay"), &server, Some(&address));
+    assert_in_use_at(&format!(":{port}"), &server, Some(&address));
 }
 
 #[test]
@@ -48,14 +58,16 @@ fn a_dual_stack_port_in_use_is_told_with_its_holder() {
     let (server, address) = holder(":0");
     let port = address.rsplit(':').next().unwrap();
     assert_in_use(&format!(":{port}"), &server);
-    assert_in_use(&format!("[::1]:{port}"), &server);
-    assert_in_use(&format!("127.0.0.1:{port}"), &server);
+    assert_in_use_at(&format!("[::1]:{port}"), &server, Some(&address));
+    assert_in_use_at(&format!("127.0.0.1:{port}"), &server, Some(&address));
 }
 
 #[test]
 fn a_udp_address_in_use_is_told_with_its_holder() {
     let (server, address) = holder("udp:127.0.0.1:0");
     assert_in_use(&format!("udp:{address}"), &server);
+    let port = address.rsplit(':').next().unwrap();
+    assert_in_use_at(&format!("udp4::{port}"), &server, Some(&format!("udp:{address}")));
 }
 
 #[test]

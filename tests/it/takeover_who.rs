@@ -57,6 +57,26 @@ fn a_process_without_the_socket_is_refused_and_the_one_that_has_it_is_named() {
     old.assert_untouched();
 }
 
+// What is in the way of the wildcard address need not be what is asked for.
+#[test]
+fn of_a_process_that_listens_elsewhere_the_address_is_named() {
+    let old = by_hand(SERVE);
+    let (pid, address) = (old.pid(), &old.address);
+    let port = address.rsplit_once(':').unwrap().1;
+    for wanted in [format!(":{port}"), format!("0.0.0.0:{port}")] {
+        let output = handoff_run_with(&["-l", &wanted, "--from", "auto", "--", "true"]).output();
+        assert_eq!(output.code(), 125);
+        let remedy = format!("; it listens on {address}: --listen {address} --from {pid} takes that over\n");
+        assert!(output.stderr.ends_with(&remedy), "{output:?}");
+        let expected = format!(
+            "handoff-run: cannot take over from pid {pid} (python3): it has no socket at that address\n\
+             handoff-run: it listens on {address}: --listen {address}\n"
+        );
+        assert_refused(&wanted, &pid.to_string(), &expected);
+    }
+    old.assert_untouched();
+}
+
 // A shell that waits for the server, as npm does.
 #[test]
 fn of_a_wrapper_the_child_is_named_that_has_the_socket() {

@@ -23,7 +23,7 @@ use crate::kernel::socket_info::States;
 use crate::kernel::sockets::unix_sockets;
 use crate::socket::candidate::Candidate;
 use crate::socket::endpoint::Endpoint;
-use crate::socket::in_the_way::bound_to;
+use crate::socket::in_the_way::{bound_otherwise, bound_to};
 use crate::socket::takeover::predecessor::is_supervisor_name;
 use crate::socket::takeover::{Found, Predecessor};
 
@@ -180,15 +180,23 @@ impl Survey {
         Err(Failure::from(error).remedy(Some("run it as that user, or as root".to_owned())))
     }
 
-    pub(super) fn without_socket(&self, named: &Predecessor) -> Failure {
+    /// That the process that was named has none of what is asked for, and which has one.
+    pub(super) fn without_socket(&self, named: &Predecessor, wanted: &[&[Endpoint]]) -> Failure {
+        let itself = self.holders.iter().find(|holder| holder.process.pid == named.pid);
         let below = self
             .holders
             .iter()
             .find(|holder| self.processes.ancestors(holder.process.pid).any(|above| above.pid == named.pid));
-        let other = below.or(self.holders.first());
-        let remedy = other.map(|holder| {
+        let remedy = itself.or(below).or(self.holders.first()).and_then(|holder| {
             let pid = holder.process.pid;
-            format!("{} has one: --from {pid}", with_name(pid))
+            let elsewhere = wanted.iter().flat_map(|endpoints| bound_otherwise(endpoints, &holder.sockets)).next();
+            match elsewhere {
+                Some(spec) if pid == named.pid => Some(format!("it listens on {spec}: --listen {spec}")),
+                Some(spec) => Some(format!("{} listens on {spec}: --listen {spec} --from {pid}", with_name(pid))),
+                // What it has there is no listener, or takes IPv4 otherwise than is asked for.
+                None if pid == named.pid => None,
+                None => Some(format!("{} has one: --from {pid}", with_name(pid))),
+            }
         });
         Failure::from(anyhow!("cannot take over from {named}: it has no socket at that address")).remedy(remedy)
     }
