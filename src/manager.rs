@@ -28,6 +28,10 @@ pub(crate) enum Watchdog {
 #[derive(Debug)]
 pub(crate) struct Manager {
     address: Option<UnixAddr>,
+    /// NOTIFY_SOCKET is set, be it to an address or not.
+    is_named: bool,
+    /// Why it could not be sent something, which is not that it had no room.
+    unreachable: Option<Errno>,
     /// The watchdog's timeout: without WATCHDOG=1 for that long, it ends us.
     watchdog: Option<Duration>,
     /// When to send WATCHDOG=1 next, while no generation serves that would.
@@ -68,7 +72,9 @@ impl Manager {
         let watchdog = watched.and_then(|value| value.parse().ok()).map(Duration::from_micros);
         let watchdog = watchdog.filter(|timeout| !timeout.is_zero());
         let store = store::Store::of(environment);
-        Manager { address, watchdog, next_keep_alive: None, unsent: vec![], retry: None, store }
+        let is_named = !path.is_empty();
+        let (next_keep_alive, unsent, retry) = (None, vec![], None);
+        Manager { address, is_named, unreachable: None, watchdog, next_keep_alive, unsent, retry, store }
     }
 
     /// Whether generations get WATCHDOG_PID.
@@ -159,8 +165,11 @@ impl Manager {
                     self.retry = Some(now + RETRY_BACKOFF);
                     return;
                 }
-                Err(errno) => debug!("cannot notify the service manager: {errno}"),
-                Ok(()) => (),
+                Err(errno) => {
+                    debug!("cannot notify the service manager: {errno}");
+                    self.unreachable = Some(errno);
+                }
+                Ok(()) => self.unreachable = None,
             }
             self.unsent.remove(0);
         }

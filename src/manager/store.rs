@@ -60,7 +60,9 @@ struct Check {
 impl Manager {
     /// Report that there is no store, if that is known at the start.
     pub(crate) fn expect_store(&self) {
-        if self.address.is_none() {
+        if self.address.is_none() && self.is_named {
+            report_missing("there is no service manager (NOTIFY_SOCKET is not the address of a Unix socket)");
+        } else if self.address.is_none() {
             report_missing("there is no service manager (NOTIFY_SOCKET is not set)");
         } else if self.store.is_missing {
             report_missing("the service manager stores nothing (FileDescriptorStoreMax=0)");
@@ -124,10 +126,17 @@ impl Manager {
     pub(crate) fn see_store(&mut self) {
         if let Some(check) = self.store.check.take_if(|check| hangs_up(&check.barrier, PollTimeout::ZERO)) {
             let is_stored = !hangs_up(&check.stored, PollTimeout::ZERO);
+            // What could not be sent is closed, too.
+            let unreachable = self.unreachable;
             self.put_store(format!("FDSTOREREMOVE=1\nFDNAME={CHECK}"), None);
             if !is_stored {
                 self.store.is_missing = true;
-                report_missing("the service manager does not store that many (FileDescriptorStoreMax=)");
+                match unreachable {
+                    Some(errno) => {
+                        report_missing(&format!("the service manager is not reached (NOTIFY_SOCKET): {errno}"))
+                    }
+                    None => report_missing("the service manager does not store that many (FileDescriptorStoreMax=)"),
+                }
             }
         }
     }

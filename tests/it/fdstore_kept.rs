@@ -235,6 +235,13 @@ fn a_store_that_is_not_there_is_reported_once() {
     let nothing = line("the service manager stores nothing (FileDescriptorStoreMax=0)");
     let run = || handoff_run_with(&["-q", "--fdstore", "-l", "127.0.0.1:0", "--", "true"]);
     assert_eq!(run().output().failure(), (0, &*none));
+    let of_none = [
+        ("garbage", "there is no service manager (NOTIFY_SOCKET is not the address of a Unix socket)"),
+        ("/nonexistent", "the service manager is not reached (NOTIFY_SOCKET): ENOENT: No such file or directory"),
+    ];
+    for (address, why) in of_none {
+        assert_eq!(run().env("NOTIFY_SOCKET", address).output().failure(), (0, &*line(why)));
+    }
     let folder = Arc::new(Folder::new());
     let manager = Manager::at_path(&folder);
     assert_eq!(manager.manage(run()).env("FDSTORE", "0").output().failure(), (0, &*nothing));
