@@ -114,6 +114,10 @@ impl Reporter {
     /// What a generation does.
     pub(crate) fn progress(&mut self, id: Id, text: &str) {
         let level = if self.is_quiet { Level::Debug } else { Level::Info };
+        self.progress_at(level, id, text);
+    }
+
+    fn progress_at(&mut self, level: Level, id: Id, text: &str) {
         log!(level, "{}: {text}", self.name_of(id));
         self.clients.send_all(&Reply::Progress { generation: id, text: text.to_owned() });
     }
@@ -301,7 +305,9 @@ impl Reporter {
                 self.manager.status(&format!("generation {id} has ended and {text}"));
             }
             Transition::Killed => {
-                self.progress(id, "has not drained in time and is killed");
+                // A watcher reports it, too: clients may have lost what they had.
+                let level = if self.is_quiet { Level::Warn } else { Level::Info };
+                self.progress_at(level, id, "has not drained in time and is killed");
                 self.mark_killed(id);
             }
             Transition::Gone => {

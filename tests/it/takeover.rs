@@ -64,6 +64,7 @@ fn what_does_not_drain_in_time_is_killed() {
     wait_for("its worker to end", || stat(worker).is_none_or(|stat| stat[0] == "Z").then_some(()));
     new.wait_serving(&old.address);
     new.wait_alone();
+    assert_eq!(new.log(), format!("handoff-run: pid {} (python3): has not drained in time and is killed\n", old.pid()));
 }
 
 #[test]
