@@ -77,8 +77,9 @@ impl Supervisor {
         }
         self.sockets.leave_names();
         self.reporter.clients.leave_lent();
+        let successor = self.reporter.clients.get(at).and_then(Client::process);
         self.client(at, |client| client.waiting_for = WaitingFor::End);
-        info!("succeeded by another supervisor");
+        info!("succeeded{}", successor.map(|pid| format!(" by {}", with_name(pid))).unwrap_or_default());
         self.stop(StopMode::Drain);
     }
 
@@ -98,7 +99,7 @@ impl Supervisor {
         }
     }
 
-    /// If the successor has gone before it served, go on.
+    /// If the successor has gone before it had settled, go on.
     pub(super) fn see_borrower(&mut self) {
         if !self.sockets.is_lent() || self.plan.stopping.is_some() {
             return;
@@ -107,7 +108,7 @@ impl Supervisor {
         if self.reporter.clients.iter().any(borrows) {
             return;
         }
-        warn!("the successor is gone before it served: this supervisor goes on");
+        warn!("the successor is gone before it had settled: this supervisor goes on");
         self.sockets.take_back();
         self.reporter.clients.take_back();
         self.reserve_what_is_left();

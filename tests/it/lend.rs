@@ -74,7 +74,7 @@ fn listeners_are_added_and_removed_by_a_new_line_and_nobody_is_refused_on_those_
     );
     let (status, log) = old.end();
     assert_eq!(status, 0, "{log}");
-    assert!(log.contains("succeeded by another supervisor"), "{log}");
+    assert!(log.contains(&format!("succeeded by pid {} (handoff-run)\n", next.pid)), "{log}");
     next.wait_log("(handoff-run): gone");
     for _ in 0..20 {
         assert_eq!(ask(&address).unwrap().pid, next.generation(1));
@@ -215,7 +215,7 @@ fn many_sockets_are_lent() {
     let specs: Vec<&str> = all.iter().map(String::as_str).collect();
     let next = successor(&old, &specs, &[], SERVER);
     next.wait_ready(1);
-    old.wait_log("succeeded by another supervisor");
+    old.wait_log("succeeded by pid ");
     for address in [&all[0], &all[57], &all[99]] {
         wait_for("the new generation", || (ask(address).unwrap().pid == next.generation(1)).then_some(()));
     }
@@ -247,7 +247,7 @@ fn who_may_use_the_control_socket_by_its_mode_is_lent_nothing_and_the_successor_
     let own = format!("{control},mode=0600");
     let next = supervise_in(&Arc::new(Folder::new()), SERVER, &["--control", &own, "--from", &control, "--supervise"]);
     let next = next.unsupervised().listen(&address).options(&["--settle", "50ms"]).serving();
-    old.wait_log("succeeded by another supervisor");
+    old.wait_log("succeeded by pid ");
     next.wait_log("(handoff-run): gone");
     assert_ne!(ask_as_somebody(&["--status", &control]).code(), 0);
     assert_eq!(ask_supervisor(&control, "--status").code(), 0);
@@ -280,7 +280,7 @@ fn where_nothing_is_asked_for_that_a_supervisor_has_it_goes_on_as_the_wrong_one(
     // One is enough.
     let next = successor(&old, &[addresses[1], "another=127.0.0.1:0"], &[], SERVER);
     next.wait_ready(1);
-    old.wait_log("succeeded by another supervisor");
+    old.wait_log("succeeded by pid ");
 }
 
 // handoff-run(1), TAKEOVER: "found by its pid or by auto, it is asked through its control socket".
@@ -290,7 +290,7 @@ fn a_supervisor_that_is_found_by_its_address_is_asked_through_its_control_socket
     let address = old.address();
     let next = supervise(Server::Hello, &["--from", "auto"]).listen(&address).start();
     next.wait_ready(1);
-    old.wait_log("succeeded by another supervisor");
+    old.wait_log("succeeded by pid ");
     next.wait_log("(handoff-run): gone");
     wait_for("the new generation", || (ask(&address).unwrap().pid == next.generation(1)).then_some(()));
     assert!(!old.folder.path("control").exists(), "it was its own");
@@ -303,7 +303,7 @@ fn a_program_succeeds_a_supervisor_and_is_then_alone() {
     let address = old.address();
     assert_eq!(old.reload_and_wait().failure(), (0, ""));
     let new = succeed(Run::of(PROGRAM), &address, &old.folder.text("control"), &[], Server::Python("serve()"));
-    old.wait_log("succeeded by another supervisor");
+    old.wait_log("succeeded by pid ");
     new.wait_serving(&address);
     new.wait_alone();
     let port = address.rsplit_once(':').unwrap().1.parse().unwrap();
@@ -324,7 +324,7 @@ fn what_generations_that_drain_hold_is_answered_though_the_supervisor_is_another
     assert_eq!(old.reload().failure(), (0, ""));
     let next = successor(&old, &[&address], &[], Server::Hello);
     next.wait_ready(1);
-    old.wait_log("succeeded by another supervisor");
+    old.wait_log("succeeded by pid ");
     for _ in 0..20 {
         assert_eq!(ask(&address).unwrap().pid, next.generation(1));
     }

@@ -8,7 +8,7 @@ use log::debug;
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, send, sockopt};
-use nix::unistd::geteuid;
+use nix::unistd::{Pid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Until;
@@ -106,6 +106,12 @@ impl Client {
     pub(crate) fn is_own(&self) -> bool {
         let peer = getsockopt(&self.fd, sockopt::PeerCredentials);
         peer.is_ok_and(|peer| [0, geteuid().as_raw()].contains(&peer.uid()))
+    }
+
+    /// Its process, if that is shown to us.
+    pub(crate) fn process(&self) -> Option<Pid> {
+        let peer = getsockopt(&self.fd, sockopt::PeerCredentials).ok()?;
+        Some(Pid::from_raw(peer.pid())).filter(|pid| pid.as_raw() > 0)
     }
 
     /// For the supervisor that takes the place of this one, if this client is still waiting.
