@@ -65,7 +65,7 @@ pub(crate) struct Cli {
     /// A control socket is that of a supervisor, and auto is the process that has the address. The process need not know,
     /// and goes on as it was if PROGRAM does not get ready. When PROGRAM has settled, it is sent --from-signal, and killed if
     /// it has not ended by --drain-timeout. If nobody is there, the sockets are bound. See TAKEOVER in the manual.
-    #[arg(long, value_name = "WHO", value_parser = OsStringValueParser::new().try_map(|text| Who::parse(&text)), value_hint = ValueHint::AnyPath, group = "successor", requires = "listen", conflicts_with = "lazy", help_heading = SOCKETS)]
+    #[arg(long, value_name = "WHO", value_parser = OsStringValueParser::new().try_map(|text| Who::parse(&text)), value_hint = ValueHint::AnyPath, group = "successor", requires = "listen", conflicts_with_all = ["lazy", "request"], help_heading = SOCKETS)]
     from: Option<Who>,
 
     /// The signal that asks the process of --from to drain [default: --stop-signal, or TERM]
@@ -78,7 +78,7 @@ pub(crate) struct Cli {
     ///
     /// They outlive a restart of the unit, and with Restart= a crash, with what waits in them. The unit needs
     /// FileDescriptorStoreMax=; see DESCRIPTOR STORE in the manual.
-    #[arg(long, requires = "listen", help_heading = SOCKETS)]
+    #[arg(long, requires = "listen", conflicts_with = "request", help_heading = SOCKETS)]
     fdstore: bool,
 
     /// Make the first socket descriptor 0 too

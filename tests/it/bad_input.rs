@@ -151,6 +151,14 @@ fn the_path_of_a_request_follows_at_once() {
 }
 
 #[test]
+fn a_request_is_made_without_what_a_start_has() {
+    for (options, shown) in [(&["--from", "auto"][..], "--from <WHO>"), (&["--fdstore"], "--fdstore")] {
+        let words = [&["--reload", "/c"], options].concat();
+        assert_refused(&words, &format!("the argument '{shown}' cannot be used with: --reload <PATH>"), SEE_HELP);
+    }
+}
+
+#[test]
 fn a_request_that_lacks_its_dashes_is_told_so() {
     for word in ["reload", "promote", "rollback", "status", "stop"] {
         let remedy = format!("{word} was taken for PROGRAM: a request is written --{word} PATH");
