@@ -134,9 +134,10 @@ pub(crate) struct Cli {
 
     /// Write the process id to this file before becoming PROGRAM
     ///
-    /// Written whole or not at all, and never removed. A file that is there keeps its mode and owner, and a symbolic link
-    /// is followed; in a folder that is not ours the file is written in place. With --supervise it is the supervisor's,
-    /// written when the first generation serves and removed at the end if it is still ours.
+    /// Written whole or not at all, and left when PROGRAM ends; put back as it was if PROGRAM cannot be run or, with --from,
+    /// the predecessor is not retired. A file that is there keeps its mode and owner, and a symbolic link is followed; in a
+    /// folder that is not ours the file is written in place. With --supervise it is the supervisor's, written when the first
+    /// generation serves and removed at the end if it is still ours.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = PROGRAM)]
     pid_file: Option<PathBuf>,
 
