@@ -12,6 +12,7 @@ use crate::harness::process;
 use crate::harness::setup::{Setup, supervise_in};
 use crate::harness::socket::{address, link, listeners_on};
 use crate::harness::store::Store;
+use crate::harness::trial::port_for_no_client;
 use crate::harness::{DEADLINE, Folder, Report, Run, Server, handoff_run_with, wait_for};
 
 fn fdstore(folder: &Arc<Folder>, script: &str) -> Setup {
@@ -59,8 +60,9 @@ fn a_socket_that_is_not_asked_for_leaves_the_store_before_another_is_bound_there
         let options: Vec<&str> = options.iter().map(|word| if *word == "CONTROL" { &*control } else { word }).collect();
         let store = Store::new(&folder);
         let with = |spec: &str| target(&store, &[&options[..], &["-l", "b=127.0.0.1:0", "-l", spec]].concat());
-        let first = with("a=127.0.0.1:0");
-        let port = address(&first.sockets[1]).port();
+        // No connection of another test gets it between the two.
+        let port = port_for_no_client();
+        let first = with(&format!("a=127.0.0.1:{port}"));
         // All of them: what comes later is nobody's.
         let all: &[&str] =
             if options.is_empty() { &["a", "b"] } else { &["a", "a", "a", "b", "b", "b", "handoff-state"] };
@@ -82,8 +84,8 @@ fn a_socket_that_is_not_asked_for_leaves_the_store_before_another_is_bound_there
 fn an_address_that_a_child_of_the_service_manager_still_has_is_waited_for() {
     let folder = Folder::new();
     let store = Store::new(&folder);
-    let first = target(&store, &["-l", "a=127.0.0.1:0"]);
-    let port = address(&first.sockets[0]).port();
+    let port = port_for_no_client();
+    let first = target(&store, &["-l", &format!("a=127.0.0.1:{port}")]);
     let server = Pid::from_raw(first["pid"].parse().unwrap());
     let _child = Run::of("sleep").args(&["0.3"]).inherit(&first.sockets[0], 3).start();
     drop(first);

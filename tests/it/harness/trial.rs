@@ -2,9 +2,10 @@
 //! stopped under load, gone.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use nix::sys::signal::Signal;
 use nix::sys::socket::sockopt::ReuseAddr;
@@ -205,6 +206,14 @@ fn has_answer(client: &TcpStream) -> bool {
 /// A port that nobody has now, for a server that opens it itself.
 pub fn free_port() -> u16 {
     reserve_port().1
+}
+
+/// The same below those that the kernel gives to clients by itself (ip_local_port_range): none of another test gets it while it
+/// changes hands.
+pub fn port_for_no_client() -> u16 {
+    static COUNT: AtomicU16 = AtomicU16::new(0);
+    let any = || 20_000 + (std::process::id() as u16 % 150) * 64 + COUNT.fetch_add(1, Ordering::Relaxed) % 64;
+    std::iter::repeat_with(any).find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok()).unwrap()
 }
 
 /// A port that is bound, but not listened on.
