@@ -74,7 +74,7 @@ fn a_rust_program_with_tokio() {
         line: "./hello @PORT@",
         needs: &["cargo"],
         files: "plain-tokio",
-        compile: "cargo build --quiet --locked && mv target/debug/hello-tokio hello && rm -r target",
+        compile: "CARGO_TARGET_DIR=target cargo build --quiet --locked && mv target/debug/hello-tokio hello && rm -r target",
         ..PLAIN
     };
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/plain-tokio/Cargo.toml");
