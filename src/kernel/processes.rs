@@ -229,6 +229,17 @@ fn children(process: &Process, pids: &mut Vec<Pid>) -> io::Result<()> {
     Ok(())
 }
 
+/// Was it stopped by a signal, so that it does nothing until SIGCONT?
+pub(crate) fn is_stopped(pid: Pid) -> bool {
+    shows_stop(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default())
+}
+
+/// Is the state in this proc_pid_stat(5) that of a process that was stopped?
+fn shows_stop(stat: &str) -> bool {
+    // The name may have parentheses.
+    stat.rsplit(')').next().is_some_and(|fields| fields.starts_with(" T"))
+}
+
 /// The number of a process.
 pub(crate) fn process_number(text: &str) -> Option<Pid> {
     text.parse().ok().filter(|number| *number > 0).map(Pid::from_raw)

@@ -259,6 +259,13 @@ impl Supervisor {
         }
     }
 
+    /// One that has not settled and is stopped serves nobody.
+    pub(super) fn see_stopped(&mut self) {
+        let mut unsettled = self.generations.iter().filter(|generation| self.plan.is_unsettled(generation.id));
+        let stopped = unsettled.find(|generation| generation.is_stopped()).map(|generation| generation.id);
+        self.events.extend(stopped.map(Event::Left));
+    }
+
     /// Repair what generations did to their sockets. At the end of all they may do as they like, unless somebody has those
     /// sockets after us.
     pub(super) fn look_after_sockets(&mut self) {

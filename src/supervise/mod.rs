@@ -231,6 +231,7 @@ impl Supervisor {
         self.lead_probes();
         self.observe_check();
         self.observe_handover(now);
+        self.see_stopped();
         if self.plan.deadline().is_some_and(|deadline| deadline <= now) {
             self.events.push_back(Event::Tick);
         }

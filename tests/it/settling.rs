@@ -43,7 +43,7 @@ fn is_rolled_back(supervisor: &Supervisor, output: &Output, why: &str) {
     assert!(!supervisor.log().contains("generation 1: draining"), "{}", supervisor.log());
 }
 
-// handoff-run(1), Settled: "If the new one ends in that time, shuts its socket down or closes it, the old one serves again and
+// handoff-run(1), Settled: "If the new one ends in that time, …, shuts its socket down or closes it, the old one serves again and
 // the reload ends with 1".
 #[test]
 fn a_new_generation_that_fails_before_it_has_settled_is_rolled_back() {
@@ -163,6 +163,18 @@ select.select([], [], [])";
     supervisor.folder.open("answer");
     assert_eq!(client.answer().unwrap().generation, 2);
     supervisor.wait_gone(2);
+    supervisor.stopped();
+}
+
+// As one in the background is that reads from its terminal: it serves nobody.
+#[test]
+fn a_new_generation_that_is_stopped_before_it_has_settled_is_rolled_back() {
+    let (supervisor, reload) = unsettled(&then("os.kill(os.getpid(), signal.SIGSTOP)"), &[]);
+    supervisor.folder.open("act");
+    let told = "handoff-run: generation 2: is stopped by SIGSTOP and serves nobody until SIGCONT\n\
+                handoff-run: generation 2: accepts no more, before it had settled: generation 1 serves again\n";
+    assert_eq!(reload.output().failure(), (1, told), "{}", supervisor.log());
+    serves_alone(&supervisor, 1);
     supervisor.stopped();
 }
 

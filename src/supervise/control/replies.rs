@@ -3,7 +3,6 @@
 //! A reload may take as long as it likes, so silence alone means nothing. But whatever a supervisor does, it answers a
 //! new connection at once; one that does not is stopped or hangs.
 
-use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -14,8 +13,10 @@ use anyhow::{Context, Error, Result, anyhow};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::Pid;
 
 use crate::failure::plain;
+use crate::kernel::processes::is_stopped;
 
 /// After this time without a reply it is asked whether it lives, and has this time to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,7 +88,7 @@ impl Replies {
             }
             Err(Errno::EAGAIN) => false,
             // It listens no more, for it ends, or the path was removed.
-            Err(_) => !peer(&self.stream).is_some_and(is_stopped),
+            Err(_) => !peer(&self.stream).is_some_and(|pid| is_stopped(Pid::from_raw(pid))),
         };
         if answered { Ok(()) } else { Err(no_answer(&self.path, peer(&self.stream))) }
     }
@@ -109,19 +110,9 @@ fn peer(stream: &UnixStream) -> Option<i32> {
     (pid > 0).then_some(pid)
 }
 
-fn is_stopped(pid: i32) -> bool {
-    shows_stop(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default())
-}
-
-/// Is the state in this proc_pid_stat(5) that of a process that was stopped?
-fn shows_stop(stat: &str) -> bool {
-    // The name may have parentheses.
-    stat.rsplit(')').next().is_some_and(|fields| fields.starts_with(" T"))
-}
-
 fn no_answer(path: &Path, pid: Option<i32>) -> Error {
     let why = match pid {
-        Some(pid) if is_stopped(pid) => format!("pid {pid} is stopped and may do it after SIGCONT"),
+        Some(pid) if is_stopped(Pid::from_raw(pid)) => format!("pid {pid} is stopped and may do it after SIGCONT"),
         Some(pid) => format!("pid {pid} hangs, or is too busy"),
         None => "its accept queue is full".to_owned(),
     };

@@ -28,7 +28,7 @@ use crate::config::Ready;
 use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::descriptors::{ForeignFd, SocketInode};
 use crate::kernel::members::Members;
-use crate::kernel::processes::are_visible;
+use crate::kernel::processes::{are_visible, is_stopped};
 use crate::missing::Facility;
 use crate::supervise::diagnosis::Findings;
 use crate::supervise::plan;
@@ -253,6 +253,11 @@ impl Generation {
             Some(Ok(WaitStatus::Stopped(_, signal))) => Some(signal),
             _ => None,
         }
+    }
+
+    /// Is its main process stopped, whoever's child it is?
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped_by().is_some() || self.is_foreign && is_stopped(self.pid)
     }
 
     /// The same, if that has changed since this was last asked.
