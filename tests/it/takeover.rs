@@ -95,12 +95,33 @@ fn a_program_that_fails_changes_nothing_and_its_status_is_that_of_the_command() 
     assert_eq!(status, 137);
     assert!(log.contains("was not ready after 0.30 s and is killed"), "{log}");
     old.assert_untouched();
-    let leaves = "import threading\nthreading.Timer(0.3, lambda: (s.close(), time.sleep(100))).start()\nserve()";
+    let leaves = "
+import threading
+threading.Thread(target=lambda: (wait_for('leave'), s.close(), wait_for('ever'))).start()
+serve()";
     let new = old.succeed("auto", &["--settle", "60s"], Server::Python(leaves));
+    new.wait_serving(&old.address);
+    new.folder.open("leave");
     wait_for("what became of it", || new.log().contains("accepts no more, before it had settled").then_some(()));
     assert!(new.log().contains(&format!(": pid {pid} (python3) serves again")), "{}", new.log());
     old.assert_untouched();
     drop(new);
+    old.assert_untouched();
+}
+
+// The watcher is not its parent, and nothing wakes it then.
+#[test]
+fn a_program_that_is_stopped_before_it_has_settled_gives_the_connections_back() {
+    let old = by_hand(SERVE);
+    let new = old.succeed("auto", &["--settle", "2s"], SUCCESSOR);
+    new.wait_serving(&old.address);
+    kill(new.pid(), Signal::SIGSTOP).unwrap();
+    let line = format!(
+        "handoff-run: pid {}: accepts no more, before it had settled: pid {} (python3) serves again\n",
+        new.pid(),
+        old.pid()
+    );
+    wait_for("what became of it", || new.log().contains(&line).then_some(()));
     old.assert_untouched();
 }
 
