@@ -327,8 +327,7 @@ e = select.epoll()\nfor other in others: e.register(other, select.EPOLLIN)\nserv
 // handoff-run(1), TAKEOVER: "workers with a socket each (SO_REUSEPORT)".
 #[test]
 fn a_server_with_several_sockets_at_one_address_is_succeeded_and_nobody_is_refused() {
-    let code = "reuse = lambda s: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-s = opened(prepare=reuse)
+    let code = "s = opened(prepare=lambda s: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1))
 sockets = [s]\nport = s.getsockname()[1]
 for _ in range(3):
     o = socket.socket(); o.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); o.bind(('127.0.0.1', port)); o.listen(9)
@@ -336,12 +335,7 @@ for _ in range(3):
 for own in sockets[1:]:
     if os.fork() == 0: s = own; break
 serve()";
-    let code = code.replacen(
-        "reuse = lambda s: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\ns = opened(prepare=reuse)",
-        "s = opened(prepare=lambda s: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1))",
-        1,
-    );
-    let old = by_hand_with("127.0.0.1:0", &code, |run| run);
+    let old = by_hand_with("127.0.0.1:0", code, |run| run);
     wait_for("its workers", || (children(old.pid()).len() == 3).then_some(()));
     let failing = old.succeed("auto", &[], Server::Python("sys.exit(3)"));
     assert_eq!(failing.end().0, 3);
