@@ -43,6 +43,9 @@ pub(crate) struct SavedListener {
     /// Its SO_REUSEPORT before others were bound beside it, if it was taken over.
     #[serde(default)]
     reuseport: c_int,
+    /// Further sockets, of the process that it was taken over from.
+    #[serde(default)]
+    also: Vec<RawFd>,
 }
 
 /// A socket that the target is given, or what was announced beside sockets.
@@ -117,12 +120,14 @@ impl Listener {
             file: self.created.as_ref().map(Created::save),
             taken: self.is_taken(),
             reuseport: self.whose.reuseport(),
+            also: self.also().iter().map(AsRawFd::as_raw_fd).collect(),
         }
     }
 
     /// One that a predecessor of this program held.
     pub(crate) fn resume(saved: SavedListener, claimed: &mut Claimed) -> Result<Listener> {
         let fd = claimed.take(saved.fd).with_context(|| format!("descriptor {} of a listener", saved.fd))?;
+        let also = saved.also.iter().filter_map(|number| claimed.take(*number).ok()).collect();
         Ok(Listener {
             name: FdName::announced(&saved.name).unwrap_or_default(),
             backlog: saved.backlog,
@@ -131,7 +136,7 @@ impl Listener {
             kind: Kind::Socket,
             beside: None,
             is_for_any_version: false,
-            whose: Whose::resume(saved.taken, saved.reuseport),
+            whose: if saved.taken { Whose::Taken { reuseport: saved.reuseport, also } } else { Whose::Ours },
         })
     }
 

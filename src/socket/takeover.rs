@@ -21,7 +21,7 @@ use crate::failure::Result;
 use crate::kernel::descriptors::SocketInode;
 use crate::socket::candidate::Candidate;
 use crate::socket::endpoint::Endpoint;
-pub(crate) use claim::Claim;
+pub(crate) use claim::{Claim, SavedClaim};
 pub(crate) use lent::{Lent, LentGroup, Loan};
 pub(crate) use predecessor::{Lender, Predecessor, is_supervisor_name};
 use survey::{Survey, hidden, several_hold};

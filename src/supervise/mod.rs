@@ -278,6 +278,7 @@ impl Supervisor {
     fn handed_on(&self) -> Vec<BorrowedFd<'_>> {
         let parts = self.sockets.handed_on().chain(self.generations.handed_on());
         let parts = parts.chain(self.reporter.clients.handed_on());
+        let parts = parts.chain(self.claim.iter().flat_map(Claim::handed_on));
         parts.chain(self.store.as_ref().and_then(Store::handed_on)).collect()
     }
 

@@ -325,7 +325,8 @@ impl Sockets {
     /// What the supervisor that takes the place of this one needs open.
     pub(crate) fn handed_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         // The others were never close-on-exec.
-        self.groups().flat_map(Group::sockets).chain(&self.beside).map(AsFd::as_fd)
+        let also = self.groups().flat_map(|group| group.listener(0).also());
+        self.groups().flat_map(Group::sockets).chain(&self.beside).map(AsFd::as_fd).chain(also.map(AsFd::as_fd))
     }
 
     /// The same with `others` inherited by every generation.

@@ -14,6 +14,7 @@ use crate::kernel::holders::with_name;
 use crate::manager::Manager;
 use crate::pid_file::PidFile;
 use crate::saved::{self, SavedPath};
+use crate::socket::takeover::Claim;
 use crate::supervise::control::server::Clients;
 use crate::supervise::generation::Generation;
 use crate::supervise::generations::Generations;
@@ -76,6 +77,7 @@ impl Supervisor {
             &mut claimed,
         );
         let store = Store::resume(config.exec.keeper, &config.exec.specs, state.store, &mut claimed);
+        let claim = state.claim.map(|saved| Claim::resume(saved, &mut claimed));
         // A state that does not name them: what is left was inherited.
         let sockets = if inherits_rest { sockets.with_others(claimed.rest()) } else { sockets };
         let mut plan = state.plan;
@@ -107,7 +109,7 @@ impl Supervisor {
             } else {
                 state.program.0
             }),
-            claim: None,
+            claim,
             duty: Duty::Supervise,
             let_go: None,
             store,
@@ -143,6 +145,7 @@ impl Supervisor {
             asked: self.reporter.asked,
             pid_file: self.pid_file.is_some(),
             store: self.store.as_ref().and_then(Store::save),
+            claim: self.claim.as_ref().map(Claim::save),
         }
     }
 }

@@ -177,6 +177,32 @@ fn a_supervisor_that_was_replaced_and_fails_puts_back_what_was_set_before() {
     }
 }
 
+#[test]
+fn a_supervisor_that_was_replaced_has_its_predecessor_to_itself_and_all_of_its_sockets() {
+    let code = "s = opened(prepare=lambda s: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1))
+more = socket.socket(); more.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+more.bind(s.getsockname()); more.listen(9)
+serve()";
+    let old = by_hand_with("127.0.0.1:0", code, |run| run);
+    let supervisor = successor(&old, &["--settle", "60s"], Server::Hello);
+    supervisor.wait_ready(1);
+    for _ in 0..2 {
+        supervisor.upgrade();
+        let line = ["-l", &old.address, "--from", &old.pid().to_string(), "--", "true"];
+        let refused = format!(
+            "handoff-run: cannot take over from pid {} (python3): pid {} (handoff-run) does so already\n",
+            old.pid(),
+            supervisor.pid
+        );
+        assert_eq!(handoff_run_with(&line).output().failure(), (125, refused.as_str()));
+        let its = listeners_on(port(&old.address));
+        let had: Vec<u64> = sockets(old.pid()).into_iter().filter(|inode| its.contains(inode)).collect();
+        assert_eq!(had.len(), 2);
+        assert!(had.iter().all(|inode| sockets(supervisor.pid).contains(inode)), "what waits there is waited for");
+    }
+    supervisor.stopped();
+}
+
 // handoff-run(1), TAKEOVER: "a supervisor that was killed".
 #[test]
 fn the_generation_of_a_supervisor_that_was_killed_is_taken_over_by_the_same_line() {

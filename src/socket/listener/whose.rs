@@ -33,11 +33,6 @@ pub(super) enum Whose {
 }
 
 impl Whose {
-    /// In a state that a predecessor of this program left.
-    pub(crate) fn resume(is_taken: bool, reuseport: c_int) -> Whose {
-        if is_taken { Whose::Taken { reuseport, also: vec![] } } else { Whose::Ours }
-    }
-
     /// SO_REUSEPORT as it was before others were to be bound beside it.
     pub(crate) fn reuseport(&self) -> c_int {
         if let Whose::Taken { reuseport, .. } = self { *reuseport } else { 0 }
@@ -140,10 +135,14 @@ impl Listener {
         self
     }
 
+    /// The further sockets of the process that it was taken over from.
+    pub(crate) fn also(&self) -> &[OwnedFd] {
+        if let Whose::Taken { also, .. } = &self.whose { also } else { &[] }
+    }
+
     /// How many connections wait at the further sockets of the process that it was taken over from.
     pub(crate) fn waiting_beside(&self) -> usize {
-        let Whose::Taken { also, .. } = &self.whose else { return 0 };
-        also.iter().map(|socket| sys::queue(socket).map_or(0, |queue| queue.length as usize)).sum()
+        self.also().iter().map(|socket| sys::queue(socket).map_or(0, |queue| queue.length as usize)).sum()
     }
 
     /// The process that it was taken over from is gone.

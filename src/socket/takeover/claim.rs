@@ -1,18 +1,19 @@
 //! Only one takes over from a process at a time: an abstract name is bound for as long as that lasts (unix(7)), and whoever
 //! finds it taken asks the kernel which process listens there.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, bail, ensure};
 use log::warn;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, socket, sockopt};
 use nix::unistd::{Pid, geteuid};
+use serde::{Deserialize, Serialize};
 
 use crate::kernel::holders::with_name;
 use crate::kernel::processes::Process;
 use crate::socket::takeover::Predecessor;
-use crate::sys;
+use crate::sys::{self, Claimed};
 
 /// As many that came too late are told who was first.
 const MOST_RIVALS: i32 = 1024;
@@ -24,6 +25,13 @@ pub(crate) struct Claim {
     from: Option<OwnedFd>,
     /// The successor, which is not to be succeeded before it has succeeded.
     by: Option<OwnedFd>,
+}
+
+/// The same in a state that is handed on.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SavedClaim {
+    from: Option<RawFd>,
+    by: Option<RawFd>,
 }
 
 impl Claim {
@@ -50,6 +58,22 @@ impl Claim {
         }
         let by = Process::read(Pid::this()).and_then(|this| own(&name("by", Pid::this(), this.started).ok()?));
         Ok(Claim { from, by })
+    }
+
+    /// What the program needs open that takes the place of this one.
+    pub(crate) fn handed_on(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.from.iter().chain(&self.by).map(AsFd::as_fd)
+    }
+
+    pub(crate) fn save(&self) -> SavedClaim {
+        let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
+        SavedClaim { from: number(&self.from), by: number(&self.by) }
+    }
+
+    /// That of a predecessor of this program.
+    pub(crate) fn resume(saved: SavedClaim, claimed: &mut Claimed) -> Claim {
+        let mut take = |number: Option<RawFd>| number.and_then(|number| claimed.take(number).ok());
+        Claim { from: take(saved.from), by: take(saved.by) }
     }
 
     /// This process holds it from now on, for those who ask.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::plain;
 use crate::saved::{self, SavedPath};
 use crate::socket::saved_sockets::SavedSockets;
+use crate::socket::takeover::SavedClaim;
 use crate::supervise::control::server::SavedClients;
 use crate::supervise::generation::SavedGeneration;
 use crate::supervise::plan::{Id, Plan};
@@ -71,6 +72,9 @@ pub(crate) struct State {
     /// The descriptor of what the service manager stores beside the sockets.
     #[serde(default)]
     pub(crate) store: Option<RawFd>,
+    /// The right to take over from the predecessor.
+    #[serde(default)]
+    pub(crate) claim: Option<SavedClaim>,
 }
 
 impl State {
