@@ -113,22 +113,14 @@ impl Supervisor {
         config: Supervise,
         listeners: Vec<Listener>,
         others: Vec<OwnedFd>,
-        predecessor: Option<Predecessor>,
+        mut predecessor: Option<Predecessor>,
         mut stored: Stored,
     ) -> Result<Supervisor> {
         sys::occupy_standard().context("cannot occupy the standard descriptors")?;
-        let claim = predecessor.as_ref().map(Claim::make).transpose()?;
-        let mut predecessor = predecessor;
-        let mut lender = predecessor.as_mut().and_then(|predecessor| predecessor.lender.as_mut());
-        let control = lender.as_mut().and_then(|lender| lender.control.take());
-        let used = lender.map(|lender| std::mem::take(&mut lender.used)).unwrap_or_default();
-        let mut sockets = Sockets::new(listeners, others, lowest(&config), config.exec.program.handing, &mut stored)?;
-        if predecessor.is_some() {
-            sockets.begin_beside_predecessor(&used)?;
-        }
-        steer::check(&config, &sockets)?;
+        let (sockets, claim) = prepare_sockets(&config, listeners, others, predecessor.as_mut(), &mut stored)?;
         check_ready_fd(&config.ready, &sockets)?;
-        check_ready_after(&config.ready, config.limits)?;
+        let lender = predecessor.as_mut().and_then(|predecessor| predecessor.lender.as_mut());
+        let control = lender.and_then(|lender| lender.control.take());
         let clients = match (control, &config.control) {
             (Some(lent), Some(spec)) => Clients::listen_on(spec, lent)?,
             _ => Clients::listen(config.control.as_ref())?,
@@ -314,6 +306,28 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// The sockets to begin with, and the right to succeed the predecessor, if there is one.
+///
+/// # Errors
+/// If the line asks for what they cannot give, or another process succeeds the predecessor already.
+fn prepare_sockets(
+    config: &Supervise,
+    listeners: Vec<Listener>,
+    others: Vec<OwnedFd>,
+    mut predecessor: Option<&mut Predecessor>,
+    stored: &mut Stored,
+) -> Result<(Sockets, Option<Claim>)> {
+    let claim = predecessor.as_deref().map(Claim::make).transpose()?;
+    let mut sockets = Sockets::new(listeners, others, lowest(config), config.exec.program.handing, stored)?;
+    if let Some(predecessor) = &mut predecessor {
+        let used = predecessor.lender.as_mut().map(|lender| std::mem::take(&mut lender.used));
+        sockets.begin_beside_predecessor(&used.unwrap_or_default())?;
+    }
+    steer::check(config, &sockets)?;
+    check_ready_after(&config.ready, config.limits)?;
+    Ok((sockets, claim))
 }
 
 /// The descriptor of `--ready fd:N` must be free: the pipe would take its place in the generation.

@@ -34,10 +34,10 @@ use crate::supervise::signals::Signals;
 use crate::supervise::sockets::{Share, Sockets};
 use crate::supervise::terminal::Terminal;
 use crate::supervise::upgrade::Upgrade;
-use crate::supervise::{Duty, Supervisor, check_ready_after, lowest, ready_fd_is_taken, steer};
+use crate::supervise::{Duty, Supervisor, lowest, prepare_sockets, ready_fd_is_taken};
 use crate::sys;
+use crate::target::Begin;
 use crate::target::exec;
-use crate::target::{Begin, Handing};
 
 /// The program that succeeds, as a generation.
 const SUCCESSOR: Id = 1;
@@ -49,7 +49,7 @@ struct Handover {
     /// What the program is given.
     share: Share,
     predecessor: Predecessor,
-    claim: Claim,
+    claim: Option<Claim>,
     /// How the program says that it is ready, if it is to say so.
     says: Option<Says>,
 }
@@ -91,14 +91,8 @@ impl Handover {
     ) -> Result<Handover> {
         // What is opened after it gets other numbers.
         let says = Says::of(&config.ready, lowest(&config))?;
-        let claim = Claim::make(&predecessor)?;
-        let lender = predecessor.lender.as_mut();
-        let used = lender.map(|lender| std::mem::take(&mut lender.used)).unwrap_or_default();
-        let mut sockets =
-            Sockets::new(listeners, others, lowest(&config), Handing::Descriptors, &mut Stored::default())?;
-        sockets.begin_beside_predecessor(&used)?;
-        steer::check(&config, &sockets)?;
-        check_ready_after(&config.ready, config.limits)?;
+        let (mut sockets, claim) =
+            prepare_sockets(&config, listeners, others, Some(&mut predecessor), &mut Stored::default())?;
         let share = sockets.unused(&[sockets.serving()])?;
         sockets.give(share, SUCCESSOR);
         Ok(Handover { config, sockets, share, predecessor, claim, says })
@@ -222,7 +216,7 @@ impl Supervisor {
     /// A supervisor of both processes until the one has succeeded the other.
     fn watch(handover: Handover, program: Pid, failed: OwnedFd) -> Result<Supervisor> {
         let Handover { mut config, sockets, share, predecessor, claim, says } = handover;
-        claim.renew();
+        claim.iter().for_each(Claim::renew);
         config.limits.restart = Restart::No;
         let now = sys::now();
         let signals = Signals::receive()?;
@@ -253,7 +247,7 @@ impl Supervisor {
             upgrade: Upgrade::new(Default::default()),
             store: None,
             pid_file: None,
-            claim: Some(claim),
+            claim,
             duty: Duty::Handover(share),
             let_go: None,
             finished: None,
