@@ -31,7 +31,7 @@ use config::{Command, Exec, Supervise};
 use failure::{Failure, Result};
 use manager::Manager;
 use manager::store::Inventory;
-use socket::acquire::{self, Acquired, Source};
+use socket::acquire::{self, Acquired, Origin};
 use socket::announced::Announced;
 use socket::candidate::Candidates;
 use socket::endpoint::Endpoint;
@@ -191,8 +191,8 @@ fn acquire(config: &Exec, control: Option<&Path>, lowest: RawFd, claimed: Claime
         acquire::adopt_all(candidates, &announced, stored).map_err(|error| Failure::from(error).remedy(remedy()))?
     } else {
         let discard = |names: &[_]| Manager::of(&sys::environment()).discard_now(names);
-        let source = config.from.as_ref().map(|who| source(who, config, control, lowest)).transpose()?.flatten();
-        acquire::acquire(&config.specs, candidates, &announced, stored, config.manner, source, discard)?
+        let origin = config.from.as_ref().map(|who| origin(who, config, control, lowest)).transpose()?.flatten();
+        acquire::acquire(&config.specs, candidates, &announced, stored, config.manner, origin, discard)?
     };
     if config.keeper == Keeper::Nobody {
         let mut manager = Manager::of(&sys::environment());
@@ -202,11 +202,11 @@ fn acquire(config: &Exec, control: Option<&Path>, lowest: RawFd, claimed: Claime
 }
 
 /// Where the sockets are taken from; none if that is a supervisor which is not there.
-fn source(who: &Who, config: &Exec, control: Option<&Path>, lowest: RawFd) -> Result<Option<Source>> {
+fn origin(who: &Who, config: &Exec, control: Option<&Path>, lowest: RawFd) -> Result<Option<Origin>> {
     let endpoints = acquire::endpoints_of(&config.specs)?;
     let endpoints: Vec<&[Endpoint]> = endpoints.iter().map(Vec::as_slice).collect();
     let search = Search::begin(who, &endpoints)?;
-    let Some(Control { path, process }) = search.control()? else { return Ok(Some(Source::Process(search))) };
+    let Some(Control { path, process }) = search.control()? else { return Ok(Some(Origin::Process(search))) };
     let borrowed = borrow(&path, process, control, lowest)?;
-    Ok(borrowed.map(|(predecessor, lent)| Source::Supervisor(predecessor, lent)))
+    Ok(borrowed.map(|(predecessor, lent)| Origin::Supervisor(predecessor, lent)))
 }

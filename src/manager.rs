@@ -39,7 +39,7 @@ pub(crate) struct Manager {
     /// What its queue had no room for, and when to try again.
     unsent: Vec<Message>,
     retry: Option<Timestamp>,
-    store: store::Store,
+    store: store::StoreSupport,
 }
 
 /// Something to be sent.
@@ -71,7 +71,7 @@ impl Manager {
         let watched = sys::variable(environment, "WATCHDOG_USEC").and_then(|value| str::from_utf8(value).ok());
         let watchdog = watched.and_then(|value| value.parse().ok()).map(Duration::from_micros);
         let watchdog = watchdog.filter(|timeout| !timeout.is_zero());
-        let store = store::Store::of(environment);
+        let store = store::StoreSupport::of(environment);
         let is_named = !path.is_empty();
         let (next_keep_alive, unsent, retry) = (None, vec![], None);
         Manager { address, is_named, unreachable: None, watchdog, next_keep_alive, unsent, retry, store }

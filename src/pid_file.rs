@@ -38,7 +38,7 @@ pub(crate) struct PidFile {
 
 /// What a pid file says, and what is needed to believe it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Announced {
+pub(crate) struct NamedPid {
     pub(crate) pid: i32,
     /// Whose file it is.
     pub(crate) owner: u32,
@@ -63,7 +63,7 @@ impl PidFile {
     ///
     /// # Errors
     /// If it is no pid file, or a link that may not be followed.
-    pub(crate) fn read(path: &Path) -> Result<Option<Announced>> {
+    pub(crate) fn read(path: &Path) -> Result<Option<NamedPid>> {
         let place = match Place::find(path) {
             Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => return Ok(None),
             place => place?,
@@ -77,7 +77,7 @@ impl PidFile {
         let number = str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
         let number = number.and_then(|text| text.parse().ok()).filter(|pid| *pid > 0);
         let pid = number.context("it is no pid file: there is more in it than a process id")?;
-        Ok(Some(Announced { pid, owner: file.st_uid, written: file.st_mtime }))
+        Ok(Some(NamedPid { pid, owner: file.st_uid, written: file.st_mtime }))
     }
 
     /// One that this process wrote before it became another program.

@@ -42,15 +42,15 @@ pub(crate) struct Item<'a> {
 
 /// The descriptor store, as far as it is known.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct StoreSupport {
     /// There is none.
     is_missing: bool,
-    check: Option<Check>,
+    check: Option<StoreCheck>,
 }
 
 /// A question to the service manager that is not answered yet: descriptors that hang up.
 #[derive(Debug)]
-struct Check {
+struct StoreCheck {
     /// When there is no room for one more.
     stored: OwnedFd,
     /// When all that was sent before was read.
@@ -113,7 +113,7 @@ impl Manager {
             return;
         }
         let stored = self.put_pipe(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={CHECK}"));
-        let check = stored.and_then(|stored| Ok(Check { stored, barrier: self.put_pipe("BARRIER=1")? }));
+        let check = stored.and_then(|stored| Ok(StoreCheck { stored, barrier: self.put_pipe("BARRIER=1")? }));
         self.store.check = check.inspect_err(|errno| debug!("--fdstore: cannot be checked: {errno}")).ok();
     }
 
@@ -157,10 +157,10 @@ impl Manager {
     }
 }
 
-impl Store {
+impl StoreSupport {
     /// Read FDSTORE, which is how much it stores (systemd 254).
-    pub(super) fn of(environment: &[&CStr]) -> Store {
-        Store { is_missing: sys::variable(environment, "FDSTORE") == Some(b"0"), check: None }
+    pub(super) fn of(environment: &[&CStr]) -> StoreSupport {
+        StoreSupport { is_missing: sys::variable(environment, "FDSTORE") == Some(b"0"), check: None }
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) struct Acquired {
 }
 
 /// Where sockets are taken from that were not inherited.
-pub(crate) enum Source {
+pub(crate) enum Origin {
     /// A process, which need not know.
     Process(Search),
     /// A supervisor, which lent them.
@@ -67,7 +67,7 @@ pub(crate) fn acquire(
     announced: &Announced,
     mut stored: Stored,
     manner: Manner,
-    from: Option<Source>,
+    from: Option<Origin>,
     discard: impl FnOnce(&[FdName]),
 ) -> Result<Acquired> {
     let mut wanted = specs.iter().map(Wanted::new).collect::<Result<Vec<_>>>()?;
@@ -83,24 +83,24 @@ pub(crate) fn acquire(
     let others = candidates.let_go(&taken, announced)?;
     let released = stored.release(&taken);
     discard(&released);
-    let patience = if released.is_empty() { Duration::ZERO } else { CLOSING };
+    let timeout = if released.is_empty() { Duration::ZERO } else { CLOSING };
     let predecessor = from.map(|from| take_over(&mut wanted, from)).transpose()?.flatten();
     let listeners =
-        wanted.into_iter().map(|wanted| wanted.into_listener(manner, predecessor.as_ref(), &stored, patience));
+        wanted.into_iter().map(|wanted| wanted.into_listener(manner, predecessor.as_ref(), &stored, timeout));
     let listeners = listeners.chain(beside.into_iter().map(Ok)).collect::<Result<_>>()?;
     Ok(Acquired { listeners, others, predecessor, stored })
 }
 
 /// Take what was not inherited from a running process, as far as it has it.
-fn take_over(wanted: &mut [Wanted], from: Source) -> Result<Option<Predecessor>> {
+fn take_over(wanted: &mut [Wanted], from: Origin) -> Result<Option<Predecessor>> {
     let is_missing = |wanted: &&mut Wanted| wanted.found.is_none() && !wanted.is_descriptor();
     let mut missing: Vec<&mut Wanted> = wanted.iter_mut().filter(is_missing).collect();
     if missing.is_empty() {
         return Ok(None);
     }
     let from = match from {
-        Source::Process(from) => from,
-        Source::Supervisor(predecessor, mut lent) => {
+        Origin::Process(from) => from,
+        Origin::Supervisor(predecessor, mut lent) => {
             missing.iter_mut().for_each(|wanted| wanted.lent = lent.take(&wanted.endpoints, &wanted.spec.fd_name()));
             if missing.iter().all(|wanted| wanted.lent.is_none()) {
                 return Err(nothing_lent(&predecessor, &lent));
@@ -202,13 +202,13 @@ impl<'a> Wanted<'a> {
         self.is_descriptor() && socket.serves || self.endpoints.iter().any(|endpoint| socket.is_at(endpoint))
     }
 
-    /// With this `patience` if somebody else has the address.
+    /// With this `timeout` if somebody else has the address.
     fn into_listener(
         self,
         manner: Manner,
         predecessor: Option<&Predecessor>,
         stored: &Stored,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Listener> {
         if let Some(lent) = self.lent {
             debug!("{} is lent", self.spec);
@@ -228,14 +228,14 @@ impl<'a> Wanted<'a> {
             (None, _, Address::Descriptor(number)) => {
                 Err(anyhow!("cannot listen on {}: descriptor {number} is not an open socket", self.spec).into())
             }
-            (None, ..) => bind_within(patience, self.spec, &self.endpoints, manner),
+            (None, ..) => bind_within(timeout, self.spec, &self.endpoints, manner),
         }
     }
 }
 
 /// Bind it as soon as nobody has the address, if that is within this time.
-fn bind_within(patience: Duration, spec: &Spec, endpoints: &[Endpoint], manner: Manner) -> Result<Listener> {
-    let deadline = sys::now() + patience;
+fn bind_within(timeout: Duration, spec: &Spec, endpoints: &[Endpoint], manner: Manner) -> Result<Listener> {
+    let deadline = sys::now() + timeout;
     loop {
         match bind_first(spec, endpoints, manner) {
             Err(failure) if failure.errno() == Some(Errno::EADDRINUSE) && sys::now() < deadline => {

@@ -29,7 +29,7 @@ impl Supervisor {
             generation.add(Role::Lender, connection);
         }
         generation.given = self.sockets.set(share).inodes;
-        self.sockets.own(share, PREDECESSOR);
+        self.sockets.assign(share, PREDECESSOR);
         self.generations.add(generation);
         if self.is_watcher() {
             return;

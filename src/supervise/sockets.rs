@@ -208,12 +208,12 @@ impl Sockets {
             Share::Slot(slot) => self.groups_mut().map(|group| group.give(slot)).sum(),
             Share::One => 0,
         };
-        self.own(share, id);
+        self.assign(share, id);
         dropped
     }
 
     /// This generation has this set.
-    pub(crate) fn own(&mut self, share: Share, id: Id) {
+    pub(crate) fn assign(&mut self, share: Share, id: Id) {
         let slot = share.slot();
         self.owners.resize(self.owners.len().max(slot + 1), None);
         self.owners[slot] = Some(id);

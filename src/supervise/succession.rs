@@ -82,7 +82,7 @@ impl Supervisor {
         let sockets = if inherits_rest { sockets.with_others(claimed.rest()) } else { sockets };
         let mut plan = state.plan;
         let mut sockets = sockets;
-        generations.iter().for_each(|generation| sockets.own(generation.share, generation.id));
+        generations.iter().for_each(|generation| sockets.assign(generation.share, generation.id));
         let left: Vec<_> = generations.iter().map(|generation| generation.id).collect();
         let orders = plan.resume(&left, config.limits, now);
         // A deadline may have passed in between, and a generation may be lost.

@@ -50,12 +50,12 @@ struct Handover {
     share: Share,
     predecessor: Predecessor,
     claim: Option<Claim>,
-    /// How the program says that it is ready, if it is to say so.
-    says: Option<Says>,
+    /// How the program reports that it is ready, if it is to.
+    ready_channel: Option<ReadyChannel>,
 }
 
-/// The watcher's end of what the program says by, and what the program has of it.
-enum Says {
+/// The watcher's end of what the program reports by, and what the program has of it.
+enum ReadyChannel {
     Pipe { ours: OwnedFd, its: OwnedFd },
     NotifySocket { ours: OwnedFd, variable: CString },
 }
@@ -90,12 +90,12 @@ impl Handover {
         mut predecessor: Predecessor,
     ) -> Result<Handover> {
         // What is opened after it gets other numbers.
-        let says = Says::of(&config.ready, lowest(&config))?;
+        let ready_channel = ReadyChannel::of(&config.ready, lowest(&config))?;
         let (mut sockets, claim) =
             prepare_sockets(&config, listeners, others, Some(&mut predecessor), &mut Stored::default())?;
         let share = sockets.unused(&[sockets.serving()])?;
         sockets.give(share, SUCCESSOR);
-        Ok(Handover { config, sockets, share, predecessor, claim, says })
+        Ok(Handover { config, sockets, share, predecessor, claim, ready_channel })
     }
 
     /// In the process that the program is to be: returns only when that failed.
@@ -104,14 +104,14 @@ impl Handover {
         let handout = self.sockets.handout(self.share, program);
         let mut variables = vec![];
         let mut inherited = None;
-        match self.says.take() {
-            Some(Says::Pipe { its, .. }) => {
+        match self.ready_channel.take() {
+            Some(ReadyChannel::Pipe { its, .. }) => {
                 if let Err(errno) = sys::set_close_on_exec(&its, FdFlag::empty()) {
                     return Error::new(errno).context("cannot hand on the readiness descriptor").into();
                 }
                 inherited = Some(its);
             }
-            Some(Says::NotifySocket { variable, .. }) => variables.push(variable),
+            Some(ReadyChannel::NotifySocket { variable, .. }) => variables.push(variable),
             None => (),
         }
         let failure = exec::exec_in_place(program, &handout, Begin::Now, None, variables);
@@ -123,12 +123,12 @@ impl Handover {
     }
 }
 
-impl Says {
+impl ReadyChannel {
     /// The end of a pipe that the program writes to is at its number from now on, and ours at one from `lowest` on.
     ///
     /// # Errors
     /// If that number is taken.
-    fn of(ready: &Ready, lowest: RawFd) -> Result<Option<Says>> {
+    fn of(ready: &Ready, lowest: RawFd) -> Result<Option<ReadyChannel>> {
         Ok(match ready {
             Ready::Descriptor(number) => {
                 let context = "cannot make a pipe for --ready";
@@ -137,7 +137,7 @@ impl Says {
                 let (ours, passing) = (sys::moved_from(ours, lowest), sys::moved_from(its, lowest));
                 let its = sys::duplicate_from(&passing, *number).context(context)?;
                 ensure!(its.as_raw_fd() == *number, ready_fd_is_taken(*number));
-                Some(Says::Pipe { ours, its })
+                Some(ReadyChannel::Pipe { ours, its })
             }
             Ready::Notify => {
                 let environment = sys::environment();
@@ -149,7 +149,7 @@ impl Says {
                 );
                 let ours = notify_socket::open(&notify_socket::folders(&environment))?;
                 let variable = CString::new(notify_socket::variable(&ours)?)?;
-                Some(Says::NotifySocket { ours, variable })
+                Some(ReadyChannel::NotifySocket { ours, variable })
             }
             _ => None,
         })
@@ -183,7 +183,7 @@ fn fork_watcher(mut handover: Handover, (failed, fails): (OwnedFd, OwnedFd)) -> 
             let mut text = String::new();
             let _ = File::from(ready).read_to_string(&mut text);
             let watcher = text.parse().map_err(|_| anyhow!("cannot watch over the handover"))?;
-            sys::let_look(Pid::from_raw(watcher));
+            sys::allow_ptrace(Pid::from_raw(watcher));
             Ok((handover, fails))
         }
     }
@@ -215,7 +215,7 @@ fn leave_standard_descriptors() -> nix::Result<()> {
 impl Supervisor {
     /// A supervisor of both processes until the one has succeeded the other.
     fn watch(handover: Handover, program: Pid, failed: OwnedFd) -> Result<Supervisor> {
-        let Handover { mut config, sockets, share, predecessor, claim, says } = handover;
+        let Handover { mut config, sockets, share, predecessor, claim, ready_channel } = handover;
         claim.iter().for_each(Claim::renew);
         config.limits.restart = Restart::No;
         let now = sys::now();
@@ -225,9 +225,9 @@ impl Supervisor {
         successor.given = sockets.set(share).inodes;
         successor.expect(&config.ready, signals.dispositions(), sockets.reach(), now);
         successor.add(Role::ExecError, failed);
-        match says {
-            Some(Says::Pipe { ours, .. }) => successor.add(Role::Ready, ours),
-            Some(Says::NotifySocket { ours, .. }) => successor.add(Role::Notify, ours),
+        match ready_channel {
+            Some(ReadyChannel::Pipe { ours, .. }) => successor.add(Role::Ready, ours),
+            Some(ReadyChannel::NotifySocket { ours, .. }) => successor.add(Role::Notify, ours),
             None => (),
         }
         let (plan, _start) = Plan::succeed(config.limits, now);

@@ -32,9 +32,10 @@ pub(crate) use in_child::{EpollEntry, add_to_epolls, in_child};
 #[cfg(not(test))]
 pub(crate) use process::record_arguments;
 pub(crate) use process::{
-    Ending, arguments, become_subreaper, environment, execute_opened, executed_path, execve, exit_at_once, fork,
-    is_ptrace_restricted, is_readable, is_secure, let_look, pidfd_getfd, pidfd_of, pidfd_of_child, pidfd_of_thread,
-    see_end_of, send_signal, send_signal_by, set_name, try_to_get_descriptors, variable, would_give_up_privileges,
+    Ending, allow_ptrace, arguments, become_subreaper, environment, execute_opened, executed_path, execve,
+    exit_at_once, fork, is_ptrace_restricted, is_readable, is_secure, pidfd_getfd, pidfd_of, pidfd_of_child,
+    pidfd_of_thread, see_end_of, send_signal, send_signal_by, set_name, try_to_get_descriptors, variable,
+    would_give_up_privileges,
 };
 pub(crate) use rights::{
     MOST_AT_ONCE, receive_descriptor, receive_descriptors, send_descriptor, send_descriptors, send_text,

@@ -269,7 +269,7 @@ pub(crate) fn is_readable(fd: impl AsFd) -> bool {
 }
 
 /// Let this process, and none but it, look at us where Yama forbids that: PR_SET_PTRACER (PR_SET_PTRACER(2const)).
-pub(crate) fn let_look(process: Pid) {
+pub(crate) fn allow_ptrace(process: Pid) {
     // SAFETY: this operation takes integers only. Without Yama it is unknown, and not needed.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, process.as_raw(), 0, 0, 0) };
 }

@@ -82,7 +82,7 @@ fn refuse_spared(replies: &Replies, path: &Path) -> Result<()> {
 }
 
 /// Tell the supervisor at the other end that it has been succeeded.
-pub(crate) fn succeed(connection: impl AsFd) -> std::io::Result<()> {
+pub(crate) fn announce_succession(connection: impl AsFd) -> std::io::Result<()> {
     let mut stream = UnixStream::from(connection.as_fd().try_clone_to_owned()?);
     stream.write_all(call(Request::Succeeded).as_bytes())
 }

@@ -22,7 +22,7 @@ impl Generation {
         self.trial_check = None;
         if self.killed {
             self.kill();
-        } else if self.descriptors.get(Role::Lender).is_some_and(|lender| borrow::succeed(lender).is_ok()) {
+        } else if self.descriptors.get(Role::Lender).is_some_and(|lender| borrow::announce_succession(lender).is_ok()) {
             debug!("generation {}: it was told that it has been succeeded", self.id);
         } else if self.ended.is_none() {
             if let Err(errno) = self.signal(signal as i32)
