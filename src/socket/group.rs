@@ -119,7 +119,9 @@ impl Group {
             self.add_slot(lowest)?;
         }
         self.put_helm_last(lowest)?;
-        self.attach()
+        self.attach()?;
+        self.note_changes();
+        Ok(())
     }
 
     /// Whoever has the sockets looks after their names.
@@ -182,9 +184,12 @@ impl Group {
     /// If no socket can be bound beside the others.
     pub(crate) fn grow(&mut self, lowest: RawFd) -> Result<()> {
         ensure!(!self.has_strangers(), "some process listens at this address beside our sockets");
+        self.settle_order(lowest)?;
         self.add_slot(lowest)?;
         self.put_helm_last(lowest)?;
-        self.attach()
+        self.attach()?;
+        self.note_changes();
+        self.settle_order(lowest)
     }
 
     fn add_slot(&mut self, lowest: RawFd) -> Result<()> {

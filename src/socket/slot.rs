@@ -35,7 +35,7 @@ pub(crate) struct Slot {
     /// TCP_DEFER_ACCEPT, while that is turned off.
     pub(super) deferred: Option<c_int>,
     /// The kernel keeps its mark.
-    is_marked: bool,
+    pub(super) is_marked: bool,
 }
 
 impl Slot {
@@ -63,6 +63,13 @@ impl Slot {
         }
     }
 
+    /// The same if it has moved, or nothing could be seen of that so far.
+    pub(super) fn mark_if(&mut self, has_moved: bool) {
+        if has_moved || !self.is_marked {
+            self.mark();
+        }
+    }
+
     /// Has a server shut it down and listened again? It is behind all others of its group then.
     pub(super) fn has_moved(&self) -> bool {
         self.is_marked && !self.has_left() && !is_marked(&self.listener)
@@ -77,13 +84,20 @@ impl Slot {
         self.upkeep.look_after(&mut self.listener)
     }
 
-    /// Listen again after a shutdown(2), at its address.
-    pub(super) fn listen_again(&self) -> Result<()> {
-        self.upkeep.listen_again(&self.listener)
+    /// Listen again after a shutdown(2), at its address, with the backlog that it had.
+    pub(super) fn listen_again(&mut self) -> Result<()> {
+        self.upkeep.bind_again(&self.listener)?;
+        // By then it may be shut down again.
+        self.mark();
+        Ok(self.listener.listen_again()?)
     }
 
-    /// Has a server shut it down?
+    /// Has a server shut it down? One that does so just now has left its group before that can be seen, and holds the lock of
+    /// the socket (inet_shutdown), for which recv(2) waits; it does nothing else to one that listens.
     pub(super) fn has_left(&self) -> bool {
+        if !self.is_datagram() {
+            let _ = recv(self.listener.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+        }
         sys::is_shut_down(&self.listener) || !self.is_datagram() && !self.listener.listens()
     }
 

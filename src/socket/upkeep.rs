@@ -72,9 +72,9 @@ impl Upkeep {
         self.kind == Kind::Datagram
     }
 
-    /// Listen again after a shutdown(2), at its address, with the backlog that it had.
-    pub(super) fn listen_again(&self, listener: &Listener) -> Result<()> {
-        listen_at(listener, self.endpoint.as_ref().context("its address is not known")?)
+    /// After a shutdown(2), be bound at its address as before.
+    pub(super) fn bind_again(&self, listener: &Listener) -> Result<()> {
+        bind_at(listener, self.endpoint.as_ref().context("its address is not known")?)
     }
 
     /// It was restored by other means, or not; it was shut down if `revived`. A problem is returned once.
@@ -142,23 +142,23 @@ impl Upkeep {
             // A server listened again, on another port that the kernel chose.
             shutdown(listener.as_fd().as_raw_fd(), Shutdown::Both).with_context(again)?;
         }
-        listen_at(listener, endpoint).with_context(again)?;
+        bind_at(listener, endpoint).with_context(again)?;
+        listener.listen_again().with_context(again)?;
         ensure!(is_at(listener, endpoint) && !sys::is_shut_down(listener), "{}", again());
         Ok(true)
     }
 }
 
 /// A port that the kernel chose is given up with the listening, though getsockname(2) still shows it: it has to be bound again.
-fn listen_at(listener: &Listener, endpoint: &Endpoint) -> Result<()> {
+fn bind_at(listener: &Listener, endpoint: &Endpoint) -> Result<()> {
     if !listener.listens() {
         sys::disconnect(listener)?;
     }
     match bind(listener.as_fd().as_raw_fd(), endpoint.to_sockaddr()?.as_ref()) {
         // A port that was asked for is bound still.
-        Err(Errno::EINVAL) => (),
-        bound => bound?,
+        Err(Errno::EINVAL) => Ok(()),
+        bound => Ok(bound?),
     }
-    Ok(listener.listen_again()?)
 }
 
 fn is_at(listener: &Listener, endpoint: &Endpoint) -> bool {

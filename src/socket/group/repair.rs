@@ -12,6 +12,9 @@ use crate::socket::places::{Member, Places};
 use crate::socket::slot::Slot;
 use crate::socket::upkeep::Finding;
 
+/// A server may do something at each of them.
+const MOST_ATTEMPTS: usize = 3;
+
 /// What a look at a group has brought.
 #[derive(Debug, Default)]
 pub(crate) struct Look {
@@ -22,18 +25,43 @@ pub(crate) struct Look {
     pub(crate) dropped: Vec<(usize, usize)>,
 }
 
+/// What servers did to their slots, which changes the order.
+struct Changes {
+    left: Vec<usize>,
+    moved: Vec<usize>,
+}
+
+impl Changes {
+    fn are_none(&self) -> bool {
+        self.left.is_empty() && self.moved.is_empty()
+    }
+}
+
 impl Group {
     /// See what servers did to it, and repair it. Further sockets get numbers from `lowest` on.
     pub(crate) fn look_after(&mut self, lowest: RawFd) -> Look {
+        let mut look = self.look_once(lowest);
+        for _ in 1..MOST_ATTEMPTS {
+            if !self.is_unsure() || self.has_strangers() {
+                break;
+            }
+            let again = self.look_once(lowest);
+            look.findings.extend(again.findings);
+            look.left.extend(again.left);
+            look.dropped.extend(again.dropped);
+        }
+        look
+    }
+
+    fn look_once(&mut self, lowest: RawFd) -> Look {
         let mut look = Look::default();
         self.see_foreign_leave();
+        let Changes { left, moved } = self.changes();
         let Some(steered) = &mut self.steered else {
             look.findings = self.slots[0].look_after();
             return look;
         };
-        let slots = |which: fn(&Slot) -> bool| (0..self.slots.len()).filter(|slot| which(&self.slots[*slot])).collect();
-        look.left = slots(Slot::has_left);
-        let moved: Vec<usize> = slots(Slot::has_moved);
+        look.left = left;
         if let Some(helm) = steered.helm.take_if(|helm| helm.has_left()) {
             // Only we can have done that. Another is put in its place below.
             steered.places.leave(Member::Helm);
@@ -59,6 +87,43 @@ impl Group {
         look
     }
 
+    /// What servers have done since the order was last known.
+    fn changes(&self) -> Changes {
+        let slots = |which: fn(&Slot) -> bool| (0..self.slots.len()).filter(|slot| which(&self.slots[*slot])).collect();
+        match self.is_steered() {
+            true => Changes { left: slots(Slot::has_left), moved: slots(Slot::has_moved) },
+            false => Changes { left: vec![], moved: vec![] },
+        }
+    }
+
+    fn is_unsure(&self) -> bool {
+        self.steered.as_ref().is_some_and(|steered| steered.is_unsure)
+    }
+
+    /// The order has been changed here. What a server did meanwhile came before that or after it, nobody knows.
+    pub(super) fn note_changes(&mut self) {
+        // A shutdown(2) does not move a datagram socket.
+        let has_changed = !self.slots[0].is_datagram() && !self.changes().are_none();
+        if let Some(steered) = &mut self.steered {
+            steered.is_unsure |= has_changed;
+        }
+    }
+
+    /// The order is to be changed here: what servers have done is repaired before.
+    ///
+    /// # Errors
+    /// If it cannot be.
+    pub(super) fn settle_order(&mut self, lowest: RawFd) -> Result<()> {
+        for _ in 0..MOST_ATTEMPTS {
+            let Changes { left, moved } = self.changes();
+            if left.is_empty() && moved.is_empty() && !self.is_unsure() {
+                break;
+            }
+            self.restore(&left, &moved, lowest)?;
+        }
+        Ok(())
+    }
+
     /// Bring the slots that have left back into the group, and the group into order. Those that have moved listen again
     /// already, and are last.
     fn restore(&mut self, left: &[usize], moved: &[usize], lowest: RawFd) -> Result<()> {
@@ -66,6 +131,11 @@ impl Group {
         let Some(steered) = &mut self.steered else { return Ok(()) };
         let was_unsure = steered.is_unsure;
         steered.is_unsure |= is_crowded;
+        // Before anything is moved here, so that whoever moves from now on is seen.
+        for (slot, it) in self.slots.iter_mut().enumerate() {
+            it.mark_if(moved.contains(&slot));
+        }
+        let mut overtaken = false;
         if self.slots[0].is_datagram() {
             self.replace_datagram_slots(left, lowest)?;
         } else {
@@ -76,18 +146,18 @@ impl Group {
                 [one] if members.is_empty() => Some(steered.places.with_last(Member::Slot(*one))),
                 _ => None,
             };
-            match known {
+            overtaken = match known {
                 Some(places) => {
                     steered.places = places;
-                    self.listen_again(left)?;
+                    self.listen_again(left)?
                 }
                 None => self.line_up(left)?,
-            }
-            self.slots.iter_mut().for_each(Slot::mark);
+            };
         }
         self.put_helm_last(lowest)?;
         self.attach()?;
-        self.steered.iter_mut().for_each(|steered| steered.is_unsure = is_crowded);
+        self.steered.iter_mut().for_each(|steered| steered.is_unsure = is_crowded || overtaken);
+        self.note_changes();
         Ok(())
     }
 
@@ -106,8 +176,10 @@ impl Group {
     }
 
     /// Which place leads where is not known any more: all but the one that serves leave, and join in their order.
-    fn line_up(&mut self, left: &[usize]) -> Result<()> {
-        let Some(steered) = &mut self.steered else { return Ok(()) };
+    ///
+    /// Has a server listened again meanwhile?
+    fn line_up(&mut self, left: &[usize]) -> Result<bool> {
+        let Some(steered) = &mut self.steered else { return Ok(false) };
         ensure!(steered.foreign.is_empty(), "other processes have sockets at this address");
         let serving = steered.route.serving;
         let others: Vec<usize> = (0..self.slots.len()).filter(|slot| *slot != serving).collect();
@@ -123,24 +195,29 @@ impl Group {
             shut_down(&helm.listener)?;
         }
         steered.places = Places::default();
+        let mut overtaken = false;
         if left.contains(&serving) {
-            self.listen_again(&[serving])?;
+            overtaken = self.listen_again(&[serving])?;
         } else {
             steered.places.join(Member::Slot(serving));
         }
-        self.listen_again(&others)
+        Ok(self.listen_again(&others)? || overtaken)
     }
 
-    fn listen_again(&mut self, slots: &[usize]) -> Result<()> {
-        let Some(steered) = &mut self.steered else { return Ok(()) };
+    /// Has a server done so, too, meanwhile?
+    fn listen_again(&mut self, slots: &[usize]) -> Result<bool> {
+        let mut overtaken = false;
+        let Some(steered) = &mut self.steered else { return Ok(overtaken) };
         for slot in slots {
             let slot_now = &mut self.slots[*slot];
+            // Its server was first, and nobody knows whether before or after what was done here.
+            overtaken |= slot_now.listener.listens();
             let revived = slot_now.listen_again();
             slot_now.is_lost = revived.is_err();
             revived.context("it was shut down and cannot listen again")?;
             steered.places.join(Member::Slot(*slot));
         }
-        Ok(())
+        Ok(overtaken)
     }
 
     /// Put the helm behind all others.

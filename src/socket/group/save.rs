@@ -29,6 +29,8 @@ pub(crate) struct SavedGroup {
     discarded: Vec<(usize, SavedListener)>,
     /// TCP_DEFER_ACCEPT of the slots where it is turned off.
     deferred: Vec<(usize, c_int)>,
+    /// The slots that show when they move.
+    marked: Vec<usize>,
     places: Places,
     serving: usize,
     is_unsure: bool,
@@ -89,6 +91,7 @@ impl Group {
             spares: steered.spares.iter().map(|(number, spare)| (*number, spare.listener.save())).collect(),
             discarded: steered.discarded.iter().map(|(slot, listener)| (*slot, listener.save())).collect(),
             deferred: self.slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.deferred?))).collect(),
+            marked: self.slots.iter().enumerate().filter_map(|(at, slot)| slot.is_marked.then_some(at)).collect(),
             places: steered.places.clone(),
             serving: steered.route.serving,
             is_unsure: steered.is_unsure,
@@ -137,6 +140,7 @@ impl Group {
         for (at, slot) in slots.iter_mut().enumerate() {
             let known = saved.deferred.iter().find(|(of, _)| *of == at);
             slot.resume_deferred(known.map(|(_, seconds)| *seconds));
+            slot.is_marked |= saved.marked.contains(&at);
         }
         for idle in steered.idle_mut() {
             idle.leave_idle()?;

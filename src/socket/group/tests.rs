@@ -121,6 +121,81 @@ fn what_a_server_does_to_its_slot_is_repaired_and_changes_nothing_for_the_one_th
     assert_eq!(group.problem(), None);
 }
 
+// As when the old generation ends just when a new one is to have a slot of its own: clients once went to the one that had
+// ended.
+#[test]
+fn what_a_server_did_to_its_slot_and_nobody_has_seen_does_not_mix_up_the_slots_that_come() {
+    type Deed = fn(&Group);
+    let listen_again: Deed = |group| {
+        group.shut(0);
+        sys::listen(group.listener(0), 5).unwrap();
+    };
+    for deed in [|group: &Group| group.shut(0), listen_again] {
+        let mut group = group("127.0.0.1:0");
+        group.steer_to(1);
+        deed(&group);
+        group.grow(LOWEST).unwrap();
+        group.check();
+        for serving in [2, 0, 1] {
+            group.steer_to(serving);
+            group.check();
+            group.look_after(LOWEST);
+            group.check();
+        }
+    }
+}
+
+#[test]
+fn what_servers_do_while_the_order_is_changed_is_repaired() {
+    for round in 0..100 {
+        let mut group = group("127.0.0.1:0");
+        group.steer_to(1);
+        let others = [0, 0].map(|slot| group.listener(slot).as_fd().try_clone_to_owned().unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for socket in others {
+                    std::thread::sleep(Duration::from_micros(round * 5 % 170));
+                    let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+                }
+            });
+            group.grow(LOWEST).unwrap();
+            group.shut(2);
+            group.look_after(LOWEST);
+        });
+        group.look_after(LOWEST);
+        for serving in [2, 0, 1] {
+            group.steer_to(serving);
+            group.check();
+        }
+    }
+}
+
+// While a program is replaced nobody looks.
+#[test]
+fn a_slot_that_moves_while_the_group_is_handed_on_is_seen_afterwards() {
+    let mut group = group("127.0.0.1:0");
+    group.grow(LOWEST).unwrap();
+    group.steer_to(1);
+    let (first, saved) = group.save();
+    group.shut(0);
+    sys::listen(group.listener(0), 5).unwrap();
+    let numbers = [first.number()].into_iter().chain(saved.as_ref().unwrap().numbers());
+    let copy = |number: RawFd| {
+        let listener = group.sockets().find(|listener| listener.as_fd().as_raw_fd() == number).unwrap();
+        (number, listener.as_fd().try_clone_to_owned().unwrap())
+    };
+    let numbers: std::collections::BTreeSet<RawFd> = numbers.collect();
+    let mut claimed = sys::Claimed::received(numbers.into_iter().map(copy).collect());
+    let first = Listener::resume(first, &mut claimed).unwrap();
+    let options = group.listener(0).options_beside().unwrap().clone();
+    let mut group = Group::resume(first, saved.unwrap(), options, &mut claimed).unwrap();
+    group.look_after(LOWEST);
+    for serving in [2, 0, 1] {
+        group.steer_to(serving);
+        group.check();
+    }
+}
+
 #[test]
 fn a_helm_that_was_shut_down_with_slots_is_put_last_again() {
     for shut in [&[1_usize][..], &[2, 0], &[0, 2], &[0, 1, 2], &[]] {
