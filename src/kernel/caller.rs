@@ -166,11 +166,11 @@ impl Caller {
     }
 
     /// What came of a child that ends with 0, or with an errno.
-    fn in_time(&self, child: impl FnOnce() -> Ending) -> nix::Result<()> {
+    fn in_time(&self, child: impl FnOnce() -> nix::Result<Ending>) -> nix::Result<()> {
         if !self.may_wait {
             return Err(Errno::ETIMEDOUT);
         }
-        match child() {
+        match child()? {
             Ending::Exited(0) => Ok(()),
             Ending::Exited(status) => Err(Errno::from_raw(status.into())),
             _ => Err(Errno::ETIMEDOUT),

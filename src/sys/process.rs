@@ -177,26 +177,30 @@ pub(crate) fn pidfd_of_thread(thread: Pid) -> nix::Result<OwnedFd> {
 /// A copy of what `process` has open as `number`, close-on-exec.
 ///
 /// # Errors
-/// ENOSYS where a filter of system calls does not let it pass.
+/// ENOSYS where a filter of system calls does not let it pass; as `in_child` where that cannot be known now.
 pub(crate) fn pidfd_getfd(process: impl AsFd, number: c_int) -> nix::Result<OwnedFd> {
-    if may_get_descriptors() { call_pidfd_getfd(process, number) } else { Err(Errno::ENOSYS) }
+    if may_get_descriptors()? { call_pidfd_getfd(process, number) } else { Err(Errno::ENOSYS) }
 }
 
 /// May pidfd_getfd(2) be called? It is not in systemd's @system-service, and where a filter is set it may end the
 /// process that tries: a child does so first, once.
-fn may_get_descriptors() -> bool {
+fn may_get_descriptors() -> nix::Result<bool> {
     static KNOWN: OnceLock<bool> = OnceLock::new();
-    *KNOWN.get_or_init(|| {
-        let ending = try_to_get_descriptors();
-        if ending != Ending::Exited(0) {
-            Facility::Descriptors.report_missing(&format_args!("pidfd_getfd is not permitted, a try {ending}"));
-        }
-        ending == Ending::Exited(0)
-    })
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
+    let ending = try_to_get_descriptors()?;
+    if ending != Ending::Exited(0) {
+        Facility::Descriptors.report_missing(&format_args!("pidfd_getfd is not permitted, a try {ending}"));
+    }
+    Ok(*KNOWN.get_or_init(|| ending == Ending::Exited(0)))
 }
 
 /// How a child that calls it ends: with 0, or with what the call fails with.
-pub(crate) fn try_to_get_descriptors() -> Ending {
+///
+/// # Errors
+/// As `in_child`.
+pub(crate) fn try_to_get_descriptors() -> nix::Result<Ending> {
     in_child(|| {
         // SAFETY: the call takes three integers, of which the first is no descriptor.
         unsafe { libc::syscall(libc::SYS_pidfd_getfd, -1, 0, 0) };

@@ -9,7 +9,7 @@ use std::{env, thread};
 use crate::harness::case::{CASE, Case, is_installed};
 use crate::harness::client::{Answer, Client};
 use crate::harness::trial::Trial;
-use crate::harness::{Server, server, supervise};
+use crate::harness::{Server, remark, server, supervise};
 use crate::load::{Close, Load, Report};
 use crate::servers::CASES;
 
@@ -41,6 +41,9 @@ pub fn reload_under_load(case: &Case, options: &str, reloads: u32) -> Report {
         drop(enough);
         loading.join().unwrap()
     });
+    if report.failed() > 0 {
+        remark(&server.log());
+    }
     server.stop();
     report
 }

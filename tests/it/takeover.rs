@@ -109,6 +109,18 @@ serve()";
     old.assert_untouched();
 }
 
+// What starts it may not care for its children.
+#[test]
+fn where_sigchld_is_ignored_a_server_is_succeeded_as_anywhere() {
+    let ignoring = Run::of("env").args(&["--ignore-signal=CHLD", PROGRAM]);
+    let ignored = "mark('ignored', str(signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN))\nserve()";
+    let old = by_hand(SERVE);
+    let new = old.succeed_by(ignoring, "auto", &[], Server::Python(ignored));
+    new.wait_serving(&old.address);
+    old.wait_end();
+    assert_eq!(new.folder.read("ignored"), "True", "it is for the program");
+}
+
 // The watcher is not its parent, and nothing wakes it then.
 #[test]
 fn a_program_that_is_stopped_before_it_has_settled_gives_the_connections_back() {

@@ -58,12 +58,11 @@ pub(crate) fn check_facilities(program: &Program) -> failure::Result<()> {
         .map_err(|error| missing(&format_args!("/proc does not show processes: {error}"), "mount a proc there"))
 }
 
-fn judge_filter(tried: Ending) -> failure::Result<()> {
+fn judge_filter(tried: nix::Result<Ending>) -> failure::Result<()> {
     match tried {
-        Ending::Exited(0) => Ok(()),
-        Ending::Exited(CANNOT_PUT) => Err(old_kernel()),
-        Ending::Exited(status) if status == Errno::EINVAL as u8 => Err(old_kernel()),
-        Ending::Exited(status) if status == Errno::EBUSY as u8 => {
+        Ok(Ending::Exited(CANNOT_PUT)) => Err(old_kernel()),
+        Ok(Ending::Exited(status)) if status == Errno::EINVAL as u8 => Err(old_kernel()),
+        Ok(Ending::Exited(status)) if status == Errno::EBUSY as u8 => {
             let why = "a seccomp filter with a notifier is in force already, as within another --intercept, or of a \
                        container manager";
             Err(missing(&why, OTHERWISE))
@@ -72,13 +71,14 @@ fn judge_filter(tried: Ending) -> failure::Result<()> {
     }
 }
 
-fn judge(call: &str, tried: Ending) -> failure::Result<()> {
+fn judge(call: &str, tried: nix::Result<Ending>) -> failure::Result<()> {
     match tried {
-        Ending::Exited(0) => Ok(()),
-        Ending::Exited(status) => {
+        Ok(Ending::Exited(0)) => Ok(()),
+        Ok(Ending::Exited(status)) => {
             Err(missing(&format_args!("{call} fails: {}", Errno::from_raw(status.into())), PERMIT))
         }
-        _ => Err(missing(&format_args!("{call}: a try {tried}"), PERMIT)),
+        Ok(ending) => Err(missing(&format_args!("{call}: a try {ending}"), PERMIT)),
+        Err(errno) => Err(missing(&format_args!("{call} cannot be tried: {errno}"), "try again")),
     }
 }
 
