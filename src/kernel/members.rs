@@ -53,13 +53,17 @@ impl Members {
         &self.led
     }
 
-    /// Update the known members from `table`, and add those that are new.
-    pub(crate) fn learn(&mut self, table: &Processes) {
-        let mut known: Vec<Process> = table.iter().filter(|process| self.claims(process)).copied().collect();
+    /// Update the known members from `table`, and add those that are new. What descends from one of `apart`, with which another
+    /// generation began, belongs to that: a process may be told to succeed one that it started itself.
+    pub(crate) fn learn(&mut self, table: &Processes, apart: &[Pid]) {
+        let is_apart = |process: &Process| process.pid != self.main && apart.contains(&process.pid);
+        let claimed = table.iter().filter(|process| self.claims(process) && !is_apart(process));
+        let mut known: Vec<Process> = claimed.copied().collect();
         // Children are appended, so the loop reaches their own children later.
         let mut next = 0;
         while let Some(parent) = known.get(next).map(|process| process.pid) {
             let born = table.children(parent).filter(|child| known.iter().all(|other| other.pid != child.pid));
+            let born = born.filter(|child| !is_apart(child));
             let born: Vec<Process> = born.copied().collect();
             known.extend(born);
             next += 1;
@@ -180,13 +184,13 @@ mod tests {
     fn after_its_end(first: &Processes, later: &[Processes]) -> Vec<i32> {
         let mut members = of(std::slice::from_ref(first));
         members.end_main();
-        later.iter().for_each(|table| members.learn(table));
+        later.iter().for_each(|table| members.learn(table, &[]));
         alive(&members)
     }
 
     fn of(snapshots: &[Processes]) -> Members {
         let mut members = Members::of(Pid::from_raw(20));
-        snapshots.iter().for_each(|table| members.learn(table));
+        snapshots.iter().for_each(|table| members.learn(table, &[]));
         members
     }
 
@@ -228,10 +232,10 @@ mod tests {
         ]);
         let mut after = Members::resume(before.main, before.known().to_vec(), before.led().to_vec());
         // One joins the group of a leader that has ended, the parent of another one has ended.
-        after.learn(&table(&[[20, 10, 20, 1], [27, 10, 27, 25], [26, 10, 25, 25], [30, 10, 30, 30]]));
+        after.learn(&table(&[[20, 10, 20, 1], [27, 10, 27, 25], [26, 10, 25, 25], [30, 10, 30, 30]]), &[]);
         assert_eq!(alive(&after), [20, 27, 26, 30]);
         let mut other = Members::resume(before.main, vec![process([26, 10, 25, 25], 100)], []);
-        other.learn(&table(&[[20, 10, 20, 1], [26, 10, 25, 25]]));
+        other.learn(&table(&[[20, 10, 20, 1], [26, 10, 25, 25]]), &[]);
         assert_eq!(alive(&other), [20]);
     }
 
@@ -239,12 +243,26 @@ mod tests {
     #[test]
     fn of_a_process_that_is_no_child_of_ours_only_descendants_are_members() {
         let mut members = Members::foreign(Pid::from_raw(20));
-        members.learn(&table(&[[20, 5, 20, 20], [21, 20, 20, 20], [22, 5, 20, 20], [23, 5, 23, 20]]));
+        members.learn(&table(&[[20, 5, 20, 20], [21, 20, 20, 20], [22, 5, 20, 20], [23, 5, 23, 20]]), &[]);
         assert_eq!(alive(&members), [20, 21]);
         // The worker of a master that has ended, which has another parent now, is known.
         members.end_main();
-        members.learn(&table(&[[21, 1, 20, 20], [22, 5, 20, 20], [24, 21, 24, 24]]));
+        members.learn(&table(&[[21, 1, 20, 20], [22, 5, 20, 20], [24, 21, 24, 24]]), &[]);
         assert_eq!(alive(&members), [21, 24]);
+    }
+
+    // As `old & exec handoff-run --from $! -- new`.
+    #[test]
+    fn what_another_generation_began_with_is_no_member_though_it_is_a_child() {
+        let snapshot = table(&[[20, 5, 20, 20], [21, 20, 20, 20], [22, 21, 20, 20], [23, 20, 20, 20]]);
+        for mut members in [Members::foreign(Pid::from_raw(20)), Members::of(Pid::from_raw(20))] {
+            members.learn(&snapshot, &[Pid::from_raw(20), Pid::from_raw(21)]);
+            let of_its_group = members.has_groups.then_some(22);
+            assert_eq!(alive(&members), [20].into_iter().chain(of_its_group).chain([23]).collect::<Vec<_>>());
+        }
+        let mut other = Members::foreign(Pid::from_raw(21));
+        other.learn(&snapshot, &[Pid::from_raw(20), Pid::from_raw(21)]);
+        assert_eq!(alive(&other), [21, 22]);
     }
 
     #[test]
@@ -297,7 +315,7 @@ mod tests {
     fn a_child_that_no_generation_has_seen_is_a_stranger() {
         let snapshot = table(&[[20, 10, 20, 1], [21, 20, 20, 1], [40, 10, 40, 40], [41, 40, 40, 40]]);
         let mut members = Members::of(Pid::from_raw(20));
-        members.learn(&snapshot);
+        members.learn(&snapshot, &[]);
         let generations = [&members];
         let found = strangers(&snapshot, Pid::from_raw(SUPERVISOR), &generations).map(|process| process.pid.as_raw());
         assert_eq!(found.collect::<Vec<_>>(), [40]);

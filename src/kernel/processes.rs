@@ -106,7 +106,7 @@ impl Processes {
     #[cfg(test)]
     pub(crate) fn members(&self, main: Pid) -> Vec<Pid> {
         let mut members = Members::of(main);
-        members.learn(self);
+        members.learn(self, &[]);
         members.alive()
     }
 

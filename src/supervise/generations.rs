@@ -147,8 +147,10 @@ impl Generations {
     }
 
     fn learn(&mut self, processes: &Processes) {
+        let foreign = self.all.iter().filter(|generation| generation.is_foreign && generation.ended.is_none());
+        let apart: Vec<Pid> = foreign.map(|generation| generation.pid).collect();
         for generation in &mut self.all {
-            generation.members.learn(processes);
+            generation.members.learn(processes, &apart);
         }
         let all: Vec<&Members> = self.all.iter().map(|generation| &generation.members).collect();
         let unknown: Vec<Process> = strangers(processes, Pid::this(), &all).copied().collect();

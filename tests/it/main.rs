@@ -85,6 +85,7 @@ mod straits;
 mod systemd;
 mod takeover;
 mod takeover_descriptors;
+mod takeover_family;
 mod takeover_inside;
 mod takeover_load;
 mod takeover_supervised;

@@ -47,10 +47,10 @@ fn members_are_in_the_snapshot_and_stay_while_it_shows_them() {
                 members.end_main();
             }
             let table: Processes = processes.iter().copied().collect();
-            members.learn(&table);
+            members.learn(&table, &[]);
             check(&members, &processes);
             let before = members.clone();
-            members.learn(&table);
+            members.learn(&table, &[]);
             check(&members, &processes);
             assert!(before.known().iter().all(|known| members.contains(known)));
             let generations = [&members];
