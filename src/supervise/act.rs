@@ -207,6 +207,10 @@ impl Supervisor {
         self.generations.survey();
         let Some(ending) = self.generations.get_mut(id).and_then(Generation::see_end) else { return };
         self.look_after_sockets();
+        if self.goes_on_without_main(id) {
+            self.reporter.progress(id, "its main process has ended, and others of it serve on");
+            return self.generations.collect_soon();
+        }
         let Some(generation) = self.generations.get(id) else { return };
         let exec_error = generation.exec_error();
         let undrained = generation.died_of(self.stop_signal(id), ending, sys::now());
@@ -225,8 +229,28 @@ impl Supervisor {
         self.events.push_back(Event::Ended(id, ending.status()));
     }
 
+    /// What is not ours to start again is there as long as any of its processes serves: the workers of a master, or the
+    /// generation of a supervisor.
+    fn goes_on_without_main(&self, id: Id) -> bool {
+        let serves = |generation: &Generation| generation.ended.is_some() && generation.is_held();
+        id == PREDECESSOR && self.plan.is_predecessor_needed() && self.generations.get(id).is_some_and(serves)
+    }
+
     /// Processes ended: reap them, and see which generations are gone.
     pub(super) fn collect_gone(&mut self) {
+        self.collect_all();
+        let has_ended = |generation: &Generation| generation.ended.is_some();
+        let is_told = self.events.iter().any(|event| matches!(event, Event::Ended(PREDECESSOR, _)));
+        let is_needed = self.plan.is_predecessor_needed() && !is_told;
+        if is_needed && self.generations.get(PREDECESSOR).is_some_and(has_ended) {
+            match self.goes_on_without_main(PREDECESSOR) {
+                true => self.generations.collect_soon(),
+                false => self.events.push_back(Event::Ended(PREDECESSOR, 1)),
+            }
+        }
+    }
+
+    fn collect_all(&mut self) {
         let helpers: Vec<Pid> = self.generations.checks().chain(self.upgrade.probe_pid()).collect();
         let gone = self.generations.take_gone(&helpers, |id| self.plan.is_draining(id));
         if !gone.is_empty() {

@@ -35,6 +35,8 @@ const SHORTAGE_BACKOFF: Duration = Duration::from_millis(100);
 /// How often those whose main process has ended are looked after: what is left may be another's children, or held by
 /// a debugger, and then no SIGCHLD comes.
 const REMAINDER_INTERVAL: Duration = Duration::from_secs(1);
+/// The same of what clients are led to.
+const UNTOLD_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The generations, in the order of their start.
 #[derive(Debug, Default)]
@@ -90,6 +92,12 @@ impl Generations {
     /// Is it time to collect what has ended, without a SIGCHLD?
     pub(crate) fn is_collection_due(&self, now: Timestamp) -> bool {
         self.next_collection.is_some_and(|at| at <= now)
+    }
+
+    /// One that is waited for may end, and nothing will tell.
+    pub(crate) fn collect_soon(&mut self) {
+        let soon = sys::now() + UNTOLD_INTERVAL;
+        self.next_collection = Some(self.next_collection.map_or(soon, |at| at.min(soon)));
     }
 
     /// Observe those that get ready and are due.

@@ -31,6 +31,8 @@ impl Supervisor {
         generation.given = self.sockets.set(share).inodes;
         self.sockets.assign(share, PREDECESSOR);
         self.generations.add(generation);
+        // Of one that ends, those that it started are known no more.
+        self.generations.survey();
         if self.is_watcher() {
             return;
         }

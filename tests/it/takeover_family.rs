@@ -4,10 +4,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::by_hand::{ByHand, by_hand};
-use crate::harness::client::ask;
+use crate::harness::client::{Client, ask};
 use crate::harness::process::exists;
 use crate::harness::server::settings;
-use crate::harness::{PROGRAM, Server, wait_for};
+use crate::harness::{PROGRAM, Server, supervise, wait_for};
 
 /// A process that starts a server, and then becomes handoff-run: `old & exec handoff-run --from $! -- new`, as the entry point
 /// of a container does; and the pid of that server.
@@ -72,4 +72,113 @@ fn the_server_that_its_own_process_had_started_is_told_to_stop_by_its_successor(
     wait_for("the successor to serve", || (ask(&parent.address).ok()?.pid == parent.pid()).then_some(()));
     wait_for("the old one to end", || (!exists(child)).then_some(()));
     assert_eq!(ask(&parent.address).unwrap().pid, parent.pid());
+}
+
+/// The workers of a master, which is killed.
+const MASTER: &str = "
+if os.fork() == 0:
+    signal.alarm(120)
+    mark('worker', str(os.getpid()))
+    serve()
+while True: signal.pause()";
+
+fn worker_of(old: &ByHand) -> Pid {
+    Pid::from_raw(old.folder.read("worker").parse().unwrap())
+}
+
+#[test]
+fn workers_whose_master_dies_serve_until_the_successor_does() {
+    let old = by_hand(MASTER);
+    let worker = worker_of(&old);
+    let new = old.succeed("auto", &["-v"], Server::Python("mark('up'); wait_for('go')\nserve()"));
+    new.folder.read("up");
+    old.running.signal(Signal::SIGKILL);
+    wait_for("that to be seen", || new.log().contains("its main process has ended").then_some(()));
+    for _ in 0..20 {
+        assert_eq!(ask(&old.address).unwrap().pid, worker, "{}", new.log());
+    }
+    new.folder.open("go");
+    new.wait_serving(&old.address);
+    wait_for("the worker to end", || (!exists(worker)).then_some(()));
+    new.wait_alone();
+    assert_eq!(ask(&old.address).unwrap().pid, new.pid());
+}
+
+#[test]
+fn workers_whose_master_dies_serve_on_if_the_successor_fails() {
+    for settled in [false, true] {
+        let old = by_hand(MASTER);
+        let worker = worker_of(&old);
+        let code = if settled { "wait_for('go')\nserve()" } else { "wait_for('go'); sys.exit(7)" };
+        let new = old.succeed("auto", &["--settle", "60s", "-v"], Server::Python(code));
+        wait_for("the watcher", || new.watcher());
+        let kill_master = || {
+            old.running.signal(Signal::SIGKILL);
+            wait_for("that to be seen", || new.log().contains("its main process has ended").then_some(()));
+        };
+        if settled {
+            new.folder.open("go");
+            new.wait_serving(&old.address);
+            kill_master();
+            new.running.signal(Signal::SIGKILL);
+        } else {
+            kill_master();
+            new.folder.open("go");
+        }
+        let (_, log) = new.end();
+        for _ in 0..20 {
+            assert_eq!(ask(&old.address).unwrap().pid, worker, "{log}");
+        }
+        kill(worker, Signal::SIGKILL).unwrap();
+    }
+}
+
+#[test]
+fn workers_that_die_after_their_master_are_seen_and_who_waits_is_served_by_the_successor() {
+    let old = by_hand(MASTER);
+    let worker = worker_of(&old);
+    let supervisor = supervise(Server::Python("wait_for('go')\nserve()"), &["--from", "auto"]).listen(&old.address);
+    let mut supervisor = supervisor.start();
+    supervisor.expect_at(&old.address);
+    let first = supervisor.generation(1);
+    old.running.signal(Signal::SIGKILL);
+    supervisor.wait_log("its main process has ended, and others of it serve on");
+    assert_eq!(ask(&old.address).unwrap().pid, worker);
+    kill(worker, Signal::SIGKILL).unwrap();
+    supervisor.wait_log("gone");
+    let mut waiting = Client::connect(&old.address).unwrap();
+    supervisor.folder.open("go");
+    assert_eq!(waiting.ask().unwrap().pid, first);
+    supervisor.stopped();
+}
+
+// handoff-run(1), TAKEOVER: "A supervisor that was killed leaves its generation serving".
+#[test]
+fn the_generation_of_a_lender_that_dies_serves_until_the_successor_does() {
+    for fails in [false, true] {
+        let old = supervise(Server::Hello, &[]).serving();
+        let (address, left) = (old.address(), old.generation(1));
+        let code = if fails { "wait_for('go'); sys.exit(7)" } else { "wait_for('go')\nserve()" };
+        let next = supervise(Server::Python(code), &["--from", &old.folder.text("control")]).listen(&address);
+        let mut next = next.start();
+        next.expect_at(&address);
+        let first = next.generation(1);
+        old.signal(Signal::SIGKILL);
+        next.wait_log("its main process has ended, and others of it serve on");
+        for _ in 0..20 {
+            assert_eq!(ask(&address).unwrap().pid, left, "{}", next.log());
+        }
+        next.folder.open("go");
+        if fails {
+            assert_eq!(next.end().0, 7);
+            assert_eq!(ask(&address).unwrap().pid, left);
+            kill(left, Signal::SIGKILL).unwrap();
+        } else {
+            next.wait_ready(1);
+            wait_for("the old generation to end", || (!exists(left)).then_some(()));
+            assert_eq!(ask(&address).unwrap().pid, first);
+            assert_eq!(next.reload_and_wait().failure(), (0, ""));
+            next.stopped();
+        }
+    }
 }

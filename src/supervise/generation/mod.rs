@@ -26,7 +26,7 @@ use nix::unistd::{Pid, getpgid, pipe2, read};
 
 use crate::config::Ready;
 use crate::kernel::connections::{held_by, open_connections};
-use crate::kernel::descriptors::{ForeignFd, SocketInode};
+use crate::kernel::descriptors::{ForeignFd, SocketInode, sockets};
 use crate::kernel::members::Members;
 use crate::kernel::processes::{are_visible, is_stopped};
 use crate::missing::Facility;
@@ -235,6 +235,12 @@ impl Generation {
             self.watch = None;
         }
         self.ended
+    }
+
+    /// Has any of its processes one of its sockets?
+    pub(crate) fn is_held(&self) -> bool {
+        let has_one = |process: Pid| sockets(process).any(|inode| self.given.contains(&inode));
+        self.members.alive().into_iter().any(has_one)
     }
 
     /// Did it end by the signal that asked it to stop, at once and with connections? How long after, and with how many.
