@@ -49,7 +49,7 @@ use crate::target::Handing;
 use control::connection::WaitingFor;
 use control::server::Clients;
 use generations::{Generations, warn_without_proc};
-use plan::{Event, KILLED, Plan};
+use plan::{Event, KILLED, PREDECESSOR, Plan};
 use poll::{Source, Table};
 use report::{KILLED_ONE, Reporter};
 use signals::Signals;
@@ -58,6 +58,7 @@ use store::Store;
 pub(crate) use succession::{rehearse, take_over};
 use terminal::Terminal;
 use upgrade::{ProgramFile, Upgrade};
+use watcher::Settled;
 pub(crate) use watcher::succeed;
 use wording::show;
 
@@ -84,7 +85,7 @@ struct Supervisor {
     claim: Option<Claim>,
     duty: Duty,
     /// The program that has settled beside a predecessor which drains, by its pidfd.
-    let_go: Option<OwnedFd>,
+    let_go: Option<Settled>,
     finished: Option<u8>,
 }
 
@@ -190,7 +191,8 @@ impl Supervisor {
         }
         self.generations.poll(&mut table);
         if let Some(successor) = &self.let_go {
-            table.input(Source::Successor, successor.as_fd());
+            table.input(Source::Successor, successor.pidfd.as_fd());
+            table.until(Some(successor.next_look));
         }
         self.upgrade.poll(&mut table);
         self.reporter.poll(&mut table);
@@ -224,6 +226,7 @@ impl Supervisor {
         self.observe_check();
         self.observe_handover(now);
         self.see_stopped();
+        self.see_settled(now);
         if self.plan.deadline().is_some_and(|deadline| deadline <= now) {
             self.events.push_back(Event::Tick);
         }
@@ -279,6 +282,8 @@ impl Supervisor {
         if let Duty::Handover(successor) = self.duty {
             return self.leave_to(successor);
         }
+        // It is there if it was let go of, and serves on.
+        let is_predecessor_left = self.generations.get(PREDECESSOR).is_some();
         self.generations.reap_all();
         let is_stored = self.is_stored();
         if is_stored {
@@ -286,8 +291,10 @@ impl Supervisor {
             self.look_after_sockets();
             self.store_sockets();
         }
-        if let Some(pid_file) = self.pid_file {
-            pid_file.remove();
+        match self.pid_file {
+            Some(pid_file) if is_predecessor_left => pid_file.restore(),
+            Some(pid_file) => pid_file.remove(),
+            None => (),
         }
         // A client may start the next supervisor as soon as it gets the last reply: sockets and files go first.
         if is_stored || self.sockets.is_lent() {

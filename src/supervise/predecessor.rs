@@ -18,24 +18,19 @@ impl Supervisor {
     /// It serves, on the sockets that were taken over from it.
     pub(super) fn add_predecessor(&mut self, predecessor: Predecessor) {
         self.reporter.call(PREDECESSOR, predecessor.to_string());
-        if predecessor.is_supervisor() {
-            // Any other may mean something else to it, and is passed on to what it supervises.
-            self.config.from_signal = Signal::SIGTERM;
-        }
+        let is_supervisor = predecessor.is_supervisor();
         let Predecessor { pid, pidfd, started, lender, earlier, .. } = predecessor;
         let share = self.sockets.serving();
         let mut generation = Generation::foreign(PREDECESSOR, pid, pidfd, share, since(started));
         if let Some(Lender { connection, .. }) = lender {
             generation.add(Role::Lender, connection);
         }
+        generation.is_supervisor = is_supervisor;
         generation.given = self.sockets.set(share).inodes;
         self.sockets.assign(share, PREDECESSOR);
         self.generations.add(generation);
         // Of one that ends, those that it started are known no more.
         self.generations.survey();
-        if self.is_watcher() {
-            return;
-        }
         for (id, earlier) in (EARLIER..).zip(earlier) {
             self.reporter.call(id, earlier.to_string());
             self.reporter.progress(id, "drains: a supervisor left it that is gone");
@@ -48,6 +43,8 @@ impl Supervisor {
     /// What asks this generation to drain.
     pub(super) fn stop_signal(&self, id: Id) -> Signal {
         match id {
+            // Any other may mean something else to it, and is passed on to what it supervises.
+            PREDECESSOR if self.generations.get(id).is_some_and(|it| it.is_supervisor) => Signal::SIGTERM,
             PREDECESSOR | EARLIER.. => self.config.from_signal,
             _ => self.config.stop_signal,
         }

@@ -74,7 +74,11 @@ impl Supervisor {
             return;
         }
         if self.sockets.is_lent() {
-            return info!("the sockets are lent to a successor: no generation is started");
+            let why = "the sockets are lent to a successor: no generation is started";
+            // The service manager that asked waits for the end of it.
+            self.reporter.manager.reloading(why, sys::now());
+            self.reporter.manager.ready(why);
+            return info!("{why}");
         }
         let plan = &self.plan;
         let ended =

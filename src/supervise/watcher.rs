@@ -9,6 +9,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use log::{error, warn};
@@ -19,6 +20,8 @@ use nix::unistd::{ForkResult, Pid, pipe2, setsid};
 
 use crate::config::{Ready, Restart, Supervise};
 use crate::failure::Failure;
+use crate::kernel::descriptors::{are_open_to_us, sockets};
+use crate::kernel::holders::holders_of;
 use crate::logging;
 use crate::manager::Manager;
 use crate::socket::listener::Listener;
@@ -35,12 +38,25 @@ use crate::supervise::sockets::{Share, Sockets};
 use crate::supervise::terminal::Terminal;
 use crate::supervise::upgrade::Upgrade;
 use crate::supervise::{Duty, Supervisor, lowest, prepare_sockets, ready_fd_is_taken};
-use crate::sys;
+use crate::sys::{self, Timestamp};
 use crate::target::Begin;
 use crate::target::exec;
 
 /// The program that succeeds, as a generation.
 const SUCCESSOR: Id = 1;
+
+/// How often it is seen whether a program that has settled still has its sockets.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// That program.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pid: Pid,
+    pub(super) pidfd: OwnedFd,
+    pub(super) next_look: Timestamp,
+    /// The last look showed that nobody has them.
+    was_closed: bool,
+}
 
 /// What both sides have before they part.
 struct Handover {
@@ -259,13 +275,34 @@ impl Supervisor {
 
     /// The program that succeeds has settled: what becomes of it from now on is its own affair.
     pub(super) fn let_successor_go(&mut self) {
-        let pidfd = self.generations.get(SUCCESSOR).and_then(|successor| successor.pidfd());
-        self.let_go = pidfd.and_then(|pidfd| pidfd.try_clone_to_owned().ok());
+        self.let_go = self.generations.get(SUCCESSOR).and_then(|successor| {
+            let pidfd = successor.pidfd()?.try_clone_to_owned().ok()?;
+            let next_look = sys::now() + LOOK_INTERVAL;
+            Some(Settled { pid: successor.pid, pidfd, next_look, was_closed: false })
+        });
         self.generations.forget(SUCCESSOR);
         self.plan.serving = None;
     }
 
-    /// That program has ended, while its predecessor still drains: nobody is to wait for it at sockets that only we have, and
+    /// See whether that program has closed its sockets, as one does that drains.
+    pub(super) fn see_settled(&mut self, now: Timestamp) {
+        let (Some(settled), Duty::Handover(share)) = (&mut self.let_go, self.duty) else { return };
+        if settled.next_look > now {
+            return;
+        }
+        settled.next_look = now + LOOK_INTERVAL;
+        let inodes = self.sockets.set(share).inodes;
+        let has_one = sockets(settled.pid).any(|inode| inodes.contains(&inode));
+        // Its workers may have them.
+        let is_closed = !has_one
+            && are_open_to_us(&[settled.pid])
+            && holders_of(&inodes).is_ok_and(|(_, holders)| holders.is_empty());
+        if std::mem::replace(&mut settled.was_closed, is_closed) && is_closed {
+            self.let_go_of_sockets();
+        }
+    }
+
+    /// That program has ended, or accepts no more, while its predecessor still drains: nobody is to wait for it at sockets that only we have, and
     /// whoever is started in its place may have the address, and take over what is left.
     pub(super) fn let_go_of_sockets(&mut self) {
         self.let_go = None;

@@ -24,6 +24,8 @@ impl Generation {
             self.kill();
         } else if self.descriptors.get(Role::Lender).is_some_and(|lender| borrow::announce_succession(lender).is_ok()) {
             debug!("generation {}: it was told that it has been succeeded", self.id);
+            // A stopped process would never read it.
+            ignore_gone(self.signal(Signal::SIGCONT as i32));
         } else if self.ended.is_none() {
             if let Err(errno) = self.signal(signal as i32)
                 && errno != Errno::ESRCH
@@ -75,7 +77,7 @@ impl Generation {
             ignore_gone(killpg(self.pid, signal));
         }
         let others = self.members.alive_processes().filter(|process| self.is_foreign || process.group != self.pid);
-        others.for_each(|process| signal_process(process, signal));
+        others.for_each(|process| signal_process(process, signal, self.is_foreign));
     }
 
     /// Is nothing left but its unreaped main process, and what may not be killed?
@@ -92,11 +94,14 @@ impl Generation {
 }
 
 /// Signal a process that is no child of ours and may have ended: through a descriptor that is opened while the number
-/// is seen to be still its own.
-fn signal_process(process: &Process, signal: Signal) {
+/// is seen to be still its own. One that was started by others can only be signalled so.
+fn signal_process(process: &Process, signal: Signal, is_foreign: bool) {
     let Ok(pidfd) = sys::pidfd_of(process.pid) else { return };
     if Process::read(process.pid).is_some_and(|now| now.started == process.started) {
-        ignore_gone(sys::send_signal(&pidfd, process.pid, signal as i32));
+        ignore_gone(match is_foreign {
+            true => sys::send_signal_by(&pidfd, signal as i32),
+            false => sys::send_signal(&pidfd, process.pid, signal as i32),
+        });
     }
 }
 

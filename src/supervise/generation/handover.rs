@@ -185,7 +185,9 @@ impl Generation {
     /// Has it no connection any more? Where it cannot be seen what its processes hold: none of those that there were when it
     /// was relieved.
     fn is_idle(&mut self, all: &Sockets) -> bool {
-        let Ok(open) = open_connections(&all.set(self.share).listeners) else { return false };
+        let listeners = all.set(self.share).listeners;
+        // Of sockets that were let go of, it is not known.
+        let Some(open) = open_connections(&listeners).ok().filter(|_| !listeners.is_empty()) else { return false };
         let members = self.members.alive();
         if are_open_to_us(&members) {
             return held_by(&members, &open) == 0;

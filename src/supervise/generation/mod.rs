@@ -56,6 +56,8 @@ pub(crate) struct Generation {
     pub(crate) pid: Pid,
     /// It is no child of ours: only its pidfd shows its end, and it is never signalled by a group's number.
     pub(crate) is_foreign: bool,
+    /// A supervisor, which has generations of its own.
+    pub(crate) is_supervisor: bool,
     /// Which sockets it serves on.
     pub(crate) share: Share,
     descriptors: Descriptors,
@@ -175,6 +177,7 @@ impl Generation {
             id,
             pid,
             is_foreign: false,
+            is_supervisor: false,
             share,
             descriptors,
             _notify_file: None,

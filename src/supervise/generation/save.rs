@@ -29,6 +29,8 @@ pub(crate) struct SavedGeneration {
     /// It is no child of the supervisor's.
     #[serde(default)]
     is_foreign: bool,
+    #[serde(default)]
+    is_supervisor: bool,
     descriptors: Vec<SavedDescriptor>,
     #[serde(default, deserialize_with = "saved::or_default")]
     share: Share,
@@ -84,6 +86,7 @@ impl Generation {
             pid: self.pid.as_raw(),
             started: self.started,
             is_foreign: self.is_foreign,
+            is_supervisor: self.is_supervisor,
             descriptors: self.descriptors.save(),
             share: self.share,
             ended: self.ended,
@@ -120,6 +123,7 @@ impl Generation {
         let descriptors = Descriptors::resume(saved.descriptors, claimed)?;
         Ok(Generation {
             is_foreign: saved.is_foreign,
+            is_supervisor: saved.is_supervisor,
             _notify_file: descriptors.get(Role::Notify).and_then(NotifyFile::of),
             watch: saved.watch.map(|watch| Watch::resume(how, pid, dispositions, reach, watch)),
             killed: saved.killed,

@@ -35,8 +35,9 @@ impl Sockets {
     }
 
     /// Lend them to a successor, which has to know that generations have `used` slots beside the one that serves.
-    pub(crate) fn lend(&mut self, used: Vec<usize>) -> Loan {
+    pub(crate) fn lend(&mut self, mut used: Vec<usize>) -> Loan {
         self.is_lent = true;
+        used.extend(self.reserved.iter().map(|share| share.slot()));
         let (listeners, steered): (Vec<_>, Vec<_>) = self.groups().map(Group::save).unzip();
         let descriptors = self.groups().flat_map(Group::sockets).map(|socket| socket.as_fd().as_raw_fd());
         Loan { descriptors: descriptors.collect(), listeners, steered: steered.into_iter().flatten().collect(), used }
