@@ -80,9 +80,14 @@ impl PidFile {
         Ok(Some(NamedPid { pid, owner: file.st_uid, written: file.st_mtime }))
     }
 
-    /// One that this process wrote before it became another program.
-    pub(crate) fn written(path: &Path) -> PidFile {
-        PidFile { path: path.to_owned(), pid: process::id(), before: None }
+    /// One that this process wrote, in the place of `before`, before it became another program.
+    pub(crate) fn written(path: &Path, before: Option<Vec<u8>>) -> PidFile {
+        PidFile { path: path.to_owned(), pid: process::id(), before }
+    }
+
+    /// What was there before.
+    pub(crate) fn before(&self) -> Option<&[u8]> {
+        self.before.as_deref()
     }
 
     /// Write it again, if somebody removed it or wrote to it.

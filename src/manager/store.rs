@@ -24,6 +24,9 @@ use crate::sys::{self, Timestamp};
 /// How long a start may wait until the service manager has read what it was sent.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What it is told to close follows.
+const REMOVE: &str = "FDSTOREREMOVE=1\nFDNAME=";
+
 /// What the store holds.
 #[derive(Debug)]
 pub(crate) struct Inventory {
@@ -85,7 +88,12 @@ impl Manager {
 
     /// Let it close what it has by this name.
     pub(crate) fn discard(&mut self, name: &FdName) {
-        self.put_store(format!("FDSTOREREMOVE=1\nFDNAME={name}"), None);
+        self.put_store(format!("{REMOVE}{name}"), None);
+    }
+
+    /// The names of what it is to close, and has not been told yet.
+    pub(crate) fn undiscarded(&self) -> impl Iterator<Item = &str> {
+        self.unsent.iter().filter_map(|message| message.text.strip_prefix(REMOVE))
     }
 
     /// The same, and wait until that is done: the address may be bound next.
@@ -128,7 +136,7 @@ impl Manager {
             let is_stored = !hangs_up(&check.stored, PollTimeout::ZERO);
             // What could not be sent is closed, too.
             let unreachable = self.unreachable;
-            self.put_store(format!("FDSTOREREMOVE=1\nFDNAME={CHECK}"), None);
+            self.put_store(format!("{REMOVE}{CHECK}"), None);
             if !is_stored {
                 self.store.is_missing = true;
                 match unreachable {
@@ -175,6 +183,11 @@ impl Inventory {
     /// What came back from it.
     pub(crate) fn of(mut stored: Stored) -> Inventory {
         Inventory { held: stored.take_known(), is_ours: false }
+    }
+
+    /// Names and inodes.
+    pub(crate) fn held(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.held.iter().map(|(name, inode)| (name.as_str(), inode.0))
     }
 
     /// See to it that the store holds these and nothing else of ours; is any of them new?
@@ -228,4 +241,36 @@ fn hangs_up(pipe: &OwnedFd, within: PollTimeout) -> bool {
     let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::empty())];
     // An interrupted wait is no answer.
     poll(&mut polled, within).is_ok_and(|count| count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    // A supervisor that was replaced knows nothing else of what its predecessor had to remove.
+    #[test]
+    fn what_a_predecessor_stored_and_is_not_wanted_any_more_is_removed() {
+        let path = std::env::temp_dir().join(format!("handoff-run-store-{}", std::process::id()));
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let variable = CString::new(format!("NOTIFY_SOCKET={}", path.display())).unwrap();
+        let mut manager = Manager::of(&[&variable]);
+        let kept = UnixDatagram::unbound().unwrap();
+        let item = Item::of(FdName::announced("kept").unwrap(), kept.as_fd()).unwrap();
+        let held = vec![("kept".to_owned(), item.inode.0), ("gone".to_owned(), 5), ("unsent".to_owned(), 0)];
+        let mut inventory = Inventory::of(Stored::resume(None, held));
+        inventory.update(&[item], &mut manager);
+        std::fs::remove_file(path).unwrap();
+        let mut texts = vec![];
+        socket.set_nonblocking(true).unwrap();
+        let mut bytes = [0; 100];
+        while let Ok(length) = socket.recv(&mut bytes) {
+            texts.push(String::from_utf8(bytes[..length].to_vec()).unwrap());
+        }
+        let removed: Vec<&str> = texts.iter().filter_map(|text| text.strip_prefix(REMOVE)).collect();
+        assert!(removed.contains(&"gone") && removed.contains(&"unsent") && !removed.contains(&"kept"), "{texts:?}");
+        assert_eq!(inventory.held().map(|(name, _)| name).collect::<Vec<_>>(), ["kept"]);
+    }
 }

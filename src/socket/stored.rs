@@ -156,9 +156,11 @@ impl Stored {
         });
     }
 
-    /// A predecessor of this program stored its sockets with this state, which it may not have handed on.
-    pub(crate) fn resume(state: Option<StateFile>) -> Stored {
-        let mut stored = Stored { state, ..Stored::default() };
+    /// A predecessor of this program stored its sockets with this state, which it may not have handed on: these, by name and
+    /// inode.
+    pub(crate) fn resume(state: Option<StateFile>, held: Vec<(String, u64)>) -> Stored {
+        let known = held.into_iter().filter_map(|(name, inode)| Some((FdName::announced(&name)?, SocketInode(inode))));
+        let mut stored = Stored { state, known: known.collect(), ..Stored::default() };
         if stored.state.is_none() {
             stored.known.extend(no_socket(store_name::STATE));
         }

@@ -22,6 +22,8 @@ pub(crate) struct Store {
     state: Option<StateFile>,
     /// What the state says.
     text: String,
+    /// It was reported that it could not be written.
+    is_behind: bool,
     inventory: Inventory,
 }
 
@@ -38,24 +40,37 @@ impl Store {
     fn new(specs: &[Spec], mut stored: Stored) -> Store {
         let new = || StateFile::new().inspect_err(|error| warn!("--fdstore: {error:#}")).ok();
         let state = stored.state.take().or_else(new);
-        Store { names: store_name::of_specs(specs), state, text: String::new(), inventory: Inventory::of(stored) }
+        Store {
+            names: store_name::of_specs(specs),
+            state,
+            text: String::new(),
+            is_behind: false,
+            inventory: Inventory::of(stored),
+        }
     }
 
-    /// Go on where a predecessor of this supervisor left its state at this descriptor.
+    /// Go on where a predecessor of this supervisor left its state at this descriptor, and these in the store.
     pub(crate) fn resume(
         keeper: Keeper,
         specs: &[Spec],
         number: Option<RawFd>,
+        held: Vec<(String, u64)>,
         claimed: &mut Claimed,
     ) -> Option<Store> {
         let state = number.and_then(|number| claimed.take(number).ok()).and_then(|fd| StateFile::open(fd).ok());
         let state = state.map(|(file, _)| file);
-        (keeper == Keeper::Manager).then(|| Store::new(specs, Stored::resume(state)))
+        (keeper == Keeper::Manager).then(|| Store::new(specs, Stored::resume(state, held)))
     }
 
     /// The descriptor of the state.
     pub(crate) fn handed_on(&self) -> Option<BorrowedFd<'_>> {
         self.state.as_ref().map(AsFd::as_fd)
+    }
+
+    /// What the store has, or has until it reads what could not be sent yet.
+    pub(crate) fn held(&self, manager: &Manager) -> Vec<(String, u64)> {
+        let held = self.inventory.held().chain(manager.undiscarded().map(|name| (name, 0)));
+        held.map(|(name, inode)| (name.to_owned(), inode)).collect()
     }
 
     /// For the supervisor that takes the place of this one.
@@ -90,8 +105,12 @@ impl Supervisor {
         }
         // The state first: a socket that is missing is noticed.
         let written = store.state.as_mut().map_or(Ok(()), |state| state.write(&text));
-        written.unwrap_or_else(|error| warn!("--fdstore: {error:#}"));
-        store.text = text;
+        match written {
+            Ok(()) => (store.text, store.is_behind) = (text, false),
+            // It is tried again in each round.
+            Err(error) if !std::mem::replace(&mut store.is_behind, true) => warn!("--fdstore: {error:#}"),
+            Err(_) => (),
+        }
         let mut items = self.sockets.items(&store.names);
         let state = store.state.as_ref().map(AsFd::as_fd);
         items.extend(FdName::announced(store_name::STATE).zip(state).and_then(|(name, fd)| Item::of(name, fd)));

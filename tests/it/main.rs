@@ -87,6 +87,7 @@ mod takeover;
 mod takeover_descriptors;
 mod takeover_family;
 mod takeover_inside;
+mod takeover_left;
 mod takeover_load;
 mod takeover_supervised;
 mod takeover_unix;

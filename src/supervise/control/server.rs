@@ -85,6 +85,9 @@ pub(crate) struct SavedServer {
     pub(crate) fd: RawFd,
     #[serde(default)]
     pub(crate) file: Option<SavedFile>,
+    /// It is another supervisor's still, which is to be succeeded.
+    #[serde(default)]
+    is_borrowed: bool,
 }
 
 impl Clients {
@@ -106,9 +109,7 @@ impl Clients {
         let created = Created::lent(&spec.path).with_context(|| format!("cannot listen on --control {spec}"))?;
         // Whoever connects asks the kernel which process called it last (SO_PEERCRED).
         let _ = sys::listen(&lent, BACKLOG);
-        let mut server = Server::new(lent, spec, Some(created));
-        server.admits = Admits::Own;
-        server.succeeds = Some(spec.clone());
+        let server = Server::new(lent, spec, Some(created)).borrowed(spec);
         Ok(Clients { server: Some(server), all: Vec::new() })
     }
 
@@ -279,7 +280,8 @@ impl Clients {
         let all = saved.clients.into_iter().filter_map(&mut resume).collect();
         let server = saved.server.zip(spec).and_then(|(saved, spec)| {
             let fd = claimed.take(saved.fd).map_err(|errno| saved::lost(&format_args!("the control socket: {errno}")));
-            Some(Server::new(fd.ok()?, spec, saved.file.map(Created::resume)))
+            let server = Server::new(fd.ok()?, spec, saved.file.map(Created::resume));
+            Some(if saved.is_borrowed { server.borrowed(spec) } else { server })
         });
         Clients { server, all }
     }
@@ -287,7 +289,16 @@ impl Clients {
 
 impl Server {
     fn save(&self) -> SavedServer {
-        SavedServer { fd: self.fd.as_raw_fd(), file: self.created.as_ref().map(Created::save) }
+        SavedServer {
+            fd: self.fd.as_raw_fd(),
+            file: self.created.as_ref().map(Created::save),
+            is_borrowed: self.succeeds.is_some(),
+        }
+    }
+
+    /// It is another's still, and is to be as `spec` has it then.
+    fn borrowed(self, spec: &ControlSpec) -> Server {
+        Server { admits: Admits::Own, succeeds: Some(spec.clone()), ..self }
     }
 
     fn new(fd: OwnedFd, spec: &ControlSpec, created: Option<Created>) -> Server {

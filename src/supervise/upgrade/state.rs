@@ -69,9 +69,15 @@ pub(crate) struct State {
     /// The pid file was written.
     #[serde(default)]
     pub(crate) pid_file: bool,
+    /// What was in it before.
+    #[serde(default)]
+    pub(crate) pid_file_before: Option<Vec<u8>>,
     /// The descriptor of what the service manager stores beside the sockets.
     #[serde(default)]
     pub(crate) store: Option<RawFd>,
+    /// The names and inodes of what it has.
+    #[serde(default)]
+    pub(crate) stored: Vec<(String, u64)>,
     /// The right to take over from the predecessor.
     #[serde(default)]
     pub(crate) claim: Option<SavedClaim>,
