@@ -143,7 +143,7 @@ fn parse_unix(line: &[u8], states: States) -> Option<UnixSocket> {
     // A datagram socket with a peer can still be sent to by others.
     let is_datagram = i32::from_str_radix(kind, 16).ok()? == libc::SOCK_DGRAM;
     let connected = is_connected && !is_datagram;
-    states.contain(state).then_some(UnixSocket { inode: SocketInode(inode), name, file: None, connected })
+    states.contain(state).then_some(UnixSocket { inode: SocketInode(inode), name, file: None, connected, user: None })
 }
 
 #[cfg(test)]
@@ -198,7 +198,7 @@ mod tests {
             let named = |mut sockets: Vec<UnixSocket>| {
                 sockets.retain(|socket| String::from_utf8_lossy(&socket.name).contains(&name));
                 sockets.sort_by_key(|socket| socket.inode);
-                sockets.iter_mut().for_each(|socket| socket.file = None);
+                sockets.iter_mut().for_each(|socket| (socket.file, socket.user) = (None, None));
                 sockets
             };
             let proc = named(unix_sockets(states).unwrap());

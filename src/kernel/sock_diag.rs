@@ -15,8 +15,10 @@ use crate::sys::Transport;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const UDIAG_SHOW_NAME: u32 = 1;
 const UDIAG_SHOW_VFS: u32 = 2;
+const UDIAG_SHOW_UID: u32 = 0x40;
 const UNIX_DIAG_NAME: u16 = 0;
 const UNIX_DIAG_VFS: u16 = 1;
+const UNIX_DIAG_UID: u16 = 7;
 // The states of net/tcp_states.h serve Unix sockets too.
 const TCP_ESTABLISHED: u8 = 1;
 /// Lengths of struct nlmsghdr, struct unix_diag_msg and struct nlattr.
@@ -107,7 +109,7 @@ fn unix_request(states: States) -> Vec<u8> {
     bytes.extend([libc::AF_UNIX as u8, 0, 0, 0]);
     bytes.extend(states.0.to_ne_bytes());
     bytes.extend([0; 4]);
-    bytes.extend((UDIAG_SHOW_NAME | UDIAG_SHOW_VFS).to_ne_bytes());
+    bytes.extend((UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_UID).to_ne_bytes());
     bytes.resize(HEADER + 24, 0);
     bytes
 }
@@ -158,7 +160,7 @@ fn read_unix(message: &[u8]) -> Option<UnixSocket> {
     let inode = held(word(message, 4)?)?;
     let connected = *message.get(2)? == TCP_ESTABLISHED && c_int::from(*message.get(1)?) != libc::SOCK_DGRAM;
     let mut attributes = message.get(UNIX_MESSAGE..)?;
-    let (mut name, mut file) = (Vec::new(), None);
+    let (mut name, mut file, mut user) = (Vec::new(), None, None);
     while let (Some(length), Some(kind)) = (half(attributes, 0), half(attributes, 2)) {
         let length = usize::from(length).max(ATTRIBUTE);
         if kind == UNIX_DIAG_NAME {
@@ -168,13 +170,16 @@ fn read_unix(message: &[u8]) -> Option<UnixSocket> {
             // struct unix_diag_vfs.
             file = word(attributes, 4).zip(word(attributes, 8)).map(|(inode, device)| BoundFile { inode, device });
         }
+        if kind == UNIX_DIAG_UID {
+            user = word(attributes, 4);
+        }
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     // The NUL at the end of a path is counted or not, as bind(2) was called.
     if name.first() != Some(&0) && name.last() == Some(&0) {
         name.pop();
     }
-    Some(UnixSocket { inode, name, file, connected })
+    Some(UnixSocket { inode, name, file, connected, user })
 }
 
 /// 0 is a socket that no process has: not yet accepted, or closed and not yet freed.
@@ -198,6 +203,8 @@ mod tests {
     use std::net::TcpStream;
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{self, UnixListener, UnixStream};
+
+    use nix::unistd::getuid;
 
     use super::*;
     use crate::kernel::testing::listener;
@@ -232,7 +239,13 @@ mod tests {
         let _client = UnixStream::connect_addr(&address).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let name = [b"\0", name.as_bytes()].concat();
-        let expected = UnixSocket { inode: SocketInode::of(&accepted).unwrap(), name, file: None, connected: true };
+        let expected = UnixSocket {
+            inode: SocketInode::of(&accepted).unwrap(),
+            name,
+            file: None,
+            connected: true,
+            user: Some(getuid().as_raw()),
+        };
         let listed = dump_unix(States::CONNECTED).unwrap();
         assert_eq!(listed.iter().filter(|socket| socket.name == expected.name).collect::<Vec<_>>(), [&expected]);
     }

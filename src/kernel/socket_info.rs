@@ -73,6 +73,8 @@ pub(crate) struct UnixSocket {
     pub(crate) file: Option<BoundFile>,
     /// It is one end of a connection. A datagram socket with a peer is not: it can still be sent to by others.
     pub(crate) connected: bool,
+    /// Who opened it (UNIX_DIAG_UID, Linux 5.3).
+    pub(crate) user: Option<u32>,
 }
 
 /// A file by the kernel's internal numbers.

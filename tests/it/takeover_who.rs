@@ -171,7 +171,10 @@ fn a_pid_file_that_is_older_than_the_process_names_nobody() {
     let pid = old.pid();
     let path = folder.text("pid");
     assert_eq!(output.code(), 125);
-    let first = format!("handoff-run: {path}: pid {pid} is another process' by now, which the file is older than\n");
+    let first = format!(
+        "handoff-run: {path}: pid {pid} is another process' by now, which the file is older than; if only the clock was set \
+         since, name it by --from {pid}\n"
+    );
     assert!(output.stderr.starts_with(&first), "{}", output.stderr);
     assert!(output.stderr.contains("EADDRINUSE"), "{}", output.stderr);
     old.assert_untouched();
@@ -229,6 +232,42 @@ fn the_pid_file_of_another_user_may_name_only_processes_of_that_user() {
 fn as_somebody() -> std::io::Result<()> {
     setgid(Gid::from_raw(SOMEBODY))?;
     Ok(setuid(Uid::from_raw(SOMEBODY))?)
+}
+
+// The name by which a takeover is claimed can be bound by anybody.
+#[test]
+fn nobody_else_can_keep_a_process_from_being_succeeded() {
+    if !is_root_to("be somebody else") {
+        return;
+    }
+    for how in ["bound", "full", "listening"] {
+        let old = by_hand(SERVE);
+        let started = &crate::harness::process::stat(old.pid()).unwrap()[19];
+        let name = format!("handoff-run/from/{}/{started}", old.pid());
+        let code = "
+import socket, sys, time
+name, how = '\\0' + sys.argv[1], sys.argv[2]
+s = socket.socket(socket.AF_UNIX)
+s.bind(name)
+clients = []
+if how != 'bound': s.listen(0 if how == 'full' else 9)
+while how == 'full':
+    clients.append(socket.socket(socket.AF_UNIX))
+    clients[-1].setblocking(False)
+    try: clients[-1].connect(name)
+    except BlockingIOError: break
+print('up', flush=True)
+time.sleep(100)";
+        let stranger = Run::of("python3").args(&["-c", code, &name, how]).current_dir("/").before_exec(as_somebody);
+        let mut stranger = stranger.stdout(std::process::Stdio::piped()).start();
+        assert_eq!(stranger.line(), "up");
+        let new = old.succeed("auto", &[], SUCCESSOR);
+        old.wait_end();
+        new.wait_serving(&old.address);
+        let warning =
+            format!("of user {SOMEBODY} claims to take over from pid {} (python3), which is not believed", old.pid());
+        assert!(new.log().contains(&warning), "{how}: {}", new.log());
+    }
 }
 
 // handoff-run(1), TAKEOVER: "as the user of that process".

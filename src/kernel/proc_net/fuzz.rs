@@ -87,7 +87,13 @@ impl Unix {
         let mut name = self.name.clone().unwrap_or_default();
         name.iter_mut().take(1).filter(|byte| **byte == b'@').for_each(|byte| *byte = 0);
         let connected = self.state == CONNECTED && self.kind != libc::SOCK_DGRAM;
-        (self.inode != 0).then_some(UnixSocket { inode: SocketInode(self.inode), name, file: None, connected })
+        (self.inode != 0).then_some(UnixSocket {
+            inode: SocketInode(self.inode),
+            name,
+            file: None,
+            connected,
+            user: None,
+        })
     }
 }
 

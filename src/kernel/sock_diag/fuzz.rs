@@ -76,6 +76,7 @@ struct Unix {
     inode: u32,
     name: Option<Vec<u8>>,
     file: Option<(u32, u32)>,
+    user: Option<u32>,
     others: Vec<(u16, Vec<u8>)>,
 }
 
@@ -89,6 +90,7 @@ impl Unix {
         bytes.extend(self.name.iter().flat_map(|name| attribute(&(UNIX_DIAG_NAME, name.clone()))));
         let file = |(inode, device): &(u32, u32)| [inode.to_ne_bytes(), device.to_ne_bytes()].concat();
         bytes.extend(self.file.iter().flat_map(|numbers| attribute(&(UNIX_DIAG_VFS, file(numbers)))));
+        bytes.extend(self.user.iter().flat_map(|user| attribute(&(UNIX_DIAG_UID, user.to_ne_bytes().into()))));
         bytes
     }
 
@@ -99,7 +101,13 @@ impl Unix {
         }
         let file = self.file.map(|(inode, device)| BoundFile { inode, device });
         let connected = self.state == TCP_ESTABLISHED && i32::from(self.kind) != libc::SOCK_DGRAM;
-        (self.inode != 0).then_some(UnixSocket { inode: SocketInode(self.inode.into()), name, file, connected })
+        (self.inode != 0).then_some(UnixSocket {
+            inode: SocketInode(self.inode.into()),
+            name,
+            file,
+            connected,
+            user: self.user,
+        })
     }
 }
 
@@ -107,8 +115,12 @@ fn unix() -> impl Strategy<Value = Unix> {
     let kind = prop_oneof![Just(1_u8), Just(2), Just(5)];
     let name = prop_oneof![vec(any::<u8>(), 0..108), "/[a-z/]{0,40}\0?".prop_map(String::into_bytes)];
     let inode = prop_oneof![1 => Just(0), 3 => any::<u32>()];
-    let all = (kind, 0..13_u8, inode, option::of(name), option::of(any::<(u32, u32)>()), others());
-    all.prop_map(|(kind, state, inode, name, file, others)| Unix { kind, state, inode, name, file, others })
+    let all =
+        (kind, 0..13_u8, inode, option::of(name), option::of(any::<(u32, u32)>()), option::of(any::<u32>()), others());
+    all.prop_map(|(kind, state, inode, name, file, user, mut others)| {
+        others.retain(|(kind, _)| *kind != UNIX_DIAG_UID);
+        Unix { kind, state, inode, name, file, user, others }
+    })
 }
 
 /// The payloads of these datagrams, and whether the dump has ended.

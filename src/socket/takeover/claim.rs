@@ -1,6 +1,7 @@
 //! Only one takes over from a process at a time: an abstract name is bound for as long as that lasts (unix(7)), and whoever
 //! finds it taken asks the kernel which process listens there.
 
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::holders::with_name;
 use crate::kernel::processes::Process;
+use crate::kernel::socket_info::States;
+use crate::kernel::sockets::unix_sockets;
 use crate::socket::takeover::Predecessor;
 use crate::sys::{self, Claimed};
 
@@ -50,10 +53,7 @@ impl Claim {
         let Predecessor { pid, started, .. } = predecessor;
         let context = || format!("cannot take over from {predecessor}");
         let from = Claim::from(predecessor, &name("from", *pid, *started)?)?;
-        if let Ok((pid, user)) = holder(&name("by", *pid, *started)?)
-            && is_believed(user)
-        {
-            let who = with_name(Pid::from_raw(pid));
+        if let Some(who) = Holder::of(&name("by", *pid, *started)?).filter(Holder::is_believed) {
             bail!("{}: {who} leads the takeover that it began with: try again when that is over", context());
         }
         let by = Process::read(Pid::this()).and_then(|this| own(&name("by", Pid::this(), this.started).ok()?));
@@ -88,18 +88,15 @@ impl Claim {
         let context = || format!("cannot take over from {predecessor}");
         let fd = new_socket().with_context(context)?;
         match bind(fd.as_raw_fd(), name) {
-            Err(Errno::EADDRINUSE) => match holder(name) {
-                // It is gone again, which is as good as never.
-                Err(Errno::ECONNREFUSED) => bail!("{}: another process was about to do so just now", context()),
-                holder => {
-                    let (pid, user) = holder.with_context(context)?;
-                    if is_believed(user) {
-                        let who = with_name(Pid::from_raw(pid));
-                        bail!("{}: {who} does so already", context());
-                    }
-                    warn!("pid {pid} of user {user} claims to take over from {predecessor}, which is not believed");
+            Err(Errno::EADDRINUSE) => match Holder::of(name) {
+                Some(who) if !who.is_believed() => {
+                    let user = who.user;
+                    warn!("{who} of user {user} claims to take over from {predecessor}, which is not believed");
                     Ok(None)
                 }
+                Some(who) if who.pid.is_some() => bail!("{}: {who} does so already", context()),
+                // It may be gone again, which is as good as never.
+                _ => bail!("{}: another process was about to do so just now", context()),
             },
             bound => {
                 bound.with_context(context)?;
@@ -114,9 +111,45 @@ fn name(role: &str, pid: Pid, started: u64) -> nix::Result<UnixAddr> {
     UnixAddr::new_abstract(format!("handoff-run/{role}/{pid}/{started}").as_bytes())
 }
 
-/// Anybody can bind such a name.
-fn is_believed(user: u32) -> bool {
-    [0, geteuid().as_raw()].contains(&user)
+/// Whoever has such a name, which anybody can bind.
+struct Holder {
+    /// If it listens there, and its queue is not full.
+    pid: Option<Pid>,
+    user: u32,
+}
+
+impl Holder {
+    /// None if nobody has it, or that is not known.
+    fn of(name: &UnixAddr) -> Option<Holder> {
+        match peer(name) {
+            Ok((pid, user)) => Some(Holder { pid: Some(Pid::from_raw(pid)), user }),
+            Err(_) => {
+                let bytes = bytes(name)?;
+                let listed =
+                    [States::LISTENING, States::UNCONNECTED].map(|states| unix_sockets(states).unwrap_or_default());
+                let socket = listed.into_iter().flatten().find(|socket| socket.name == bytes)?;
+                Some(Holder { pid: None, user: socket.user? })
+            }
+        }
+    }
+
+    fn is_believed(&self) -> bool {
+        [0, geteuid().as_raw()].contains(&self.user)
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            Some(pid) => f.write_str(&with_name(pid)),
+            None => f.write_str("a process"),
+        }
+    }
+}
+
+/// As the kernel lists it.
+fn bytes(name: &UnixAddr) -> Option<Vec<u8>> {
+    name.as_abstract().map(|name| [b"\0", name].concat())
 }
 
 /// Listen there; nothing if somebody else does.
@@ -133,7 +166,7 @@ fn new_socket() -> nix::Result<OwnedFd> {
 }
 
 /// The process that listens there, and its user.
-fn holder(name: &UnixAddr) -> nix::Result<(i32, u32)> {
+fn peer(name: &UnixAddr) -> nix::Result<(i32, u32)> {
     let fd = new_socket()?;
     connect(fd.as_raw_fd(), name)?;
     let peer = getsockopt(&fd, sockopt::PeerCredentials)?;

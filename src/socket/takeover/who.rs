@@ -66,7 +66,11 @@ fn named_in(path: &Path) -> Result<Option<Predecessor>> {
     let Some(process) = Predecessor::of(Pid::from_raw(file.pid), None)? else { return Ok(None) };
     // It wrote the file, or whoever started it did: it is older.
     if started_at(process.started).is_some_and(|started| started > file.written + CLOCK_STEP) {
-        warn!("{}: pid {} is another process' by now, which the file is older than", path.display(), file.pid);
+        let (path, pid) = (path.display(), file.pid);
+        warn!(
+            "{path}: pid {pid} is another process' by now, which the file is older than; if only the clock was set since, name \
+             it by --from {pid}"
+        );
         return Ok(None);
     }
     let user = std::fs::metadata(format!("/proc/{}", file.pid)).map(|process| process.uid()).ok();
