@@ -81,8 +81,10 @@ impl SavedListener {
         self.fd
     }
 
-    /// Forget what it says of a file; did it say anything?
-    pub(crate) fn forget_file(&mut self) -> bool {
+    /// Forget what another process says of it that could do harm; was there a file?
+    pub(crate) fn distrust(&mut self) -> bool {
+        (self.taken, self.reuseport) = (false, 0);
+        self.also.clear();
         self.file.take().is_some()
     }
 }

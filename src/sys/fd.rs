@@ -19,7 +19,11 @@ const WITHOUT_PROC: RawFd = 4096;
 /// The descriptors from 3 on that this process was started with, in the order of their numbers; or others, by the numbers that
 /// they had in a predecessor.
 #[derive(Debug, Default)]
-pub(crate) struct Claimed(Vec<(RawFd, OwnedFd)>);
+pub(crate) struct Claimed {
+    all: Vec<(RawFd, OwnedFd)>,
+    /// The standard descriptors are among them.
+    has_standard: bool,
+}
 
 /// Take every open descriptor from 3 on, in the order of their numbers.
 ///
@@ -35,18 +39,19 @@ pub(crate) unsafe fn claim() -> nix::Result<Claimed> {
         Err(errno) => return Err(errno),
     };
     // SAFETY: the kernel just named these as open, and the caller promises that they have no owner.
-    Ok(Claimed(numbers.into_iter().map(|fd| (fd, unsafe { OwnedFd::from_raw_fd(fd) })).collect()))
+    let all = numbers.into_iter().map(|fd| (fd, unsafe { OwnedFd::from_raw_fd(fd) })).collect();
+    Ok(Claimed { all, has_standard: true })
 }
 
 impl Claimed {
     /// Those that another process sent, with the numbers by which it knows them.
     pub(crate) fn received(received: Vec<(RawFd, OwnedFd)>) -> Claimed {
-        Claimed(received)
+        Claimed { all: received, has_standard: false }
     }
 
     /// Add one that is to be taken by this number.
     pub(crate) fn add(&mut self, number: RawFd, fd: OwnedFd) {
-        self.0.push((number, fd));
+        self.all.push((number, fd));
     }
 
     /// Take the one of this number, close-on-exec.
@@ -54,7 +59,7 @@ impl Claimed {
     /// # Errors
     /// EBADF if it is not open, or taken already.
     pub(crate) fn take(&mut self, number: RawFd) -> nix::Result<OwnedFd> {
-        if (0..FIRST_FD).contains(&number) && !self.0.iter().any(|(known, _)| *known == number) {
+        if (0..FIRST_FD).contains(&number) && self.has_standard {
             return take_standard(number);
         }
         let fd = self.take_as_it_is(number).ok_or(Errno::EBADF)?;
@@ -64,13 +69,13 @@ impl Claimed {
 
     /// Take the one of this number, if it is there, to be inherited further.
     pub(crate) fn take_as_it_is(&mut self, number: RawFd) -> Option<OwnedFd> {
-        let at = self.0.iter().position(|(known, _)| *known == number)?;
-        Some(self.0.remove(at).1)
+        let at = self.all.iter().position(|(known, _)| *known == number)?;
+        Some(self.all.remove(at).1)
     }
 
     /// Those that were not taken, as they were inherited.
     pub(crate) fn rest(self) -> Vec<OwnedFd> {
-        self.0.into_iter().map(|(_, fd)| fd).collect()
+        self.all.into_iter().map(|(_, fd)| fd).collect()
     }
 }
 

@@ -73,12 +73,13 @@ fn add_descriptors(message: &mut libc::msghdr, fds: &[BorrowedFd]) {
     let length = size_of_val(fds) as u32;
     // SAFETY: it only computes.
     message.msg_controllen = unsafe { libc::CMSG_SPACE(length) } as _;
-    // SAFETY: the message names a room that is aligned for a header.
-    let header = unsafe { libc::CMSG_FIRSTHDR(message).as_mut() };
-    let header = header.expect("with_message makes room for one header");
-    (header.cmsg_level, header.cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
-    // SAFETY: it only computes.
-    header.cmsg_len = unsafe { libc::CMSG_LEN(length) } as _;
+    // SAFETY: the message names a room.
+    let header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    assert!(!header.is_null(), "with_message makes room for one header");
+    // SAFETY: the room is aligned for a header.
+    unsafe { ((*header).cmsg_level, (*header).cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS) };
+    // SAFETY: as above; the rest only computes.
+    unsafe { (*header).cmsg_len = libc::CMSG_LEN(length) as _ };
     // SAFETY: it only computes.
     let numbers = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
     for (at, fd) in fds.iter().enumerate() {
@@ -105,11 +106,11 @@ pub(crate) fn receive_descriptors(socket: impl AsFd) -> nix::Result<Vec<OwnedFd>
         // SAFETY: the kernel writes at most as much as the message allows, into what lives through the call.
         let length = Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), message, flags) })?;
         // SAFETY: the message is one that the kernel filled.
-        let header = unsafe { libc::CMSG_FIRSTHDR(message) };
+        let first = unsafe { libc::CMSG_FIRSTHDR(message) };
         // SAFETY: it is null, or points to a header in the room, which is aligned for it.
-        let header = unsafe { header.as_ref() };
+        let header = (!first.is_null()).then(|| unsafe { first.read() });
         let is_it =
-            |header: &&libc::cmsghdr| (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+            |header: &libc::cmsghdr| (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS);
         match header.filter(is_it) {
             // Without a free number the kernel delivers the byte alone.
             None if length > 0 => Err(Errno::EMFILE),
@@ -120,7 +121,7 @@ pub(crate) fn receive_descriptors(socket: impl AsFd) -> nix::Result<Vec<OwnedFd>
                 // Its type is another with musl.
                 let count = (0..=MOST_AT_ONCE).rev().find(|count| header.cmsg_len >= length(count) as _).unwrap_or(0);
                 // SAFETY: it only computes.
-                let numbers = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
+                let numbers = unsafe { libc::CMSG_DATA(first) }.cast::<RawFd>();
                 // SAFETY: behind a header of this type the kernel put so many numbers, which it just made for us alone.
                 let take = |at: usize| unsafe { OwnedFd::from_raw_fd(numbers.add(at).read_unaligned()) };
                 let fds = (0..count).map(take).collect();

@@ -47,12 +47,12 @@ impl SavedGroup {
         [self.first].into_iter().chain(slots.map(SavedListener::number)).collect()
     }
 
-    /// Forget what it says of files: only the first slot can have one.
-    pub(crate) fn forget_files(&mut self) {
+    /// Forget what another process says of its sockets that could do harm.
+    pub(crate) fn distrust(&mut self) {
         let slots = self.slots.iter_mut().chain(&mut self.helm).chain(self.spares.iter_mut().map(|(_, spare)| spare));
         let others = self.discarded.iter_mut().map(|(_, listener)| listener).chain(&mut self.fillers);
         for listener in slots.chain(others) {
-            listener.forget_file();
+            listener.distrust();
         }
     }
 

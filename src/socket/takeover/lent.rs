@@ -70,7 +70,7 @@ impl Lent {
         };
         ensure!(steered.iter().all(|group| group.shape() == shape), "its groups do not fit each other");
         ensure!(loan.used.iter().all(|slot| *slot < shape.1), "there are {} slots, and others are used", shape.1);
-        steered.iter_mut().for_each(SavedGroup::forget_files);
+        steered.iter_mut().for_each(SavedGroup::distrust);
         Lent::of_groups(loan.listeners, steered, sockets)
     }
 
@@ -79,7 +79,7 @@ impl Lent {
         for mut saved in saved {
             let number = saved.number();
             let beside = steered.extract_if(.., |group| group.first == number).next();
-            let has_file = saved.forget_file();
+            let has_file = saved.distrust();
             let listener = Listener::resume(saved, sockets)?;
             let group = beside.map(|saved| {
                 let numbers = saved.numbers().into_iter().chain(saved.discarded());
@@ -139,6 +139,18 @@ mod tests {
         let taken = lent.take(&[endpoint], &FdName::default()).unwrap();
         assert!(taken.is_of_predecessor() && taken.as_fd().as_raw_fd() > 2);
         assert_eq!(lent.rest().count(), 1);
+    }
+
+    #[test]
+    fn a_number_that_was_not_sent_is_none_of_ours() {
+        let stderr = std::fs::read_link("/proc/self/fd/2").unwrap();
+        for number in 0..3 {
+            let sent = format!(
+                r#"{{"descriptors":[7],"listeners":[{{"fd":7,"also":[{number}],"taken":true}},{{"fd":{number}}}]}}"#
+            );
+            Lent::of(serde_json::from_str(&sent).unwrap(), &mut sockets()).unwrap_err();
+        }
+        assert_eq!(std::fs::read_link("/proc/self/fd/2").unwrap(), stderr);
     }
 
     // A lender may be of another user than root, who takes the sockets.

@@ -8,22 +8,26 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Pid;
 
 use crate::config::Request;
 use crate::kernel::holders::{is_spared, with_name};
 use crate::saved;
-use crate::socket::takeover::{Lender, Lent, Predecessor};
+use crate::socket::takeover::{Lender, Lent, Loan, Predecessor};
 use crate::supervise::control::client::ensure_trusted;
 use crate::supervise::control::protocol::{Call, Reply, line};
 use crate::supervise::control::replies::Replies;
+use crate::supervise::control::server::SavedServer;
 use crate::sys::{self, Claimed};
 
 /// How long the next descriptor may take, in milliseconds.
 const TIMEOUT: u16 = 5000;
+/// What is lent comes with one of so many lines.
+const MOST_LINES: usize = 100;
 
 /// The supervisor whose control socket is at `path`, and what it lends; none if nobody listens there. It has to be the `named`
 /// one, if there is one; `ours` is where this one is to take requests; what comes gets numbers from `lowest` on.
@@ -52,6 +56,8 @@ pub(crate) fn borrow(
     let (loan, control) = first_reply(&mut replies).with_context(context)?;
     replies.send(&call(Request::Descriptors));
     let stream = replies.into_stream();
+    let (most, _) = getrlimit(Resource::RLIMIT_NOFILE).with_context(context)?;
+    ensure!((loan.descriptors.len() as u64) < most, "{}: it lends more than this process may have open", context());
     let received = receive(&stream, loan.descriptors.len(), lowest)
         .context("its descriptors did not come")
         .with_context(context)?;
@@ -96,8 +102,9 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     file(one).is_some() && file(one) == file(other)
 }
 
-fn first_reply(replies: &mut Replies) -> Result<(crate::socket::takeover::Loan, Option<super::server::SavedServer>)> {
-    while let Some(line) = replies.next()? {
+fn first_reply(replies: &mut Replies) -> Result<(Loan, Option<SavedServer>)> {
+    for _ in 0..MOST_LINES {
+        let Some(line) = replies.next()? else { break };
         match saved::parse(&line) {
             Ok(Reply::Loan { loan, control }) => return Ok((loan, control)),
             Ok(Reply::Error(text)) => bail!(text),
