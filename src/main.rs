@@ -207,6 +207,11 @@ fn origin(who: &Who, config: &Exec, control: Option<&Path>, lowest: RawFd) -> Re
     let endpoints: Vec<&[Endpoint]> = endpoints.iter().map(Vec::as_slice).collect();
     let search = Search::begin(who, &endpoints)?;
     let Some(Control { path, process }) = search.control()? else { return Ok(Some(Origin::Process(search))) };
-    let borrowed = borrow(&path, process, control, lowest)?;
-    Ok(borrowed.map(|(predecessor, lent)| Origin::Supervisor(predecessor, lent)))
+    let is_found = process.is_some();
+    Ok(match borrow(&path, process, control, lowest)? {
+        Some((predecessor, lent)) => Some(Origin::Supervisor(predecessor, lent)),
+        // Its file was removed: it is as one without.
+        None if is_found => Some(Origin::Process(search)),
+        None => None,
+    })
 }

@@ -84,6 +84,7 @@ mod steering_waiting;
 mod straits;
 mod systemd;
 mod takeover;
+mod takeover_control;
 mod takeover_descriptors;
 mod takeover_family;
 mod takeover_inside;

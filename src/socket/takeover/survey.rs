@@ -19,7 +19,7 @@ use crate::kernel::holders::{
     Holder, holders_of, is_generation, is_service_manager, name_of, own_ancestors, topmost, with_name,
 };
 use crate::kernel::processes::{Process, Processes};
-use crate::kernel::socket_info::States;
+use crate::kernel::socket_info::{States, UnixSocket};
 use crate::kernel::sockets::unix_sockets;
 use crate::socket::candidate::Candidate;
 use crate::socket::endpoint::Endpoint;
@@ -124,9 +124,15 @@ impl Survey {
         let below: Vec<SocketInode> =
             self.processes.iter().filter(is_below).flat_map(|other| descriptors::sockets(other.pid)).collect();
         let own: Vec<SocketInode> = descriptors::sockets(process.pid).filter(|inode| !below.contains(inode)).collect();
-        let listening = unix_sockets(States::LISTENING).unwrap_or_default();
-        let name =
-            listening.into_iter().find(|socket| own.contains(&socket.inode) && !socket.name.starts_with(b"\0"))?;
+        let mut listening = unix_sockets(States::LISTENING).unwrap_or_default();
+        listening.retain(|socket| own.contains(&socket.inode) && !socket.name.starts_with(b"\0"));
+        // A generation may have closed one that it was given.
+        let wanted = control_option(process.pid);
+        // A path that is too long for the kernel is bound by another one.
+        let file_name = |path: &[u8]| path.rsplit(|byte| *byte == b'/').next().map(<[u8]>::to_vec);
+        let is_it =
+            |socket: &UnixSocket| wanted.as_ref().is_none_or(|wanted| file_name(wanted) == file_name(&socket.name));
+        let name = listening.into_iter().find(is_it)?;
         let path = PathBuf::from(OsString::from_vec(name.name));
         // It may be relative to where that process is, and the process may see other files than we do.
         Some(match path.strip_prefix("/") {
@@ -228,12 +234,16 @@ impl Survey {
 pub(super) fn choose(mut copies: Vec<Candidate>, wanted: &[&[Endpoint]], below: &[SocketInode]) -> Chosen {
     let mut all = Vec::new();
     let mut chosen: Vec<Option<Found>> = Vec::new();
-    for endpoints in wanted {
+    for (at, endpoints) in wanted.iter().enumerate() {
         let first = endpoints.iter().find(|endpoint| copies.iter().any(|copy| copy.is_at(endpoint)));
         let fits = |copy: &mut Candidate| first.is_some_and(|endpoint| copy.is_at(endpoint));
         let mut fitting: Vec<Candidate> = copies.extract_if(.., fits).collect();
-        all.extend(fitting.iter().map(|copy| SocketInode(copy.inode)));
         fitting.sort_by_key(|copy| !below.contains(&SocketInode(copy.inode)));
+        if wanted[at + 1..].contains(endpoints) {
+            // One for each.
+            copies.splice(0..0, fitting.drain(fitting.len().min(1)..));
+        }
+        all.extend(fitting.iter().map(|copy| SocketInode(copy.inode)));
         let mut fitting = fitting.into_iter();
         let found = fitting.next().map(|socket| Found { socket, also: fitting.map(|copy| copy.fd).collect() });
         chosen.push(found);
@@ -261,6 +271,23 @@ pub(super) fn several_hold(several: &[&Holder]) -> Failure {
     Failure::from(error).remedy(Some(format!("name the one to succeed, as --from {pid}; the other is left as it is")))
 }
 
+/// The path behind `--control` on its line, where that can be read.
+fn control_option(supervisor: Pid) -> Option<Vec<u8>> {
+    control_in(&fs::read(format!("/proc/{supervisor}/cmdline")).ok()?)
+}
+
+/// The same of the arguments, each with a NUL behind it: proc_pid_cmdline(5).
+fn control_in(line: &[u8]) -> Option<Vec<u8>> {
+    let mut words = line.split(|byte| *byte == 0).take_while(|word| word != b"--");
+    let value = words.find_map(|word| match word.strip_prefix(b"--control") {
+        Some(b"") => Some(None),
+        Some([b'=', value @ ..]) => Some(Some(value)),
+        _ => None,
+    })?;
+    let value = value.or_else(|| words.next())?;
+    value.split(|byte| *byte == b',').next().map(<[u8]>::to_vec)
+}
+
 /// Does it see the files that we see?
 fn has_our_files(process: Pid) -> bool {
     let seen = |process: &str| {
@@ -268,4 +295,20 @@ fn has_our_files(process: Pid) -> bool {
         (link("ns/mnt"), link("root"))
     };
     seen(&process.to_string()) == seen("self")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_socket_is_what_is_behind_the_option_of_the_supervisor_s_line() {
+        let found =
+            |line: &str| control_in(line.replace(' ', "\0").as_bytes()).map(|path| String::from_utf8(path).unwrap());
+        assert_eq!(found("handoff-run --supervise --control c.sock,mode=0660 -l :80 -- x "), Some("c.sock".into()));
+        assert_eq!(found("handoff-run --control=/run/c -- x --control other "), Some("/run/c".into()));
+        for none in ["handoff-run -l :80 -- x --control other ", "handoff-run --control-x c ", "", "x --control"] {
+            assert_eq!(found(none), None, "{none}");
+        }
+    }
 }
