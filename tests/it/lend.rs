@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::harness::by_hand::succeed;
 use crate::harness::client::{Client, ask};
-use crate::harness::process::{exists, sockets};
+use crate::harness::process::{Left, exists, sockets};
 use crate::harness::run::copy_for_everybody;
 use crate::harness::setup::supervise_in;
 use crate::harness::socket::listeners_on;
@@ -144,6 +144,7 @@ fn a_program_that_a_killed_successor_left_shares_no_socket_with_a_generation() {
     let next = successor(&old, &[&address], &["--settle", "60s"], SERVER);
     next.wait_ready(1);
     let left = next.generation(1);
+    let _left = Left(left);
     next.signal(Signal::SIGKILL);
     old.wait_log(&format!("pid {left} (python3) was left by the successor: it gets no connection any more"));
     assert!(exists(left));
@@ -187,10 +188,11 @@ fn a_supervisor_that_is_stopped_while_it_is_lent_leaves_the_names_to_its_success
     let mut old = supervise(SERVER, &[]).listen("127.0.0.1:0").listen(&unix).serving();
     let address = old.address();
     let control = old.folder.text("control");
-    let next = successor(&old, &[&address, &unix], &["--settle", "2s"], SERVER);
+    let next = successor(&old, &[&address, &unix], &["--settle", "60s"], SERVER);
     next.wait_ready(1);
     old.signal(Signal::SIGTERM);
-    assert_eq!(old.end().0, 0);
+    let (status, log) = old.end();
+    assert!(status == 0 && !log.contains("succeeded by"), "{status}: {log}");
     next.wait_log("(handoff-run): gone");
     assert_eq!(ask(&address).unwrap().pid, next.generation(1));
     assert_eq!(ask(&path).unwrap().pid, next.generation(1));

@@ -5,7 +5,7 @@ use nix::unistd::Pid;
 
 use crate::harness::by_hand::{ByHand, by_hand};
 use crate::harness::client::{Client, ask};
-use crate::harness::process::exists;
+use crate::harness::process::{Left, exists};
 use crate::harness::server::settings;
 use crate::harness::{PROGRAM, Server, supervise, wait_for};
 
@@ -53,6 +53,7 @@ fn a_program_that_fails_leaves_the_server_alone_that_its_own_process_had_started
         (hangs, &["--ready-timeout", "400ms", "--shared"], 137),
     ] {
         let (mut parent, child) = parent_of_server();
+        let _left = Left(child);
         succeed(&parent, child, options, Server::Python(code));
         let running = std::mem::replace(&mut parent.running, crate::harness::Run::of("true").start());
         assert_eq!(crate::harness::run::code(running.status()), status, "{}", parent.folder.read("log"));
@@ -61,7 +62,6 @@ fn a_program_that_fails_leaves_the_server_alone_that_its_own_process_had_started
         for _ in 0..20 {
             assert_eq!(ask(&parent.address).unwrap().pid, child, "{log}");
         }
-        kill(child, Signal::SIGKILL).unwrap();
     }
 }
 
@@ -90,6 +90,7 @@ fn worker_of(old: &ByHand) -> Pid {
 fn workers_whose_master_dies_serve_until_the_successor_does() {
     let old = by_hand(MASTER);
     let worker = worker_of(&old);
+    let _left = Left(worker);
     let new = old.succeed("auto", &["-v"], Server::Python("mark('up'); wait_for('go')\nserve()"));
     new.folder.read("up");
     old.running.signal(Signal::SIGKILL);
@@ -109,6 +110,7 @@ fn workers_whose_master_dies_serve_on_if_the_successor_fails() {
     for settled in [false, true] {
         let old = by_hand(MASTER);
         let worker = worker_of(&old);
+        let _left = Left(worker);
         let code = if settled { "wait_for('go')\nserve()" } else { "wait_for('go'); sys.exit(7)" };
         let new = old.succeed("auto", &["--settle", "60s", "-v"], Server::Python(code));
         wait_for("the watcher", || new.watcher());
@@ -129,7 +131,6 @@ fn workers_whose_master_dies_serve_on_if_the_successor_fails() {
         for _ in 0..20 {
             assert_eq!(ask(&old.address).unwrap().pid, worker, "{log}");
         }
-        kill(worker, Signal::SIGKILL).unwrap();
     }
 }
 
@@ -158,6 +159,7 @@ fn the_generation_of_a_lender_that_dies_serves_until_the_successor_does() {
     for fails in [false, true] {
         let old = supervise(Server::Hello, &[]).serving();
         let (address, left) = (old.address(), old.generation(1));
+        let _left = Left(left);
         let code = if fails { "wait_for('go'); sys.exit(7)" } else { "wait_for('go')\nserve()" };
         let next = supervise(Server::Python(code), &["--from", &old.folder.text("control")]).listen(&address);
         let mut next = next.start();
@@ -172,7 +174,6 @@ fn the_generation_of_a_lender_that_dies_serves_until_the_successor_does() {
         if fails {
             assert_eq!(next.end().0, 7);
             assert_eq!(ask(&address).unwrap().pid, left);
-            kill(left, Signal::SIGKILL).unwrap();
         } else {
             next.wait_ready(1);
             wait_for("the old generation to end", || (!exists(left)).then_some(()));

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::harness::by_hand::{by_hand, succeed};
 use crate::harness::client::{Client, ask};
 use crate::harness::manager::Manager;
-use crate::harness::process::{exists, sockets};
+use crate::harness::process::{Left, exists, sockets};
 use crate::harness::setup::supervise_in;
 use crate::harness::supervisor::Role;
 use crate::harness::{
@@ -146,6 +146,7 @@ fn what_a_killed_successor_left_shares_no_socket_with_the_next_successor() {
     let killed = successor(&old, &["--settle", "60s"], Server::Python(SERVE));
     killed.wait_ready(1);
     let left = killed.generation(1);
+    let _left = Left(left);
     killed.signal(Signal::SIGKILL);
     old.wait_log(&format!("pid {left} (python3) was left by the successor: it gets no connection any more"));
     let next = successor(&old, &[], Server::Python(SERVE));
@@ -154,7 +155,6 @@ fn what_a_killed_successor_left_shares_no_socket_with_the_next_successor() {
     for _ in 0..40 {
         assert_eq!(ask(&address).unwrap().pid, next.generation(1), "{}", next.log());
     }
-    kill(left, Signal::SIGKILL).unwrap();
     drop(killed);
 }
 
@@ -168,6 +168,7 @@ fn older_generations_that_a_killed_supervisor_left_are_told_to_stop_when_a_progr
     wait_for("it is accepted", || (old.table()[1][6] == "1").then_some(()));
     assert_eq!(old.reload().failure(), (0, ""));
     let pids = [1, 2].map(|generation| old.generation(generation));
+    let _left = pids.map(Left);
     old.signal(Signal::SIGKILL);
     wait_for("the supervisor to be gone", || sockets(old.pid).is_empty().then_some(()));
     let new = succeed(Run::of(PROGRAM), &address, "auto", &["--drain", "idle"], Server::Python(SERVE));

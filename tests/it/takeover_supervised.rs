@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid, setpgid};
 
 use crate::harness::by_hand::{ByHand, by_hand, by_hand_at, by_hand_with, succeed};
 use crate::harness::client::{Client, ask};
-use crate::harness::process::{children, exists, sockets};
+use crate::harness::process::{Left, children, exists, sockets, stat};
 use crate::harness::setup::supervise_in;
 use crate::harness::socket::listeners_on;
 use crate::harness::{Folder, PROGRAM, Run, Server, Supervisor, handoff_run_with, supervise, wait_for};
@@ -30,11 +30,12 @@ fn port(address: &str) -> u16 {
     address.rsplit_once(':').unwrap().1.parse().unwrap()
 }
 
-/// What is left when it is killed, and then succeeded: the generations, by their pids.
-fn killed(supervisor: Supervisor) -> Supervisor {
+/// Kill it; its folder, and its generations, which end with the value.
+fn killed(supervisor: Supervisor) -> (Supervisor, Vec<Left>) {
+    let left = children(supervisor.pid).into_iter().map(Left).collect();
     supervisor.signal(Signal::SIGKILL);
     wait_for("the supervisor to be gone", || (sockets(supervisor.pid).is_empty()).then_some(()));
-    supervisor
+    (supervisor, left)
 }
 
 // handoff-run(1), TAKEOVER: "it is shown as generation 0".
@@ -130,19 +131,18 @@ fn where_the_predecessor_dies_after_a_rollback_to_it_nothing_is_started_or_left_
 // A process of another user's group, say, must not be hit.
 #[test]
 fn only_the_predecessor_and_what_descends_from_it_are_ended() {
-    let code = "if os.fork() == 0:\n    os.setpgid(0, 0) if False else None\n    signal.signal(signal.SIGTERM, signal.SIG_IGN); mark('worker'); \
-                serve(signal.SIGUSR1)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nserve(signal.SIGUSR1)";
+    let code = "os.setpgid(0, 0)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.fork()\nserve(signal.SIGUSR1)";
     let old = by_hand(code);
-    old.folder.read("worker");
-    let worker = children(old.pid())[0];
+    let worker = wait_for("its worker", || children(old.pid()).first().copied());
     // In its group, and no child of it.
     let group = old.pid();
-    let beside = by_hand_with("127.0.0.1:0", "s = opened()\nserve()", |run| run);
-    let _ = group;
+    let join = move || Ok(setpgid(Pid::from_raw(0), group)?);
+    let beside = by_hand_with("127.0.0.1:0", "s = opened()\nserve()", |run| run.before_exec(join));
+    assert_eq!(getpgid(Some(beside.pid())), Ok(group));
     let supervisor = successor(&old, &["--drain-timeout", "200ms"], Server::Hello);
     supervisor.wait_log("has not drained in time and is killed");
     supervisor.wait_log(&format!("pid {} (python3): gone", old.pid()));
-    assert!(!exists(worker) || children(old.pid()).is_empty());
+    wait_for("its worker to end", || stat(worker).is_none_or(|stat| stat[0] == "Z").then_some(()));
     beside.assert_untouched();
     supervisor.stopped();
 }
@@ -150,13 +150,18 @@ fn only_the_predecessor_and_what_descends_from_it_are_ended() {
 #[test]
 fn the_supervisor_can_be_replaced_while_the_predecessor_stands_by() {
     let old = by_hand(SERVE);
-    let supervisor = successor(&old, &["--settle", "3s"], Server::Hello);
+    let supervisor = successor(&old, &["--settle", "60s"], Server::Hello);
     supervisor.wait_ready(1);
     supervisor.upgrade();
     assert_eq!(supervisor.states(), [(0, "standing-by".into()), (1, "serving".into())]);
+    let promote = || supervisor.command("--promote", &[]).output();
+    assert_eq!(promote().failure(), (0, ""));
     old.wait_end();
     supervisor.wait_log(&format!("pid {} (python3): gone", old.pid()));
-    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    let reload = supervisor.command("--reload", &[]).start();
+    supervisor.wait_ready(2);
+    assert_eq!(promote().failure(), (0, ""));
+    assert_eq!(reload.output().failure(), (0, ""));
     assert_eq!(ask(&old.address).unwrap().pid, supervisor.generation(2));
     supervisor.stopped();
 }
@@ -207,7 +212,7 @@ serve()";
 #[test]
 fn the_generation_of_a_supervisor_that_was_killed_is_taken_over_by_the_same_line() {
     for options in [&[][..], &["--shared"]] {
-        let first = killed(supervise(Server::Hello, options).serving());
+        let (first, _left) = killed(supervise(Server::Hello, options).serving());
         let (address, left) = (first.address(), first.generation(1));
         assert_eq!(ask(&address).unwrap().pid, left);
         let next = succeeding(&address, "auto", options, Server::Hello);

@@ -122,3 +122,12 @@ impl Drop for Session {
         });
     }
 }
+
+/// A process that a test leaves without a parent: with the value it ends.
+pub struct Left(pub Pid);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGKILL);
+    }
+}
