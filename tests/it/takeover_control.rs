@@ -30,7 +30,7 @@ while True:
     next.stopped();
 }
 
-// handoff-run(1), TAKEOVER: "one without a control socket is told to stop".
+// handoff-run(1), TAKEOVER: "or whose control socket has lost its file".
 #[test]
 fn a_supervisor_whose_control_socket_was_removed_is_succeeded_as_one_without() {
     for who in ["auto", "pid"] {

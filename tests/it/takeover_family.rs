@@ -153,7 +153,7 @@ fn workers_that_die_after_their_master_are_seen_and_who_waits_is_served_by_the_s
     supervisor.stopped();
 }
 
-// handoff-run(1), TAKEOVER: "A supervisor that was killed leaves its generation serving".
+// handoff-run(1), TAKEOVER: "what it leaves serves on".
 #[test]
 fn the_generation_of_a_lender_that_dies_serves_until_the_successor_does() {
     for fails in [false, true] {

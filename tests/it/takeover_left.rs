@@ -65,7 +65,7 @@ fn a_supervisor_without_a_control_socket_is_told_to_stop_by_term_also_by_one_tha
     next.stopped();
 }
 
-// handoff-run(1), --pid-file: "If the deploy fails, the file is as it was".
+// handoff-run(1), TAKEOVER: "with its pid file as it was".
 #[test]
 fn the_pid_file_of_a_predecessor_is_put_back_by_a_supervisor_that_fails() {
     for upgrades in [0, 1] {
