@@ -4,8 +4,9 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::str;
+use std::time::Duration;
 
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 #[cfg(test)]
 use crate::kernel::members::Members;
@@ -238,6 +239,12 @@ pub(crate) fn is_stopped(pid: Pid) -> bool {
 fn shows_stop(stat: &str) -> bool {
     // The name may have parentheses.
     stat.rsplit(')').next().is_some_and(|fields| fields.starts_with(" T"))
+}
+
+/// How long after the boot the clock had done so many ticks: proc_pid_stat(5), `starttime`.
+pub(crate) fn since_boot(ticks: u64) -> Duration {
+    let a_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().map_or(100, |ticks| ticks as u64);
+    Duration::from_millis(ticks.saturating_mul(1000) / a_second)
 }
 
 /// The number of a process.

@@ -1,12 +1,12 @@
 //! The process that the first generation succeeds: somebody else's, beside the generations of the supervisor.
 
 use std::fs;
-use std::time::Duration;
 
 use log::warn;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::Pid;
 
+use crate::kernel::processes::since_boot;
 use crate::socket::takeover::{Lender, Predecessor};
 use crate::supervise::Supervisor;
 use crate::supervise::generation::Generation;
@@ -81,7 +81,6 @@ fn unit_of(process: &str) -> Option<String> {
 
 /// When a process started that did so many clock ticks after the boot.
 fn since(ticks: u64) -> Timestamp {
-    let a_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().map_or(100, |ticks| ticks as u64);
-    // The clock of the ticks counts the time that the machine slept, too.
-    Duration::from_millis(ticks.saturating_mul(1000) / a_second).min(sys::now())
+    // That clock counts the time that the machine slept, too.
+    since_boot(ticks).min(sys::now())
 }

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use log::warn;
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::Pid;
 
+use crate::kernel::processes::since_boot;
 use crate::pid_file::PidFile;
 use crate::socket::takeover::Predecessor;
 
@@ -86,8 +87,7 @@ const CLOCK_STEP: i64 = 2;
 fn started_at(ticks: u64) -> Option<i64> {
     let stat = std::fs::read_to_string("/proc/stat").ok()?;
     let boot: i64 = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
-    let a_second = sysconf(SysconfVar::CLK_TCK).ok()??;
-    Some(boot + ticks as i64 / a_second)
+    Some(boot + since_boot(ticks).as_secs() as i64)
 }
 
 #[cfg(test)]
