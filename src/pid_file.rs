@@ -81,13 +81,13 @@ impl PidFile {
     }
 
     /// One that this process wrote, in the place of `before`, before it became another program.
-    pub(crate) fn written(path: &Path, before: Option<Vec<u8>>) -> PidFile {
-        PidFile { path: path.to_owned(), pid: process::id(), before }
+    pub(crate) fn written(path: &Path, before: Option<String>) -> PidFile {
+        PidFile { path: path.to_owned(), pid: process::id(), before: before.map(String::into_bytes) }
     }
 
-    /// What was there before.
-    pub(crate) fn before(&self) -> Option<&[u8]> {
-        self.before.as_deref()
+    /// What was there before, if it was text.
+    pub(crate) fn before(&self) -> Option<&str> {
+        str::from_utf8(self.before.as_deref()?).ok()
     }
 
     /// Write it again, if somebody removed it or wrote to it.

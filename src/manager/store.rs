@@ -259,8 +259,8 @@ mod tests {
         let mut manager = Manager::of(&[&variable]);
         let kept = UnixDatagram::unbound().unwrap();
         let item = Item::of(FdName::announced("kept").unwrap(), kept.as_fd()).unwrap();
-        let held = vec![("kept".to_owned(), item.inode.0), ("gone".to_owned(), 5), ("unsent".to_owned(), 0)];
-        let mut inventory = Inventory::of(Stored::resume(None, held));
+        let held = [format!("{} kept", item.inode.0), "5 gone".to_owned(), "0 unsent".to_owned()];
+        let mut inventory = Inventory::of(Stored::resume(None, &held));
         inventory.update(&[item], &mut manager);
         std::fs::remove_file(path).unwrap();
         let mut texts = vec![];

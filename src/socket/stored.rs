@@ -156,10 +156,13 @@ impl Stored {
         });
     }
 
-    /// A predecessor of this program stored its sockets with this state, which it may not have handed on: these, by name and
-    /// inode.
-    pub(crate) fn resume(state: Option<StateFile>, held: Vec<(String, u64)>) -> Stored {
-        let known = held.into_iter().filter_map(|(name, inode)| Some((FdName::announced(&name)?, SocketInode(inode))));
+    /// A predecessor of this program stored its sockets with this state, which it may not have handed on: these, each by its
+    /// inode and its name.
+    pub(crate) fn resume(state: Option<StateFile>, held: &[String]) -> Stored {
+        let known = held.iter().filter_map(|item| {
+            let (inode, name) = item.split_once(' ')?;
+            Some((FdName::announced(name)?, SocketInode(inode.parse().ok()?)))
+        });
         let mut stored = Stored { state, known: known.collect(), ..Stored::default() };
         if stored.state.is_none() {
             stored.known.extend(no_socket(store_name::STATE));

@@ -54,7 +54,7 @@ impl Store {
         keeper: Keeper,
         specs: &[Spec],
         number: Option<RawFd>,
-        held: Vec<(String, u64)>,
+        held: &[String],
         claimed: &mut Claimed,
     ) -> Option<Store> {
         let state = number.and_then(|number| claimed.take(number).ok()).and_then(|fd| StateFile::open(fd).ok());
@@ -68,9 +68,9 @@ impl Store {
     }
 
     /// What the store has, or has until it reads what could not be sent yet.
-    pub(crate) fn held(&self, manager: &Manager) -> Vec<(String, u64)> {
+    pub(crate) fn held(&self, manager: &Manager) -> Vec<String> {
         let held = self.inventory.held().chain(manager.undiscarded().map(|name| (name, 0)));
-        held.map(|(name, inode)| (name.to_owned(), inode)).collect()
+        held.map(|(name, inode)| format!("{inode} {name}")).collect()
     }
 
     /// For the supervisor that takes the place of this one.

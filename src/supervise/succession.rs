@@ -76,7 +76,7 @@ impl Supervisor {
             sockets.reach(),
             &mut claimed,
         );
-        let store = Store::resume(config.exec.keeper, &config.exec.specs, state.store, state.stored, &mut claimed);
+        let store = Store::resume(config.exec.keeper, &config.exec.specs, state.store, &state.stored, &mut claimed);
         let claim = state.claim.map(|saved| Claim::resume(saved, &mut claimed));
         // A state that does not name them: what is left was inherited.
         let sockets = if inherits_rest { sockets.with_others(claimed.rest()) } else { sockets };
@@ -149,7 +149,7 @@ impl Supervisor {
             last_failure_at: self.reporter.last_failure.as_ref().map(|failure| failure.at),
             asked: self.reporter.asked,
             pid_file: self.pid_file.is_some(),
-            pid_file_before: self.pid_file.as_ref().and_then(PidFile::before).map(<[u8]>::to_vec),
+            pid_file_before: self.pid_file.as_ref().and_then(PidFile::before).map(str::to_owned),
             store: self.store.as_ref().and_then(Store::save),
             stored: self.store.as_ref().map(|store| store.held(&self.reporter.manager)).unwrap_or_default(),
             claim: self.claim.as_ref().map(Claim::save),

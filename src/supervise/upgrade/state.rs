@@ -69,15 +69,15 @@ pub(crate) struct State {
     /// The pid file was written.
     #[serde(default)]
     pub(crate) pid_file: bool,
-    /// What was in it before.
+    /// What was in it before, if that is text.
     #[serde(default)]
-    pub(crate) pid_file_before: Option<Vec<u8>>,
+    pub(crate) pid_file_before: Option<String>,
     /// The descriptor of what the service manager stores beside the sockets.
     #[serde(default)]
     pub(crate) store: Option<RawFd>,
-    /// The names and inodes of what it has.
+    /// What it has, each as its inode and its name.
     #[serde(default)]
-    pub(crate) stored: Vec<(String, u64)>,
+    pub(crate) stored: Vec<String>,
     /// The right to take over from the predecessor.
     #[serde(default)]
     pub(crate) claim: Option<SavedClaim>,
