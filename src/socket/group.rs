@@ -184,12 +184,13 @@ impl Group {
     /// If no socket can be bound beside the others.
     pub(crate) fn grow(&mut self, lowest: RawFd) -> Result<()> {
         ensure!(!self.has_strangers(), "some process listens at this address beside our sockets");
-        self.settle_order(lowest)?;
+        self.settle_order(lowest);
         self.add_slot(lowest)?;
         self.put_helm_last(lowest)?;
         self.attach()?;
         self.note_changes();
-        self.settle_order(lowest)
+        self.settle_order(lowest);
+        Ok(())
     }
 
     fn add_slot(&mut self, lowest: RawFd) -> Result<()> {

@@ -2,7 +2,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
+use log::debug;
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 
@@ -31,10 +32,13 @@ struct Changes {
     moved: Vec<usize>,
 }
 
-impl Changes {
-    fn are_none(&self) -> bool {
-        self.left.is_empty() && self.moved.is_empty()
-    }
+/// What came of letting slots listen again.
+#[derive(Default)]
+struct Again {
+    /// A server was first, and nobody knows whether before or after what was done here.
+    overtaken: bool,
+    /// Why the first of those cannot that cannot.
+    failed: Option<Error>,
 }
 
 impl Group {
@@ -103,25 +107,30 @@ impl Group {
     /// The order has been changed here. What a server did meanwhile came before that or after it, nobody knows.
     pub(super) fn note_changes(&mut self) {
         // A shutdown(2) does not move a datagram socket.
-        let has_changed = !self.slots[0].is_datagram() && !self.changes().are_none();
+        let has_changed = !self.slots[0].is_datagram() && !self.is_as_known();
         if let Some(steered) = &mut self.steered {
             steered.is_unsure |= has_changed;
         }
     }
 
-    /// The order is to be changed here: what servers have done is repaired before.
-    ///
-    /// # Errors
-    /// If it cannot be.
-    pub(super) fn settle_order(&mut self, lowest: RawFd) -> Result<()> {
+    /// Has no server done anything, but for those whose sockets cannot be brought back, and are in no place?
+    fn is_as_known(&self) -> bool {
+        let Changes { left, moved } = self.changes();
+        moved.is_empty() && left.iter().all(|slot| self.slots[*slot].is_lost)
+    }
+
+    /// The order is to be changed here: what servers have done is repaired before, as far as it can be.
+    pub(super) fn settle_order(&mut self, lowest: RawFd) {
         for _ in 0..MOST_ATTEMPTS {
-            let Changes { left, moved } = self.changes();
-            if left.is_empty() && moved.is_empty() && !self.is_unsure() {
+            if self.is_as_known() && !self.is_unsure() {
                 break;
             }
-            self.restore(&left, &moved, lowest)?;
+            let Changes { left, moved } = self.changes();
+            if let Err(error) = self.restore(&left, &moved, lowest) {
+                debug!("{error:#}");
+                break;
+            }
         }
-        Ok(())
     }
 
     /// Bring the slots that have left back into the group, and the group into order. Those that have moved listen again
@@ -135,7 +144,7 @@ impl Group {
         for (slot, it) in self.slots.iter_mut().enumerate() {
             it.mark_if(moved.contains(&slot));
         }
-        let mut overtaken = false;
+        let mut again = Again::default();
         if self.slots[0].is_datagram() {
             self.replace_datagram_slots(left, lowest)?;
         } else {
@@ -146,19 +155,23 @@ impl Group {
                 [one] if members.is_empty() => Some(steered.places.with_last(Member::Slot(*one))),
                 _ => None,
             };
-            overtaken = match known {
+            again = match known {
                 Some(places) => {
                     steered.places = places;
-                    self.listen_again(left)?
+                    self.listen_again(left)
                 }
-                None => self.line_up(left)?,
+                None => {
+                    // What has moved does not show any more.
+                    steered.is_unsure = true;
+                    self.line_up(left)?
+                }
             };
         }
+        self.steered.iter_mut().for_each(|steered| steered.is_unsure = is_crowded || again.overtaken);
         self.put_helm_last(lowest)?;
         self.attach()?;
-        self.steered.iter_mut().for_each(|steered| steered.is_unsure = is_crowded || overtaken);
         self.note_changes();
-        Ok(())
+        again.failed.map_or(Ok(()), Err)
     }
 
     /// Other sockets take the place of those that were shut down, which keep their places until they are closed by all.
@@ -177,9 +190,10 @@ impl Group {
 
     /// Which place leads where is not known any more: all but the one that serves leave, and join in their order.
     ///
-    /// Has a server listened again meanwhile?
-    fn line_up(&mut self, left: &[usize]) -> Result<bool> {
-        let Some(steered) = &mut self.steered else { return Ok(false) };
+    /// # Errors
+    /// If they cannot be made to leave.
+    fn line_up(&mut self, left: &[usize]) -> Result<Again> {
+        let Some(steered) = &mut self.steered else { return Ok(Again::default()) };
         ensure!(steered.foreign.is_empty(), "other processes have sockets at this address");
         let serving = steered.route.serving;
         let others: Vec<usize> = (0..self.slots.len()).filter(|slot| *slot != serving).collect();
@@ -191,33 +205,35 @@ impl Group {
             }
         }
         // Another is put last. To close this one is not enough: the service manager may have it, too.
-        if let Some(helm) = steered.helm.take() {
-            shut_down(&helm.listener)?;
+        for idle in steered.helm.take().into_iter().chain(steered.fillers.drain(..)) {
+            shut_down(&idle.listener)?;
         }
         steered.places = Places::default();
-        let mut overtaken = false;
+        let mut all = vec![];
         if left.contains(&serving) {
-            overtaken = self.listen_again(&[serving])?;
+            all.push(serving);
         } else {
             steered.places.join(Member::Slot(serving));
         }
-        Ok(self.listen_again(&others)? || overtaken)
+        all.extend(others);
+        Ok(self.listen_again(&all))
     }
 
-    /// Has a server done so, too, meanwhile?
-    fn listen_again(&mut self, slots: &[usize]) -> Result<bool> {
-        let mut overtaken = false;
-        let Some(steered) = &mut self.steered else { return Ok(overtaken) };
-        for slot in slots {
-            let slot_now = &mut self.slots[*slot];
-            // Its server was first, and nobody knows whether before or after what was done here.
-            overtaken |= slot_now.listener.listens();
-            let revived = slot_now.listen_again();
-            slot_now.is_lost = revived.is_err();
-            revived.context("it was shut down and cannot listen again")?;
-            steered.places.join(Member::Slot(*slot));
+    /// Let all of them listen again that can.
+    fn listen_again(&mut self, slots: &[usize]) -> Again {
+        let mut again = Again::default();
+        let Some(steered) = &mut self.steered else { return again };
+        for number in slots {
+            let slot = &mut self.slots[*number];
+            again.overtaken |= slot.listener.listens();
+            let revived = slot.listen_again().context("it was shut down and cannot listen again");
+            slot.is_lost = revived.is_err();
+            match revived {
+                Ok(()) => steered.places.join(Member::Slot(*number)),
+                Err(error) => drop(again.failed.get_or_insert(error)),
+            }
         }
-        Ok(overtaken)
+        again
     }
 
     /// Put the helm behind all others.

@@ -170,6 +170,29 @@ fn what_servers_do_while_the_order_is_changed_is_repaired() {
     }
 }
 
+#[test]
+fn a_slot_that_cannot_listen_again_keeps_no_other_from_its_place() {
+    let mut group = group("127.0.0.1:0");
+    group.grow(LOWEST).unwrap();
+    group.steer_to(1);
+    group.shut(2);
+    sys::set_option(group.listener(2), libc::SOL_SOCKET, libc::SO_REUSEPORT, 0).unwrap();
+    for is_unsure in [false, true] {
+        group.steered.as_mut().unwrap().is_unsure = is_unsure;
+        group.look_after(LOWEST);
+        assert!(group.slots[2].is_lost);
+        assert!(!group.steered.as_ref().unwrap().is_unsure, "it would be lined up for ever");
+        group.check();
+    }
+    // A draining generation's, say: the next one gets a slot all the same.
+    group.grow(LOWEST).unwrap();
+    for serving in [3, 0, 1] {
+        group.steer_to(serving);
+        group.look_after(LOWEST);
+        group.check();
+    }
+}
+
 // While a program is replaced nobody looks.
 #[test]
 fn a_slot_that_moves_while_the_group_is_handed_on_is_seen_afterwards() {

@@ -103,6 +103,32 @@ fn where_several_are_at_the_address_ours_gets_everything_and_goes_on_as_they_lea
     }
 }
 
+// Those that took the places of others are in the group still.
+#[test]
+fn where_several_have_left_the_slots_can_be_lined_up() {
+    let first = sibling("127.0.0.1:0".parse().unwrap());
+    let address = first.local_addr().unwrap();
+    let others = vec![sibling(address), sibling(address)];
+    let mut group = Group::of(taken(&first), LOWEST).unwrap();
+    drop(first);
+    group.steer_to(1);
+    group.own();
+    group.free(0, LOWEST);
+    group.look_after(LOWEST);
+    drop(others);
+    group.look_after(LOWEST);
+    assert!(!group.steered.as_ref().unwrap().fillers.is_empty());
+    group.steered.as_mut().unwrap().is_unsure = true;
+    group.look_after(LOWEST);
+    for slot in [1, 0] {
+        group.give(slot);
+        group.steer_to(slot);
+        (0..8).for_each(|_| drop(TcpStream::connect(address).unwrap()));
+        let spread: Vec<usize> = group.sockets().map(accept_all).collect();
+        assert_eq!(spread[slot], 8, "{spread:?} {:?} {:?}", group.beside(), group.inodes().collect::<Vec<_>>());
+    }
+}
+
 #[test]
 fn several_sockets_that_are_not_succeeded_share_as_they_did_before() {
     let first = sibling("127.0.0.1:0".parse().unwrap());
