@@ -231,9 +231,12 @@ impl Supervisor {
 
     /// What is not ours to start again is there as long as any of its processes serves: the workers of a master, or the
     /// generation of a supervisor.
-    fn goes_on_without_main(&self, id: Id) -> bool {
-        let serves = |generation: &Generation| generation.ended.is_some() && generation.is_held();
-        id == PREDECESSOR && self.plan.is_predecessor_needed() && self.generations.get(id).is_some_and(serves)
+    fn goes_on_without_main(&mut self, id: Id) -> bool {
+        if id != PREDECESSOR || !self.plan.is_predecessor_needed() {
+            return false;
+        }
+        let predecessor = self.generations.get_mut(id).filter(|predecessor| predecessor.ended.is_some());
+        predecessor.is_some_and(|predecessor| predecessor.serves_on(&self.sockets))
     }
 
     /// Processes ended: reap them, and see which generations are gone.
@@ -245,7 +248,10 @@ impl Supervisor {
         if is_needed && self.generations.get(PREDECESSOR).is_some_and(has_ended) {
             match self.goes_on_without_main(PREDECESSOR) {
                 true => self.generations.collect_soon(),
-                false => self.events.push_back(Event::Ended(PREDECESSOR, 1)),
+                false => {
+                    self.reporter.ended_unasked(PREDECESSOR, "what was left of it serves no more", None);
+                    self.events.push_back(Event::Ended(PREDECESSOR, 1));
+                }
             }
         }
     }

@@ -107,6 +107,12 @@ impl Plan {
         Order::Release(id)
     }
 
+    /// Those are told to stop when it is time, too.
+    pub(crate) fn limit_earlier(&mut self, limits: Limits, now: Timestamp) {
+        let earlier = self.draining.iter_mut().filter(|draining| draining.id >= EARLIER && draining.stop.is_some());
+        earlier.for_each(|draining| draining.stop = Some(now + limits.drain));
+    }
+
     /// The deploy has failed: what was there before it goes on as it was.
     fn leave_earlier(&mut self) {
         self.draining.retain(|draining| draining.id != PREDECESSOR && draining.id < EARLIER);

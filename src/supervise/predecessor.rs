@@ -44,7 +44,9 @@ impl Supervisor {
     pub(super) fn stop_signal(&self, id: Id) -> Signal {
         match id {
             // Any other may mean something else to it, and is passed on to what it supervises.
-            PREDECESSOR if self.generations.get(id).is_some_and(|it| it.is_supervisor) => Signal::SIGTERM,
+            PREDECESSOR if self.generations.get(id).is_some_and(|it| it.is_supervisor && it.ended.is_none()) => {
+                Signal::SIGTERM
+            }
             PREDECESSOR | EARLIER.. => self.config.from_signal,
             _ => self.config.stop_signal,
         }

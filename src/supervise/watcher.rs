@@ -21,7 +21,7 @@ use nix::unistd::{ForkResult, Pid, pipe2, setsid};
 use crate::config::{Ready, Restart, Supervise};
 use crate::failure::Failure;
 use crate::kernel::descriptors::{are_open_to_us, sockets};
-use crate::kernel::holders::holders_of;
+use crate::kernel::processes::{Process, Processes};
 use crate::logging;
 use crate::manager::Manager;
 use crate::socket::listener::Listener;
@@ -47,6 +47,9 @@ const SUCCESSOR: Id = 1;
 
 /// How often it is seen whether a program that has settled still has its sockets.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Looks take at most this part of the processor's time.
+const COST_RATIO: u32 = 50;
 
 /// That program.
 #[derive(Debug)]
@@ -282,6 +285,8 @@ impl Supervisor {
         });
         self.generations.forget(SUCCESSOR);
         self.plan.serving = None;
+        // Whoever succeeds that program waits for the end of this process.
+        self.plan.limit_earlier(self.config.limits, sys::now());
     }
 
     /// See whether that program has closed its sockets, as one does that drains.
@@ -290,13 +295,20 @@ impl Supervisor {
         if settled.next_look > now {
             return;
         }
-        settled.next_look = now + LOOK_INTERVAL;
+        let before = sys::processor_time();
         let inodes = self.sockets.set(share).inodes;
-        let has_one = sockets(settled.pid).any(|inode| inodes.contains(&inode));
-        // Its workers may have them.
-        let is_closed = !has_one
-            && are_open_to_us(&[settled.pid])
-            && holders_of(&inodes).is_ok_and(|(_, holders)| holders.is_empty());
+        let has_one = |process: &Pid| sockets(*process).any(|inode| inodes.contains(&inode));
+        // Its workers may have them, be they shown to us or not.
+        let is_closed = !has_one(&settled.pid)
+            && Processes::scan().is_ok_and(|processes| {
+                let is_its =
+                    |process: &&Process| processes.ancestors(process.pid).any(|above| above.pid == settled.pid);
+                let its = processes.iter().filter(is_its).map(|process| process.pid);
+                let its: Vec<Pid> = [settled.pid].into_iter().chain(its).collect();
+                are_open_to_us(&its) && !its.iter().any(has_one)
+            });
+        let cost = sys::processor_time().saturating_sub(before);
+        settled.next_look = now + LOOK_INTERVAL.max(cost * COST_RATIO);
         if std::mem::replace(&mut settled.was_closed, is_closed) && is_closed {
             self.let_go_of_sockets();
         }

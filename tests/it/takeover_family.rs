@@ -111,9 +111,8 @@ fn workers_whose_master_dies_serve_on_if_the_successor_fails() {
         let old = by_hand(MASTER);
         let worker = worker_of(&old);
         let _left = Left(worker);
-        let code = if settled { "wait_for('go')\nserve()" } else { "wait_for('go'); sys.exit(7)" };
+        let code = if settled { "wait_for('go')\nserve()" } else { "mark('up'); wait_for('go'); sys.exit(7)" };
         let new = old.succeed("auto", &["--settle", "60s", "-v"], Server::Python(code));
-        wait_for("the watcher", || new.watcher());
         let kill_master = || {
             old.running.signal(Signal::SIGKILL);
             wait_for("that to be seen", || new.log().contains("its main process has ended").then_some(()));
@@ -124,6 +123,7 @@ fn workers_whose_master_dies_serve_on_if_the_successor_fails() {
             kill_master();
             new.running.signal(Signal::SIGKILL);
         } else {
+            new.folder.read("up");
             kill_master();
             new.folder.open("go");
         }
@@ -147,6 +147,30 @@ fn workers_that_die_after_their_master_are_seen_and_who_waits_is_served_by_the_s
     assert_eq!(ask(&old.address).unwrap().pid, worker);
     kill(worker, Signal::SIGKILL).unwrap();
     supervisor.wait_log("gone");
+    let mut waiting = Client::connect(&old.address).unwrap();
+    supervisor.folder.open("go");
+    assert_eq!(waiting.ask().unwrap().pid, first);
+    supervisor.stopped();
+}
+
+// As a pipe for its log may have been started with it.
+#[test]
+fn a_child_that_only_has_the_socket_is_not_taken_to_serve() {
+    let code = "
+if os.fork() == 0:
+    signal.alarm(120)
+    mark('child', str(os.getpid()))
+    while True: signal.pause()
+serve()";
+    let old = by_hand(code);
+    let child = Pid::from_raw(old.folder.read("child").parse().unwrap());
+    let _left = Left(child);
+    let setup = supervise(Server::Python("wait_for('go')\nserve()"), &["--from", "auto"]).listen(&old.address);
+    let mut supervisor = setup.start();
+    supervisor.expect_at(&old.address);
+    let first = supervisor.generation(1);
+    old.running.signal(Signal::SIGKILL);
+    supervisor.wait_log("what was left of it serves no more");
     let mut waiting = Client::connect(&old.address).unwrap();
     supervisor.folder.open("go");
     assert_eq!(waiting.ask().unwrap().pid, first);

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::harness::by_hand::{by_hand, succeed};
 use crate::harness::client::{Client, ask};
@@ -158,19 +159,44 @@ fn what_a_killed_successor_left_shares_no_socket_with_the_next_successor() {
     drop(killed);
 }
 
-// handoff-run(1), TAKEOVER: "older ones, which drain, are told to stop when they have no connection".
-#[test]
-fn older_generations_that_a_killed_supervisor_left_are_told_to_stop_when_a_program_succeeds_it() {
+/// Two generations that a killed supervisor left, of which the first has a client.
+fn two_generations() -> (Supervisor, Client, [Pid; 2]) {
     let old = supervise(Server::Hello, &["--drain", "idle"]).serving();
-    let address = old.address();
-    let mut client = Client::connect(&address).unwrap();
+    let mut client = Client::connect(&old.address()).unwrap();
     client.send_part();
     wait_for("it is accepted", || (old.table()[1][6] == "1").then_some(()));
     assert_eq!(old.reload().failure(), (0, ""));
     let pids = [1, 2].map(|generation| old.generation(generation));
-    let _left = pids.map(Left);
     old.signal(Signal::SIGKILL);
     wait_for("the supervisor to be gone", || sockets(old.pid).is_empty().then_some(()));
+    (old, client, pids)
+}
+
+// handoff-run(1), TAKEOVER: "at the latest --drain-timeout after PROGRAM has settled".
+#[test]
+fn a_watcher_does_not_wait_for_ever_for_what_a_killed_supervisor_left() {
+    let (old, client, pids) = two_generations();
+    let _left = pids.map(Left);
+    let address = old.address();
+    let new = succeed(Run::of(PROGRAM), &address, "auto", &["--drain-timeout", "300ms"], Server::Python(SERVE));
+    new.wait_serving(&address);
+    new.wait_alone();
+    wait_for("both to be gone", || pids.iter().all(|pid| !exists(*pid)).then_some(()));
+    assert!(
+        new.log().contains(&format!("pid {} (server): has not drained in time and is killed", pids[0])),
+        "{}",
+        new.log()
+    );
+    assert_eq!(ask(&address).unwrap().pid, new.pid());
+    drop(client);
+}
+
+// handoff-run(1), TAKEOVER: "older ones, which drain, are told to stop when they have no connection".
+#[test]
+fn older_generations_that_a_killed_supervisor_left_are_told_to_stop_when_a_program_succeeds_it() {
+    let (old, mut client, pids) = two_generations();
+    let _left = pids.map(Left);
+    let address = old.address();
     let new = succeed(Run::of(PROGRAM), &address, "auto", &["--drain", "idle"], Server::Python(SERVE));
     new.wait_serving(&address);
     wait_for("the last generation to be told", || (!exists(pids[1])).then_some(()));

@@ -24,6 +24,7 @@ use crate::kernel::sockets::unix_sockets;
 use crate::socket::candidate::Candidate;
 use crate::socket::endpoint::Endpoint;
 use crate::socket::in_the_way::{bound_otherwise, bound_to};
+use crate::socket::spec::split;
 use crate::socket::takeover::predecessor::is_supervisor_name;
 use crate::socket::takeover::{Found, Predecessor};
 
@@ -284,8 +285,7 @@ fn control_in(line: &[u8]) -> Option<Vec<u8>> {
         Some([b'=', value @ ..]) => Some(Some(value)),
         _ => None,
     })?;
-    let value = value.or_else(|| words.next())?;
-    value.split(|byte| *byte == b',').next().map(<[u8]>::to_vec)
+    split(value.or_else(|| words.next())?).into_iter().next()
 }
 
 /// Does it see the files that we see?
@@ -306,6 +306,7 @@ mod tests {
         let found =
             |line: &str| control_in(line.replace(' ', "\0").as_bytes()).map(|path| String::from_utf8(path).unwrap());
         assert_eq!(found("handoff-run --supervise --control c.sock,mode=0660 -l :80 -- x "), Some("c.sock".into()));
+        assert_eq!(found(r"handoff-run --control /run/a\,b,mode=0600 -- x "), Some("/run/a,b".into()));
         assert_eq!(found("handoff-run --control=/run/c -- x --control other "), Some("/run/c".into()));
         for none in ["handoff-run -l :80 -- x --control other ", "handoff-run --control-x c ", "", "x --control"] {
             assert_eq!(found(none), None, "{none}");

@@ -10,6 +10,7 @@ use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::descriptors::{SocketInode, are_open_to_us, sockets};
 use crate::kernel::socket_info::{States, addresses};
 use crate::supervise::generation::Generation;
+use crate::supervise::plan::EARLIER;
 use crate::supervise::sockets::Sockets;
 use crate::sys::Timestamp;
 
@@ -103,6 +104,10 @@ impl Generation {
 
     /// It was relieved, and clients wait for it: has it given up a socket that they may wait on? Then those that it still has.
     pub(crate) fn given_up(&mut self, all: &Sockets, now: Timestamp) -> Option<Vec<SocketInode>> {
+        // What clients wait on is none of its sockets.
+        if self.is_earlier() {
+            return None;
+        }
         let is_told = match self.handover.as_ref()?.what {
             What::Sockets(_) => return None,
             What::Release(_) => false,
@@ -159,7 +164,8 @@ impl Generation {
         handover.backoff = (handover.backoff * 3 / 2).min(LAST_BACKOFF);
         handover.next = now + handover.backoff;
         // The queue is looked at once more: a connection that has been made since is in it.
-        let is_waited_for = all.waiting(self.share) > 0 || self.still_made(all) > 0 || all.waiting(self.share) > 0;
+        let is_waited_for = !self.is_earlier()
+            && (all.waiting(self.share) > 0 || self.still_made(all) > 0 || all.waiting(self.share) > 0);
         if is_waited_for || how == Drain::Signal {
             return !is_waited_for;
         }
@@ -170,6 +176,11 @@ impl Generation {
             handover.next = now + SECOND_LOOK;
         }
         std::mem::replace(&mut handover.was_seen, is_idle) && is_idle
+    }
+
+    /// Is it one that a supervisor left which is gone, before the one that served?
+    fn is_earlier(&self) -> bool {
+        self.id >= EARLIER
     }
 
     /// How many of the connections that were being made when it was relieved still are.

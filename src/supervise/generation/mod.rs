@@ -25,6 +25,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid, pipe2, read};
 
 use crate::config::Ready;
+use crate::kernel::accepting::observe;
 use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::descriptors::{ForeignFd, SocketInode, sockets};
 use crate::kernel::members::Members;
@@ -48,6 +49,9 @@ pub(crate) const HINT_INTERVAL: Duration = Duration::from_secs(3);
 /// A generation that ends within this time after the stop signal did not drain what it still had.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
+/// One that was not seen to serve so often does not.
+const MOST_UNSEEN: u32 = 10;
+
 /// A generation that has been started and of which something may be left.
 #[derive(Debug)]
 pub(crate) struct Generation {
@@ -67,6 +71,8 @@ pub(crate) struct Generation {
     pub(crate) watch: Option<Watch>,
     pub(crate) members: Members,
     pub(crate) started: Timestamp,
+    /// At how many looks in a row it was not seen to serve.
+    unseen: u32,
     /// All its processes are to be killed.
     pub(crate) killed: bool,
     /// Those of them that may not be.
@@ -178,6 +184,7 @@ impl Generation {
             pid,
             is_foreign: false,
             is_supervisor: false,
+            unseen: 0,
             share,
             descriptors,
             _notify_file: None,
@@ -240,10 +247,19 @@ impl Generation {
         self.ended
     }
 
-    /// Has any of its processes one of its sockets?
-    pub(crate) fn is_held(&self) -> bool {
-        let has_one = |process: Pid| sockets(process).any(|inode| self.given.contains(&inode));
-        self.members.alive().into_iter().any(has_one)
+    /// Does any of its processes serve, though its main process has ended? One that has a socket and was not seen to wait for
+    /// clients, or to have one, at so many looks in a row is taken not to.
+    pub(crate) fn serves_on(&mut self, all: &Sockets) -> bool {
+        let members = self.members.alive();
+        let has_one = |process: &Pid| sockets(*process).any(|inode| self.given.contains(&inode));
+        if !members.iter().any(has_one) {
+            return false;
+        }
+        let seen = observe(&members, &self.given);
+        let is_seen =
+            !seen.evidence.is_empty() || seen.obstacle.is_some() || self.connections(all).is_none_or(|held| held > 0);
+        self.unseen = if is_seen { 0 } else { self.unseen + 1 };
+        self.unseen < MOST_UNSEEN
     }
 
     /// Did it end by the signal that asked it to stop, at once and with connections? How long after, and with how many.
