@@ -148,7 +148,9 @@ impl Group {
         if self.slots[0].is_datagram() {
             self.replace_datagram_slots(left, lowest)?;
         } else {
-            let members: Vec<Member> = left.iter().copied().map(Member::Slot).collect();
+            // One that could not listen again before is in no place.
+            let members = left.iter().copied().map(Member::Slot).filter(|member| steered.places.of(*member).is_some());
+            let members: Vec<Member> = members.collect();
             let known = match moved {
                 _ if was_unsure && !is_crowded => None,
                 [] => steered.places.without(&members),
