@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
+use crate::harness::run::copy_program;
 use crate::harness::server::settings;
 use crate::harness::systemd::Systemd;
 use crate::harness::{Folder, PROGRAM, Server, wait_for};
@@ -15,7 +16,7 @@ fn unit(folder: &Folder, options: &str, script: &str, lines: &str) -> String {
     fs::set_permissions(folder, Permissions::from_mode(0o777)).unwrap();
     // Where it was built, another user may not go.
     let program = folder.text("handoff-run");
-    fs::copy(PROGRAM, &program).unwrap();
+    copy_program(PROGRAM, &program);
     let server = Server::Python(script).install(folder).join(" ".as_ref()).into_string().unwrap();
     let settings = settings(folder).join(" ");
     let seen = folder.text("");

@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::process::children;
+use crate::harness::run::copy_program;
 use crate::harness::{PROGRAM, Run, Server, Supervisor, is_root_to, supervise, wait_for};
 
 /// /proc in which each user sees his own processes only, for a user that is not root.
@@ -24,7 +25,7 @@ fn start(mount: &str, options: &[&str], script: &str) -> Option<Supervisor> {
     fs::set_permissions(&*setup.folder, Permissions::from_mode(0o777)).unwrap();
     // Where it was built, another user may not go.
     let program = setup.folder.text("handoff-run");
-    fs::copy(PROGRAM, &program).unwrap();
+    copy_program(PROGRAM, &program);
     let run = Run::of("unshare").args(&["--mount", "sh", "-ec", mount, "sh", &program]);
     Some(setup.by(run).start())
 }

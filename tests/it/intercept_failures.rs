@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use crate::harness::filter::{Answer, deny};
 use crate::harness::intercept::intercept;
+use crate::harness::run::copy_program;
 use crate::harness::{Folder, Output, Run, handoff_run_with, is_root_to};
 
 const OTHERWISE: &str =
@@ -95,9 +96,9 @@ fn a_program_that_would_gain_privileges_is_warned_of_where_it_will_not() {
         return;
     }
     let folder = Folder::new();
-    fs::copy("/bin/true", folder.path("plain")).unwrap();
-    fs::copy("/bin/true", folder.path("set-uid")).unwrap();
-    fs::copy("/bin/true", folder.path("capable")).unwrap();
+    copy_program("/bin/true", folder.path("plain"));
+    copy_program("/bin/true", folder.path("set-uid"));
+    copy_program("/bin/true", folder.path("capable"));
     fs::set_permissions(folder.path("set-uid"), Permissions::from_mode(0o4755)).unwrap();
     // linux/capability.h: version 2, CAP_NET_BIND_SERVICE permitted.
     let capability: Vec<u8> = [0x0200_0000_u32, 1 << 10, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -107,7 +108,7 @@ fn a_program_that_would_gain_privileges_is_warned_of_where_it_will_not() {
         libc::setxattr(path.as_ptr(), c"security.capability".as_ptr(), capability.as_ptr().cast(), capability.len(), 0)
     };
     let program = folder.path("handoff-run");
-    fs::copy(crate::harness::PROGRAM, &program).unwrap();
+    copy_program(crate::harness::PROGRAM, &program);
     fs::set_permissions(folder.path(""), Permissions::from_mode(0o755)).unwrap();
     let run = |name: &str, is_root: bool| {
         let path = folder.text(name);
@@ -133,7 +134,7 @@ fn a_program_that_would_gain_privileges_is_warned_of_where_it_will_not() {
     }
     assert!(!run("plain", false).contains("no_new_privs"));
     // It is set only where it has to be.
-    fs::copy("/bin/grep", folder.path("look")).unwrap();
+    copy_program("/bin/grep", folder.path("look"));
     let program =
         [program.to_str().unwrap(), "-q", "-l", "127.0.0.1:0", "--supervise", "--intercept", "--"].map(str::to_owned);
     let look = [folder.text("look"), "NoNewPrivs".into(), "/proc/self/status".into()];

@@ -179,7 +179,8 @@ fn the_old_server_may_die_at_any_time_and_who_waits_is_served_by_the_new_one() {
         if gate == "starting" {
             wait_for("the watcher", || new.watcher());
             kill(old.pid(), Signal::SIGKILL).unwrap();
-            wait_for("its end to be seen", || new.log().contains("Steer(1)").then_some(()));
+            // The order before that leads clients to the new one.
+            wait_for("its end to be seen", || new.log().contains("Retire(0)").then_some(()));
             let mut waiting = Client::connect(&old.address).unwrap();
             open();
             assert_eq!(waiting.ask().unwrap().pid, new.pid());

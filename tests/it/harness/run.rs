@@ -18,11 +18,17 @@ use nix::unistd::Pid;
 
 use super::{DEADLINE, Folder, PROGRAM, wait_for};
 
+/// Copy a program that is to be run. Not in this process, where another test may fork while it is open for writing, and what
+/// that starts keeps it so: it could not be run then (ETXTBSY).
+pub fn copy_program(program: impl AsRef<Path>, copy: impl AsRef<Path>) {
+    assert!(Command::new("cp").args([program.as_ref(), copy.as_ref()]).status().unwrap().success());
+}
+
 /// A copy of handoff-run in a folder, which everybody may go to. Made by another process: a fork of this one could have it
 /// open for writing when it is to be executed.
 pub fn copy_for_everybody(folder: &Folder) -> PathBuf {
     let copy = folder.path("program");
-    assert!(Command::new("cp").args([PROGRAM.as_ref(), copy.as_os_str()]).status().unwrap().success());
+    copy_program(PROGRAM, &copy);
     fs::set_permissions(folder.path(""), Permissions::from_mode(0o755)).unwrap();
     copy
 }
