@@ -38,7 +38,7 @@ use socket::endpoint::Endpoint;
 use socket::listener::{self, Listener};
 use socket::store_name;
 use socket::stored::{Demand, Keeper, Stored};
-use socket::takeover::{Control, Predecessor, Search, Who};
+use socket::takeover::{Control, Predecessor, Search, Who, report_nobody};
 use supervise::control::borrow::borrow;
 use supervise::intercept;
 use supervise::upgrade::Mode;
@@ -212,6 +212,9 @@ fn origin(who: &Who, config: &Exec, control: Option<&Path>, lowest: RawFd) -> Re
         Some((predecessor, lent)) => Some(Origin::Supervisor(predecessor, lent)),
         // Its file was removed: it is as one without.
         None if is_found => Some(Origin::Process(search)),
-        None => None,
+        None => {
+            report_nobody(who);
+            None
+        }
     })
 }

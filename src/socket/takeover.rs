@@ -16,6 +16,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
 use anyhow::Error;
+use log::info;
 
 use crate::failure::Result;
 use crate::kernel::descriptors::SocketInode;
@@ -83,6 +84,9 @@ impl Search {
             }
             who => who.process()?.map_or(Named::Gone, Named::Process),
         };
+        if matches!(named, Named::Gone) {
+            report_nobody(who);
+        }
         let survey = match named {
             // Nobody is looked for.
             Named::Gone | Named::Supervisor(_) => Survey::default(),
@@ -116,6 +120,11 @@ impl Search {
             Named::Gone | Named::Supervisor(_) => Ok(Taken::nothing(wanted)),
         }
     }
+}
+
+/// Whoever is named is not there.
+pub(crate) fn report_nobody(who: &Who) {
+    info!("{who}: nobody is there, the sockets are bound");
 }
 
 impl Taken {

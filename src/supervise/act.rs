@@ -206,6 +206,9 @@ impl Supervisor {
         // While it is still in the process table: its group and children are found through it.
         self.generations.survey();
         let Some(ending) = self.generations.get_mut(id).and_then(Generation::see_end) else { return };
+        if self.is_watcher() {
+            self.adopt_holders(id);
+        }
         self.look_after_sockets();
         if self.goes_on_without_main(id) {
             self.reporter.progress(id, "its main process has ended, and others of it serve on");
@@ -242,6 +245,10 @@ impl Supervisor {
     /// Processes ended: reap them, and see which generations are gone.
     pub(super) fn collect_gone(&mut self) {
         self.collect_all();
+        if self.is_watcher() && self.generations.iter().any(|generation| generation.ended.is_some()) {
+            // They are no children of ours, and who deploys next waits for the end of this process.
+            self.generations.collect_soon();
+        }
         let has_ended = |generation: &Generation| generation.ended.is_some();
         let is_told = self.events.iter().any(|event| matches!(event, Event::Ended(PREDECESSOR, _)));
         let is_needed = self.plan.is_predecessor_needed() && !is_told;

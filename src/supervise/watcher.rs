@@ -20,7 +20,8 @@ use nix::unistd::{ForkResult, Pid, pipe2, setsid};
 
 use crate::config::{Ready, Restart, Supervise};
 use crate::failure::Failure;
-use crate::kernel::descriptors::{are_open_to_us, sockets};
+use crate::kernel::descriptors::{SocketInode, are_open_to_us, sockets};
+use crate::kernel::holders::{Holder, holders_of};
 use crate::kernel::processes::{Process, Processes};
 use crate::logging;
 use crate::manager::Manager;
@@ -274,6 +275,22 @@ impl Supervisor {
         supervisor.add_predecessor(predecessor);
         supervisor.generations.add(successor);
         Ok(supervisor)
+    }
+
+    /// The program has ended, and may have left processes that were not seen while it was their parent: whoever has a socket
+    /// that only it was given is its own.
+    pub(super) fn adopt_holders(&mut self, id: Id) {
+        let of_predecessor =
+            self.generations.get(PREDECESSOR).map(|generation| generation.given.clone()).unwrap_or_default();
+        let Some(successor) = self.generations.get_mut(id).filter(|_| id == SUCCESSOR) else { return };
+        let its: Vec<SocketInode> =
+            successor.given.iter().copied().filter(|inode| !of_predecessor.contains(inode)).collect();
+        let Ok((_, holders)) = holders_of(&its) else { return };
+        for Holder { process, .. } in holders {
+            if process.pid != successor.pid && !successor.members.contains(&process) {
+                successor.members.adopt(&process);
+            }
+        }
     }
 
     /// The program that succeeds has settled: what becomes of it from now on is its own affair.

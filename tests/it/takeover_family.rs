@@ -74,6 +74,34 @@ fn the_server_that_its_own_process_had_started_is_told_to_stop_by_its_successor(
     assert_eq!(ask(&parent.address).unwrap().pid, parent.pid());
 }
 
+// Some clients once came to its socket, where nobody accepted.
+#[test]
+fn what_a_program_that_fails_has_started_is_ended_and_gets_no_client() {
+    let child = "os.setsid(); signal.alarm(120); mark('child', str(os.getpid())); time.sleep(100)";
+    let left_at_once = format!("if os.fork() == 0:\n    {child}\nwait_for('child'); os._exit(7)");
+    let orphaned_before = format!(
+        "if os.fork() == 0:
+    if os.fork() == 0:
+        {child}
+    os._exit(0)
+os.wait(); wait_for('child'); wait_for('go'); os._exit(7)"
+    );
+    for code in [left_at_once, orphaned_before] {
+        let old = by_hand("serve()");
+        let new = old.succeed("auto", &[], Server::Python(&code));
+        let child = Pid::from_raw(new.folder.read("child").parse().unwrap());
+        let _left = Left(child);
+        new.folder.open("go");
+        let (status, log) = new.end();
+        assert_eq!(status, 7);
+        assert!(log.contains("and left 1 process"), "{log}");
+        for _ in 0..30 {
+            assert_eq!(ask(&old.address).unwrap().pid, old.pid(), "{log}");
+        }
+        wait_for("it to be ended", || (!exists(child)).then_some(()));
+    }
+}
+
 /// The workers of a master, which is killed.
 const MASTER: &str = "
 if os.fork() == 0:

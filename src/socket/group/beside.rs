@@ -89,8 +89,15 @@ impl Group {
         self.attach()
     }
 
-    /// Nothing but the first socket is left, as it was before others were bound beside it.
+    /// Nothing but the first socket is left, as it was before others were bound beside it. A process that was given another
+    /// may have it still, and is led no client.
     pub(super) fn give_up_steering(&mut self) {
+        if self.is_steered() && !self.slots[0].is_datagram() {
+            for other in self.sockets().skip(1) {
+                // It cannot fail for one that listens; any other is shut down.
+                let _ = shut_down(other);
+            }
+        }
         self.slots.truncate(1);
         self.instead = None;
         if self.steered.take().is_some() {
@@ -103,8 +110,12 @@ impl Group {
         let first = &mut self.slots[0];
         first.engage();
         if first.listener.is_taken() {
-            // Without a program this is an error that changes nothing.
-            let _ = sys::choose_by_hash(&first.listener);
+            // A datagram socket that another process has is in the group as long as that. Without a program, to choose by hash
+            // is an error that changes nothing.
+            let _ = match first.is_datagram() {
+                true => sys::choose_by(&first.listener, &Course::straight(0).program()),
+                false => sys::choose_by_hash(&first.listener),
+            };
         }
         first.listener.stay_alone();
     }

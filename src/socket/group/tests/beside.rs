@@ -49,6 +49,21 @@ fn ours_joins_and_the_other_process_serves_until_it_is_steered_away() {
     theirs.accept().unwrap();
 }
 
+// As by a process that the program left which was to succeed.
+#[test]
+fn a_socket_that_somebody_still_has_gets_nothing_once_steering_is_given_up() {
+    let theirs = TcpListener::bind("127.0.0.1:0").unwrap();
+    let group = Group::of(taken(&theirs), LOWEST).unwrap();
+    let left = group.listener(1).as_fd().try_clone_to_owned().unwrap();
+    drop(group);
+    theirs.set_nonblocking(true).unwrap();
+    for _ in 0..30 {
+        TcpStream::connect(theirs.local_addr().unwrap()).unwrap();
+        theirs.accept().unwrap();
+    }
+    drop(left);
+}
+
 #[test]
 fn what_was_taken_over_is_ours_once_the_other_process_is_gone() {
     let theirs = TcpListener::bind("127.0.0.1:0").unwrap();
