@@ -17,8 +17,8 @@ use super::signal::{Disposition, disposition, set_disposition};
 const INTERVAL: u16 = 50;
 /// It is held if it was not running at so many looks in a row.
 const HELD: u32 = 10;
-/// So many looks are enough, also where it never gets a processor.
-const LOOKS: u32 = 200;
+/// So many looks are enough, also where it never gets a processor: three seconds, for a supervisor does nothing else then.
+const LOOKS: u32 = 60;
 
 /// Fork; the child does `act` and ends with the status that it returns.
 ///
