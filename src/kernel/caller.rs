@@ -46,6 +46,13 @@ impl AsFd for ForeignSocket {
     }
 }
 
+impl ForeignSocket {
+    /// A copy that was made elsewhere.
+    pub(crate) fn of(copy: OwnedFd) -> ForeignSocket {
+        ForeignSocket(Some(copy))
+    }
+}
+
 impl Drop for ForeignSocket {
     fn drop(&mut self) {
         self.0.take().into_iter().for_each(sys::close_in_time);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -12,6 +12,7 @@ use nix::sys::socket::{
 };
 use nix::unistd::Pid;
 
+use crate::kernel::caller::ForeignSocket;
 use crate::kernel::descriptors::{Kind, SocketInode, descriptors, sockets};
 use crate::kernel::socket_info::{InetSocket, IpVersion, States};
 use crate::kernel::sockets::{inet_sockets, unix_sockets};
@@ -124,13 +125,13 @@ pub(crate) fn served<L: AsFd>(members: &[Pid], listeners: &[L]) -> Vec<bool> {
     served
 }
 
-/// Copies of the connected sockets of `pid`, one at a time.
-fn connected(pid: Pid) -> impl Iterator<Item = OwnedFd> {
+/// Copies of the connected sockets of `pid`, one at a time. It may end meanwhile, and leave us the last one.
+fn connected(pid: Pid) -> impl Iterator<Item = ForeignSocket> {
     let process = sys::pidfd_of(pid).ok();
     let open = descriptors(pid).unwrap_or_default().into_iter();
     let numbers = open.filter_map(|(fd, kind)| matches!(kind, Kind::Socket(_)).then_some(fd));
-    let copies = numbers.filter_map(move |fd| sys::pidfd_getfd(process.as_ref()?, fd.0).ok());
-    copies.filter(|copy| getpeername::<SockaddrStorage>(copy.as_raw_fd()).is_ok())
+    let copies = numbers.filter_map(move |fd| Some(ForeignSocket::of(sys::pidfd_getfd(process.as_ref()?, fd.0).ok()?)));
+    copies.filter(|copy| getpeername::<SockaddrStorage>(copy.as_fd().as_raw_fd()).is_ok())
 }
 
 /// A client's end of it has another name, and so has what is connected elsewhere.
