@@ -171,8 +171,14 @@ impl Local {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Write;
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+    use std::process::Command;
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::sys::socket::setsockopt;
 
     use super::*;
     use crate::kernel::processes::Processes;
@@ -189,6 +195,31 @@ mod tests {
         let _clients = [connect(0), connect(2)];
         let _accepted = [0, 2].map(|at: usize| listeners[at].accept().unwrap());
         assert_eq!(served(&[Pid::this()], &listeners), [true, false, true]);
+    }
+
+    // Its process may end while we look. Closed like any other, the last copy of such a socket waited for a minute.
+    #[test]
+    fn the_last_copy_of_a_socket_that_lingers_holds_nobody() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        // What is never read.
+        let _peer = listener.accept().unwrap();
+        client.set_nonblocking(true).unwrap();
+        while client.write(&[0; 100_000]).is_ok() {}
+        setsockopt(&client, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 60 }).unwrap();
+        let mut process = Command::new("sleep").arg("100").stdin(OwnedFd::from(client)).spawn().unwrap();
+        let pid = Pid::from_raw(process.id() as i32);
+        // A child has one thread, as the program has, and what holds it is an error.
+        let ending = sys::in_child(|| {
+            let copy = connected(pid).next().unwrap();
+            let pidfd = sys::pidfd_of(pid).unwrap();
+            kill(pid, Signal::SIGKILL).unwrap();
+            until("it has ended", || sys::is_readable(&pidfd).then_some(()));
+            drop(copy);
+            0
+        });
+        assert_eq!(ending, Ok(sys::Ending::Exited(0)));
+        process.wait().unwrap();
     }
 
     #[test]
