@@ -21,13 +21,13 @@ use nix::unistd::{ForkResult, Pid, pipe2, setsid};
 use crate::config::{Ready, Restart, Supervise};
 use crate::failure::Failure;
 use crate::kernel::descriptors::{SocketInode, are_open_to_us, sockets};
-use crate::kernel::holders::{Holder, holders_of};
+use crate::kernel::holders::{Holder, holders_of, is_spared, name_of};
 use crate::kernel::processes::{Process, Processes};
 use crate::logging;
 use crate::manager::Manager;
 use crate::socket::listener::Listener;
 use crate::socket::stored::Stored;
-use crate::socket::takeover::{Claim, Predecessor};
+use crate::socket::takeover::{Claim, Predecessor, is_supervisor_name};
 use crate::supervise::control::server::Clients;
 use crate::supervise::generation::descriptors::Role;
 use crate::supervise::generation::{Generation, notify_socket};
@@ -278,16 +278,20 @@ impl Supervisor {
     }
 
     /// The program has ended, and may have left processes that were not seen while it was their parent: whoever has a socket
-    /// that only it was given is its own.
+    /// that only it was given is its own. What a supervisor lent is that one's too, and it sees to the rest.
     pub(super) fn adopt_holders(&mut self, id: Id) {
-        let of_predecessor =
-            self.generations.get(PREDECESSOR).map(|generation| generation.given.clone()).unwrap_or_default();
-        let Some(successor) = self.generations.get_mut(id).filter(|_| id == SUCCESSOR) else { return };
-        let its: Vec<SocketInode> =
-            successor.given.iter().copied().filter(|inode| !of_predecessor.contains(inode)).collect();
+        let predecessor = self.generations.get(PREDECESSOR);
+        if id != SUCCESSOR || predecessor.is_some_and(Generation::is_lender) {
+            return;
+        }
+        let others: Vec<SocketInode> = predecessor.iter().flat_map(|predecessor| predecessor.given.clone()).collect();
+        let Some(successor) = self.generations.get_mut(id) else { return };
+        let its: Vec<SocketInode> = successor.given.iter().copied().filter(|inode| !others.contains(inode)).collect();
         let Ok((_, holders)) = holders_of(&its) else { return };
         for Holder { process, .. } in holders {
-            if process.pid != successor.pid && !successor.members.contains(&process) {
+            // One that looks for whom to succeed copies sockets for a moment.
+            let is_another = is_spared(process.pid) || is_supervisor_name(&name_of(process.pid));
+            if !is_another && process.pid != successor.pid && !successor.members.contains(&process) {
                 successor.members.adopt(&process);
             }
         }
@@ -331,8 +335,8 @@ impl Supervisor {
         }
     }
 
-    /// That program has ended, or accepts no more, while its predecessor still drains: nobody is to wait for it at sockets that only we have, and
-    /// whoever is started in its place may have the address, and take over what is left.
+    /// That program has ended, or accepts no more, while its predecessor still drains: nobody is to wait for it at sockets that
+    /// only we have, and whoever is started in its place may have the address, and take over what is left.
     pub(super) fn let_go_of_sockets(&mut self) {
         self.let_go = None;
         self.sockets.let_go();

@@ -316,6 +316,24 @@ fn a_program_succeeds_a_supervisor_and_is_then_alone() {
     }
 }
 
+// It has the sockets that were lent, too, and so may a service manager: neither is of the program that fails.
+#[test]
+fn a_program_that_fails_leaves_the_supervisor_alone_that_lent_it_sockets() {
+    for code in ["sys.exit(7)", "if os.fork() == 0: signal.alarm(120); time.sleep(100)\nos._exit(7)"] {
+        let old = supervise(Server::Hello, &[]).serving();
+        let address = old.address();
+        let new = succeed(Run::of(PROGRAM), &address, &old.folder.text("control"), &[], Server::Python(code));
+        assert_eq!(new.end().0, 7);
+        old.wait_log("this supervisor goes on");
+        assert_eq!(old.served_by(), old.generation(1));
+        assert_eq!(old.reload_and_wait().failure(), (0, ""), "{}", old.log());
+        for _ in 0..20 {
+            assert_eq!(ask(&address).unwrap().pid, old.generation(2));
+        }
+        old.stopped();
+    }
+}
+
 #[test]
 fn what_generations_that_drain_hold_is_answered_though_the_supervisor_is_another() {
     let old = supervise(Server::Hello, &[]).serving();

@@ -55,6 +55,11 @@ impl Generation {
         &self.unkillable
     }
 
+    /// Is it another supervisor, which takes back what it lent unless it is told that it has been succeeded?
+    pub(crate) fn is_lender(&self) -> bool {
+        self.descriptors.get(Role::Lender).is_some()
+    }
+
     /// What its main process is held by.
     pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.descriptors.get(Role::Pidfd)
