@@ -5,6 +5,7 @@ use std::fs;
 use crate::harness::by_hand::by_hand_with;
 use crate::harness::client::ask;
 use crate::harness::process::sockets;
+use crate::harness::setup::succeeding;
 use crate::harness::socket::listeners_on;
 use crate::harness::{Folder, Server, supervise, wait_for};
 
@@ -38,8 +39,7 @@ fn a_supervisor_whose_control_socket_was_removed_is_succeeded_as_one_without() {
         let address = old.address();
         fs::remove_file(old.folder.path("control")).unwrap();
         let who = if who == "pid" { old.pid.to_string() } else { who.to_owned() };
-        let mut next = supervise(Server::Hello, &["--from", &who]).listen(&address).start();
-        next.expect_at(&address);
+        let next = succeeding(&address, &who, &[], Server::Hello);
         next.wait_ready(1);
         next.wait_log("(handoff-run): gone");
         assert_eq!(old.end().0, 0);

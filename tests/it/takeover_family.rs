@@ -7,6 +7,7 @@ use crate::harness::by_hand::{ByHand, by_hand};
 use crate::harness::client::{Client, ask};
 use crate::harness::process::{Left, exists};
 use crate::harness::server::settings;
+use crate::harness::setup::succeeding;
 use crate::harness::{PROGRAM, Server, supervise, wait_for};
 
 /// A process that starts a server, and then becomes handoff-run: `old & exec handoff-run --from $! -- new`, as the entry point
@@ -166,9 +167,7 @@ fn workers_whose_master_dies_serve_on_if_the_successor_fails() {
 fn workers_that_die_after_their_master_are_seen_and_who_waits_is_served_by_the_successor() {
     let old = by_hand(MASTER);
     let worker = worker_of(&old);
-    let supervisor = supervise(Server::Python("wait_for('go')\nserve()"), &["--from", "auto"]).listen(&old.address);
-    let mut supervisor = supervisor.start();
-    supervisor.expect_at(&old.address);
+    let supervisor = succeeding(&old.address, "auto", &[], Server::Python("wait_for('go')\nserve()"));
     let first = supervisor.generation(1);
     old.running.signal(Signal::SIGKILL);
     supervisor.wait_log("its main process has ended, and others of it serve on");
@@ -193,9 +192,7 @@ serve()";
     let old = by_hand(code);
     let child = Pid::from_raw(old.folder.read("child").parse().unwrap());
     let _left = Left(child);
-    let setup = supervise(Server::Python("wait_for('go')\nserve()"), &["--from", "auto"]).listen(&old.address);
-    let mut supervisor = setup.start();
-    supervisor.expect_at(&old.address);
+    let supervisor = succeeding(&old.address, "auto", &[], Server::Python("wait_for('go')\nserve()"));
     let first = supervisor.generation(1);
     old.running.signal(Signal::SIGKILL);
     supervisor.wait_log("what was left of it serves no more");
@@ -213,9 +210,7 @@ fn the_generation_of_a_lender_that_dies_serves_until_the_successor_does() {
         let (address, left) = (old.address(), old.generation(1));
         let _left = Left(left);
         let code = if fails { "wait_for('go'); sys.exit(7)" } else { "wait_for('go')\nserve()" };
-        let next = supervise(Server::Python(code), &["--from", &old.folder.text("control")]).listen(&address);
-        let mut next = next.start();
-        next.expect_at(&address);
+        let mut next = succeeding(&address, &old.folder.text("control"), &[], Server::Python(code));
         let first = next.generation(1);
         old.signal(Signal::SIGKILL);
         next.wait_log("its main process has ended, and others of it serve on");

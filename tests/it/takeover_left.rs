@@ -11,7 +11,7 @@ use crate::harness::by_hand::{by_hand, succeed};
 use crate::harness::client::{Client, ask};
 use crate::harness::manager::Manager;
 use crate::harness::process::{Left, exists, sockets};
-use crate::harness::setup::supervise_in;
+use crate::harness::setup::{succeeding, supervise_in};
 use crate::harness::supervisor::Role;
 use crate::harness::{
     Folder, Output, PROGRAM, Run, Server, Supervisor, handoff_run_with, is_root_to, supervise, wait_for,
@@ -21,10 +21,7 @@ const SERVE: &str = "serve()";
 
 /// A supervisor that is to succeed another, with these options.
 fn successor(old: &Supervisor, options: &[&str], server: Server) -> Supervisor {
-    let setup = supervise(server, &["--from", &old.folder.text("control")]).options(options).listen(&old.address());
-    let mut next = setup.start();
-    next.expect_at(&old.address());
-    next
+    succeeding(&old.address(), &old.folder.text("control"), options, server)
 }
 
 fn promote(control: &str) -> Output {
@@ -54,9 +51,7 @@ fn a_supervisor_without_a_control_socket_is_told_to_stop_by_term_also_by_one_tha
     let mut old = Supervisor::start(folder, run, Role::Supervisor);
     old.wait_ready(1);
     let address = old.address();
-    let options = ["--from", "auto", "--from-signal", "USR1", "--settle", "60s"];
-    let mut next = supervise(Server::Hello, &options).listen(&address).start();
-    next.expect_at(&address);
+    let next = succeeding(&address, "auto", &["--from-signal", "USR1", "--settle", "60s"], Server::Hello);
     next.wait_ready(1);
     next.upgrade();
     assert_eq!(promote(&next.folder.text("control")).failure(), (0, ""));

@@ -8,7 +8,7 @@ use nix::unistd::{Pid, getpgid, setpgid};
 use crate::harness::by_hand::{ByHand, by_hand, by_hand_at, by_hand_with, succeed};
 use crate::harness::client::{Client, ask};
 use crate::harness::process::{Left, children, exists, sockets, stat};
-use crate::harness::setup::supervise_in;
+use crate::harness::setup::{succeeding, supervise_in};
 use crate::harness::socket::listeners_on;
 use crate::harness::{Folder, PROGRAM, Run, Server, Supervisor, handoff_run_with, supervise, wait_for};
 
@@ -17,13 +17,6 @@ const SERVE: &str = "serve()";
 /// A supervisor that is to succeed it, with these options.
 fn successor(old: &ByHand, options: &[&str], server: Server) -> Supervisor {
     succeeding(&old.address, "auto", options, server)
-}
-
-/// The same of whoever is at an address.
-fn succeeding(address: &str, who: &str, options: &[&str], server: Server) -> Supervisor {
-    let mut supervisor = supervise(server, &["--from", who]).options(options).listen(address).start();
-    supervisor.expect_at(address);
-    supervisor
 }
 
 fn port(address: &str) -> u16 {

@@ -37,6 +37,13 @@ pub fn supervise_in(folder: &Arc<Folder>, server: Server, options: &[&str]) -> S
     setup.by(Run::of(PROGRAM)).options(options)
 }
 
+/// One that is to succeed whoever `who` is at an address.
+pub fn succeeding(address: &str, who: &str, options: &[&str], server: Server) -> Supervisor {
+    let mut supervisor = supervise(server, &["--from", who]).options(options).listen(address).start();
+    supervisor.expect_at(address);
+    supervisor
+}
+
 impl Setup {
     /// Start handoff-run by this line, to which its arguments are added.
     pub fn by(self, run: Run) -> Setup {
