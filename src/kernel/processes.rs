@@ -232,13 +232,7 @@ fn children(process: &Process, pids: &mut Vec<Pid>) -> io::Result<()> {
 
 /// Was it stopped by a signal, so that it does nothing until SIGCONT?
 pub(crate) fn is_stopped(pid: Pid) -> bool {
-    shows_stop(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default())
-}
-
-/// Is the state in this proc_pid_stat(5) that of a process that was stopped?
-fn shows_stop(stat: &str) -> bool {
-    // The name may have parentheses.
-    stat.rsplit(')').next().is_some_and(|fields| fields.starts_with(" T"))
+    sys::state_of(pid) == Some(b'T')
 }
 
 /// How long after the boot the clock had done so many ticks: proc_pid_stat(5), `starttime`.

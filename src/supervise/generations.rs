@@ -35,7 +35,7 @@ const SHORTAGE_BACKOFF: Duration = Duration::from_millis(100);
 /// How often those whose main process has ended are looked after: what is left may be another's children, or held by
 /// a debugger, and then no SIGCHLD comes.
 const REMAINDER_INTERVAL: Duration = Duration::from_secs(1);
-/// The same of what clients are led to.
+/// The same where clients, or who deploys next, wait for that.
 const UNTOLD_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The generations, in the order of their start.

@@ -84,7 +84,7 @@ struct Supervisor {
     /// Only one takes over from a process at a time.
     claim: Option<Claim>,
     duty: Duty,
-    /// The program that has settled beside a predecessor which drains, by its pidfd.
+    /// The program that has settled beside a predecessor which drains.
     let_go: Option<Settled>,
     finished: Option<u8>,
 }

@@ -1,6 +1,5 @@
 //! What a child does for us: what may end the process that tries it, or needs a table of descriptors of its own.
 
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
@@ -10,7 +9,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
 use super::fd::{duplicate_from, place};
-use super::process::{Ending, exit_at_once, fork, pidfd_of, see_end_of, send_signal};
+use super::process::{Ending, exit_at_once, fork, pidfd_of, see_end_of, send_signal, state_of};
 use super::signal::{Disposition, disposition, set_disposition};
 
 /// How often a child is looked at, in milliseconds.
@@ -55,7 +54,8 @@ fn await_in_time(child: Pid) -> nix::Result<Ending> {
             if ends_within(&pidfd, INTERVAL) {
                 return reaped(child);
             }
-            held = if is_running(child) { 0 } else { held + 1 };
+            // Running, or waiting for a processor.
+            held = if state_of(child) == Some(b'R') { 0 } else { held + 1 };
             if held == HELD {
                 break;
             }
@@ -80,12 +80,6 @@ fn reaped(child: Pid) -> nix::Result<Ending> {
     ending.ok_or(Errno::ETIMEDOUT)
 }
 
-/// Does it run, or wait for a processor? `R` in proc_pid_stat(5).
-fn is_running(child: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|fields| fields.starts_with(" R"))
-}
-
 /// How an epoll of another process knows a socket.
 #[derive(Debug)]
 pub(crate) struct EpollEntry {
@@ -98,11 +92,11 @@ pub(crate) struct EpollEntry {
 
 /// Add `socket` to these epolls in a child: EPOLL_CTL_ADD of epoll_ctl(2). It ends with 0, or with an errno.
 ///
-/// # Errors
-/// As `in_child`.
-///
 /// The kernel knows an entry by the file and by the number that it had in the table of the process that added it (epoll(7),
 /// Questions and answers): the child has it at that number.
+///
+/// # Errors
+/// As `in_child`.
 pub(crate) fn add_to_epolls(entries: Vec<EpollEntry>, socket: impl AsFd) -> nix::Result<Ending> {
     // An epoll may have the number of a socket: they are put above those.
     let above = entries.iter().map(|entry| entry.number).max().unwrap_or(0) + 1;

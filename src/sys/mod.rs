@@ -34,7 +34,7 @@ pub(crate) use process::record_arguments;
 pub(crate) use process::{
     Ending, allow_ptrace, arguments, become_subreaper, environment, execute_opened, executed_path, execve,
     exit_at_once, fork, is_ptrace_restricted, is_readable, is_secure, pidfd_getfd, pidfd_of, pidfd_of_child,
-    pidfd_of_thread, see_end_of, send_signal, send_signal_by, set_name, try_to_get_descriptors, variable,
+    pidfd_of_thread, see_end_of, send_signal, send_signal_by, set_name, state_of, try_to_get_descriptors, variable,
     would_give_up_privileges,
 };
 pub(crate) use rights::{

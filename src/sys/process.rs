@@ -278,6 +278,16 @@ pub(crate) fn allow_ptrace(process: Pid) {
     unsafe { libc::prctl(libc::PR_SET_PTRACER, process.as_raw(), 0, 0, 0) };
 }
 
+/// What a process does: the state in its proc_pid_stat(5).
+pub(crate) fn state_of(process: Pid) -> Option<u8> {
+    state_in(&fs::read(format!("/proc/{process}/stat")).ok()?)
+}
+
+/// That in such a line, whose name may be any bytes, parentheses too.
+fn state_in(line: &[u8]) -> Option<u8> {
+    line.rsplit(|byte| *byte == b')').next()?.strip_prefix(b" ")?.first().copied()
+}
+
 /// How a child ended, by its `/proc/PID/stat`.
 fn ending_in_proc(child: Pid) -> Option<Ending> {
     ending_in(&fs::read(format!("/proc/{child}/stat")).ok()?)

@@ -33,3 +33,17 @@ fn an_ending_is_read_as_wait_would_show_it() {
         }
     });
 }
+
+#[test]
+fn what_a_process_does_is_seen_whatever_its_name_is() {
+    let line = |name: &[u8], state: u8| [b"71 (", name, b") ", &[state], b" 1 70 60 0 -1 4194560 1 2 3"].concat();
+    let name = || prop_oneof![noise(), scraps()];
+    let state = prop::sample::select(b"RSDZTtXI".to_vec());
+    let changed = mutated(name().prop_map(move |name| line(&name, b'T')));
+    hold((name(), state, changed), |(name, state, changed)| {
+        assert_eq!(state_in(&line(&name, state)), Some(state));
+        let is_behind =
+            |state: u8| changed.starts_with(&[b' ', state]) || changed.windows(3).any(|at| at == [b')', b' ', state]);
+        assert!(state_in(&changed).is_none_or(is_behind));
+    });
+}
