@@ -11,6 +11,7 @@ use nix::pty::{OpenptyResult, openpty};
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
 use nix::unistd::{Pid, setsid, write};
 
+use crate::harness::intercept::intercept;
 use crate::harness::log::gone;
 use crate::harness::process::{descriptors, name, status_field};
 use crate::harness::{PROGRAM, Run, Server, Supervisor, supervise, wait_for};
@@ -45,6 +46,24 @@ fn usr1_winch_and_real_time_signals_of_a_process_go_to_the_serving_generation() 
     }
     assert_eq!(got(&supervisor).len(), 10);
     supervisor.stopped();
+}
+
+// A copy of its socket is closed, and closing one that lingers is interrupted by a signal: with musl the first handler that
+// was set for one let those through that the supervisor had blocked, and SIGRTMIN killed it.
+#[test]
+fn a_real_time_signal_reaches_a_server_whose_own_socket_the_supervisor_has_looked_at() {
+    for linger in [0, 60] {
+        let code = format!(
+            "import struct
+s = opened(prepare=lambda s: s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, {linger})))
+signal.signal(34, lambda *_: mark('got'))
+serve()"
+        );
+        let supervisor = intercept(&code, &[]).serving();
+        send(&supervisor, 34);
+        supervisor.folder.read("got");
+        supervisor.stopped();
+    }
 }
 
 #[test]
