@@ -1,6 +1,8 @@
 //! Property tests of whatever reads what the kernel or another process wrote: some hundred inputs each, or, with
 //! HANDOFF_FUZZ_SECONDS, as many as there are in that time.
 
+pub(crate) mod targets;
+
 use std::cell::Cell;
 use std::env;
 use std::io::{Write, stderr};

@@ -1,10 +1,12 @@
 //! handoff-run: bind a socket or adopt an inherited one, and become the program that serves it.
 #![cfg_attr(not(test), no_main)]
+#![cfg_attr(any(test, fuzzing), allow(clippy::unwrap_used, reason = "a test that cannot go on panics"))]
+#![cfg_attr(fuzzing, allow(unused, reason = "only the parsers run"))]
 
 mod cli;
 mod config;
 mod failure;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod fuzz;
 mod kernel;
 mod logging;
@@ -46,9 +48,13 @@ use sys::Claimed;
 use target::handout::Handout;
 use target::{exec, preset};
 
+/// What cargo-fuzz runs instead.
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz::targets::run(env!("CARGO_BIN_NAME"), input));
+
 /// C's main, so that nothing of Rust's runtime comes first: it would ignore SIGPIPE and open closed descriptors, and
 /// the target would inherit both.
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 #[unsafe(no_mangle)]
 extern "C" fn main(_count: libc::c_int, arguments: *const *const libc::c_char) -> libc::c_int {
     if let Err(failure) = set_id::refuse() {

@@ -297,5 +297,5 @@ impl Caller {
     }
 }
 
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;

@@ -84,8 +84,8 @@ pub(crate) fn pending_accepts(fdinfo: &str) -> usize {
     fdinfo.lines().filter(|line| line.trim_start().starts_with("op=13,")).count()
 }
 
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 
 #[cfg(test)]
 mod tests {

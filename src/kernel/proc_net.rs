@@ -146,8 +146,8 @@ fn parse_unix(line: &[u8], states: States) -> Option<UnixSocket> {
     states.contain(state).then_some(UnixSocket { inode: SocketInode(inode), name, file: None, connected, user: None })
 }
 
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 
 #[cfg(test)]
 mod tests {

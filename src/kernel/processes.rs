@@ -250,8 +250,8 @@ fn parse_children(list: &str) -> impl Iterator<Item = Pid> {
     list.split_ascii_whitespace().filter_map(process_number)
 }
 
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 
 #[cfg(test)]
 mod tests {

@@ -146,8 +146,8 @@ fn selects(set: &[u8], fd: ForeignFd) -> bool {
     word.is_some_and(|word| word >> (bit % c_ulong::BITS as usize) & 1 == 1)
 }
 
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 
 #[cfg(test)]
 mod tests {

@@ -28,7 +28,7 @@ use whose::Whose;
 
 /// A listener in a state that is handed on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(PartialEq))]
+#[cfg_attr(any(test, fuzzing), derive(PartialEq))]
 pub(crate) struct SavedListener {
     fd: RawFd,
     #[serde(default)]

@@ -45,7 +45,7 @@ enum AtEnd {
 
 /// The same in a state that is handed on: another file may be at the path by then.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(PartialEq))]
+#[cfg_attr(any(test, fuzzing), derive(PartialEq))]
 pub(crate) struct SavedFile {
     path: SavedPath,
     device: libc::dev_t,

@@ -7,7 +7,7 @@ mod act;
 pub(crate) mod control;
 mod diagnosis;
 mod examine;
-mod generation;
+pub(crate) mod generation;
 mod generations;
 pub(crate) mod intercept;
 mod lend;

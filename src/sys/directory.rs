@@ -102,5 +102,5 @@ pub(crate) fn change_mode(file: impl AsFd, mode: Mode) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(FCHMODAT2, file, here, mode, libc::AT_EMPTY_PATH) }).map(drop)
 }
 
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;

@@ -17,6 +17,13 @@ mod signal;
 mod socket;
 mod write;
 
+/// What holds of any file that is read here.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz {
+    pub(crate) use super::directory::fuzz::check as check_directory;
+    pub(crate) use super::process::fuzz::check as check_process;
+}
+
 pub(crate) use bpf::{choose_by, choose_by_hash, drop_packets, pass_packets};
 pub(crate) use clock::{Timestamp, now, processor_time};
 pub(crate) use close::close_in_time;

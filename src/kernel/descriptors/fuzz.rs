@@ -11,8 +11,13 @@ fn a_link_leads_to_the_socket_that_it_names_or_to_none() {
     let links = prop_oneof![1 => noise(), 1 => scraps(), 4 => mutated(any::<u64>().prop_map(name))];
     hold((any::<u64>(), links), |(inode, link)| {
         assert_eq!(Kind::parse(&name(inode)), Some(Kind::Socket(SocketInode(inode))));
-        if let Some(Kind::Socket(SocketInode(inode))) = Kind::parse(&link) {
-            assert!(link.starts_with(b"socket:[") && link.ends_with(format!("{inode}]").as_bytes()));
-        }
+        check(&link);
     });
+}
+
+/// What holds of any link.
+pub(crate) fn check(link: &[u8]) {
+    if let Some(Kind::Socket(SocketInode(inode))) = Kind::parse(link) {
+        assert!(link.starts_with(b"socket:[") && link.ends_with(format!("{inode}]").as_bytes()));
+    }
 }

@@ -54,17 +54,21 @@ fn texts() -> impl Strategy<Value = String> {
 
 #[test]
 fn any_text_is_read_line_by_line() {
-    hold((texts(), texts()), |(one, other)| {
-        let both = format!("{one}\n{other}");
-        let lines = both.lines().count();
-        let read = |text: &str| registrations(text, SOCKFS, SOCKET);
-        assert_eq!(read(&both), [read(&one), read(&other)].concat());
-        assert!(read(&both).iter().all(|registration| registration.number.0 >= 0));
-        assert!(watched(&both, SOCKFS).eq(watched(&one, SOCKFS).chain(watched(&other, SOCKFS))));
-        assert!(watched(&both, SOCKFS).count() <= lines);
-        assert_eq!(pending_accepts(&both), pending_accepts(&one) + pending_accepts(&other));
-        assert!(pending_accepts(&both) <= lines);
-    });
+    hold((texts(), texts()), |(one, other)| check(&one, &other));
+}
+
+/// What holds of any two texts.
+pub(crate) fn check(one: &str, other: &str) {
+    let both = format!("{one}\n{other}");
+    let lines = both.lines().count();
+    let read = |text: &str| registrations(text, SOCKFS, SOCKET);
+    assert_eq!(read(&both), [read(one), read(other)].concat());
+    assert!(read(&both).iter().all(|registration| registration.number.0 >= 0));
+    assert!(watched(&both, SOCKFS).eq(watched(one, SOCKFS).chain(watched(other, SOCKFS))));
+    assert!(watched(&both, SOCKFS).count() <= lines);
+    assert_eq!(pending_accepts(&both), pending_accepts(one) + pending_accepts(other));
+    assert!(pending_accepts(&both) <= lines);
+    let _ = flags(&both);
 }
 
 #[test]

@@ -131,29 +131,33 @@ fn lists() -> impl Strategy<Value = Vec<u8>> {
 
 #[test]
 fn any_list_of_unix_sockets_is_read_line_by_line() {
-    hold((lists(), lists(), any::<u32>()), |(one, other, states)| {
-        let states = States(states);
-        let both = [one.as_slice(), b"\n", &other].concat();
-        let [mut sockets, further] = [&one, &other].map(|list| unix_in(list, states));
-        sockets.extend(further);
-        assert!(sockets.iter().all(|socket| socket.inode.0 != 0 && socket.name.len() <= both.len()));
-        assert!(sockets.len() <= both.split(|byte| *byte == b'\n').count());
-        assert_eq!(unix_in(&both, states), sockets);
-    });
+    hold((lists(), lists(), any::<u32>()), |(one, other, states)| check_unix(&one, &other, States(states)));
+}
+
+/// What holds of any two lists.
+pub(crate) fn check_unix(one: &[u8], other: &[u8], states: States) {
+    let both = [one, b"\n", other].concat();
+    let [mut sockets, further] = [one, other].map(|list| unix_in(list, states));
+    sockets.extend(further);
+    assert!(sockets.iter().all(|socket| socket.inode.0 != 0 && socket.name.len() <= both.len()));
+    assert!(sockets.len() <= both.split(|byte| *byte == b'\n').count());
+    assert_eq!(unix_in(&both, states), sockets);
 }
 
 #[test]
 fn any_list_of_internet_sockets_is_read_line_by_line() {
-    hold((text(lists()), text(lists()), any::<u32>()), |(one, other, states)| {
-        let states = States(states);
-        let both = format!("{one}\n{other}");
-        let sockets = [&one, &other].map(|list| inet_in(list, states)).concat();
-        assert!(sockets.iter().all(|socket| socket.inode.0 != 0));
-        assert_eq!(inet_in(&both, states), sockets);
-        assert_eq!(ends_in(&both, states), [&one, &other].map(|list| ends_in(list, states)).concat());
-        // Each once, whatever else is the same of them.
-        let once = each_once([sockets.clone(), sockets.clone()].concat());
-        assert!(once.is_sorted_by(|one, other| one.inode < other.inode));
-        assert!(sockets.iter().all(|socket| once.iter().any(|other| other.inode == socket.inode)));
-    });
+    hold((text(lists()), text(lists()), any::<u32>()), |(one, other, states)| check_inet(&one, &other, States(states)));
+}
+
+/// The same of sockets of the internet.
+pub(crate) fn check_inet(one: &str, other: &str, states: States) {
+    let both = format!("{one}\n{other}");
+    let sockets = [one, other].map(|list| inet_in(list, states)).concat();
+    assert!(sockets.iter().all(|socket| socket.inode.0 != 0));
+    assert_eq!(inet_in(&both, states), sockets);
+    assert_eq!(ends_in(&both, states), [one, other].map(|list| ends_in(list, states)).concat());
+    // Each once, whatever else is the same of them.
+    let once = each_once([sockets.clone(), sockets.clone()].concat());
+    assert!(once.is_sorted_by(|one, other| one.inode < other.inode));
+    assert!(sockets.iter().all(|socket| once.iter().any(|other| other.inode == socket.inode)));
 }

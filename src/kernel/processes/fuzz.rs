@@ -39,10 +39,15 @@ fn a_process_is_read_as_it_was_written_whatever_its_name_is() {
 fn no_line_shows_a_number_that_no_process_has() {
     let written = (process(), scraps()).prop_map(|(process, name)| line(&process, &name));
     hold(prop_oneof![1 => noise(), 1 => scraps(), 5 => mutated(written)], |line| {
-        let Some(process) = Process::parse(Pid::from_raw(71), &line) else { return };
-        assert_eq!(process.pid, Pid::from_raw(71));
-        assert!([process.parent, process.group, process.session].into_iter().all(|number| number.as_raw() >= 0));
+        check_line(&line);
     });
+}
+
+/// What holds of any line.
+pub(crate) fn check_line(line: &[u8]) {
+    let Some(process) = Process::parse(Pid::from_raw(71), line) else { return };
+    assert_eq!(process.pid, Pid::from_raw(71));
+    assert!([process.parent, process.group, process.session].into_iter().all(|number| number.as_raw() >= 0));
 }
 
 #[test]
@@ -57,9 +62,12 @@ fn children_are_read_as_they_were_written() {
 fn no_list_has_a_child_that_is_no_process() {
     let list = vec(1..i32::MAX, 0..40).prop_map(|pids| format!("{pids:?}").replace(['[', ']', ','], "").into_bytes());
     let list = || text(prop_oneof![1 => noise(), 2 => scraps(), 4 => mutated(list.clone())]);
-    hold((list(), list()), |(one, other)| {
-        let read = |list: &str| parse_children(list).collect::<Vec<_>>();
-        assert!(read(&one).iter().all(|pid| pid.as_raw() > 0));
-        assert_eq!(read(&format!("{one} {other}")), [read(&one), read(&other)].concat());
-    });
+    hold((list(), list()), |(one, other)| check_children(&one, &other));
+}
+
+/// What holds of any two lists of children.
+pub(crate) fn check_children(one: &str, other: &str) {
+    let read = |list: &str| parse_children(list).collect::<Vec<_>>();
+    assert!(read(one).iter().all(|pid| pid.as_raw() > 0));
+    assert_eq!(read(&format!("{one} {other}")), [read(one), read(other)].concat());
 }

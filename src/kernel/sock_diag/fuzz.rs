@@ -186,27 +186,30 @@ fn any_bytes_end_and_show_nothing_that_is_not_in_them() {
         let messages: Vec<u8> = both.flatten().flat_map(|bytes| message(SOCK_DIAG_BY_FAMILY, &bytes)).collect();
         [messages, done()].concat()
     });
-    hold(prop_oneof![1 => noise(), 3 => mutated(sockets)], |datagram| {
-        let (mut count, mut length) = (0, 0);
-        let inside = datagram.as_ptr_range();
-        let ended = read_messages(&datagram, &mut |payload| {
-            count += 1;
-            length += payload.len();
-            assert!(payload.is_empty() || inside.contains(&payload.as_ptr()));
-            // It is of either kind, for all that can be known.
-            if let Some(socket) = read_inet(payload) {
-                assert!(payload.len() >= 72 && (1..=u64::from(u32::MAX)).contains(&socket.inode.0));
-            }
-            assert_eq!(read_peer(payload).is_some(), payload.len() >= 72);
-            if let Some(socket) = read_unix(payload) {
-                assert!((1..=u64::from(u32::MAX)).contains(&socket.inode.0));
-                assert!(socket.name.len() + UNIX_MESSAGE <= payload.len());
-            }
-        });
-        assert!(count <= datagram.len() / HEADER + 1 && length <= datagram.len());
-        if let Err(errno) = ended {
-            assert!(datagram.len() >= HEADER + 4, "{errno}");
+    hold(prop_oneof![1 => noise(), 3 => mutated(sockets)], |datagram| check(&datagram));
+}
+
+/// What holds of any datagram.
+pub(crate) fn check(datagram: &[u8]) {
+    let (mut count, mut length) = (0, 0);
+    let inside = datagram.as_ptr_range();
+    let ended = read_messages(datagram, &mut |payload| {
+        count += 1;
+        length += payload.len();
+        assert!(payload.is_empty() || inside.contains(&payload.as_ptr()));
+        // It is of either kind, for all that can be known.
+        if let Some(socket) = read_inet(payload) {
+            assert!(payload.len() >= 72 && (1..=u64::from(u32::MAX)).contains(&socket.inode.0));
         }
-        let _ = read_unix(&datagram);
+        assert_eq!(read_peer(payload).is_some(), payload.len() >= 72);
+        if let Some(socket) = read_unix(payload) {
+            assert!((1..=u64::from(u32::MAX)).contains(&socket.inode.0));
+            assert!(socket.name.len() + UNIX_MESSAGE <= payload.len());
+        }
     });
+    assert!(count <= datagram.len() / HEADER + 1 && length <= datagram.len());
+    if let Err(errno) = ended {
+        assert!(datagram.len() >= HEADER + 4, "{errno}");
+    }
+    let _ = read_unix(datagram);
 }

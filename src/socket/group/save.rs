@@ -17,7 +17,7 @@ use crate::sys::Claimed;
 
 /// A steered group in a state that is handed on, beside its first slot.
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[cfg_attr(test, derive(PartialEq))]
+#[cfg_attr(any(test, fuzzing), derive(PartialEq))]
 #[serde(default)]
 pub(crate) struct SavedGroup {
     /// The descriptor of its first slot.

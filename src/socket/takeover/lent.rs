@@ -15,7 +15,7 @@ use crate::sys::Claimed;
 
 /// The same as it is sent.
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[cfg_attr(test, derive(PartialEq))]
+#[cfg_attr(any(test, fuzzing), derive(PartialEq))]
 #[serde(default)]
 pub(crate) struct Loan {
     /// The numbers of the descriptors that follow, in their order.

@@ -19,7 +19,7 @@ pub(crate) struct Call {
 
 /// What the supervisor sends. A client ignores what it does not understand: a newer supervisor may send more.
 #[derive(Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(PartialEq))]
+#[cfg_attr(any(test, fuzzing), derive(PartialEq))]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Reply {
     /// What became of a generation.
@@ -51,8 +51,8 @@ pub(crate) fn parse_call(line: &[u8]) -> Option<Call> {
     saved::parse(line).ok()
 }
 
-#[cfg(test)]
-pub(super) mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 
 #[cfg(test)]
 mod tests {

@@ -80,7 +80,7 @@ pub(crate) struct SavedClients {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(PartialEq))]
+#[cfg_attr(any(test, fuzzing), derive(PartialEq))]
 pub(crate) struct SavedServer {
     pub(crate) fd: RawFd,
     #[serde(default)]

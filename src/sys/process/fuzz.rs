@@ -12,8 +12,13 @@ fn capabilities_are_read_as_they_were_written() {
     let changed = text(prop_oneof![1 => noise(), 1 => scraps(), 3 => mutated(changed)]);
     hold((any::<u64>(), changed), |(set, changed)| {
         assert_eq!(capabilities_in(&status(set)), set);
-        assert!(capabilities_in(&changed) == 0 || changed.contains("CapEff:"));
+        check_status(&changed);
     });
+}
+
+/// What holds of any `/proc/PID/status`.
+fn check_status(status: &str) {
+    assert!(capabilities_in(status) == 0 || status.contains("CapEff:"));
 }
 
 #[test]
@@ -27,11 +32,16 @@ fn an_ending_is_read_as_wait_would_show_it() {
             // With a core.
             assert_eq!(ending_in(&line(i32::from(status) | 0x80)), Some(Ending::Signaled(status.into())));
         }
-        if let Some(ending) = ending_in(&changed) {
-            assert!(!matches!(ending, Ending::Signaled(signal) if !(1..=127).contains(&signal)), "{ending:?}");
-            let _ = ending.status();
-        }
+        check_ending(&changed);
     });
+}
+
+/// What holds of any `/proc/PID/stat`.
+fn check_ending(line: &[u8]) {
+    if let Some(ending) = ending_in(line) {
+        assert!(!matches!(ending, Ending::Signaled(signal) if !(1..=127).contains(&signal)), "{ending:?}");
+        let _ = ending.status();
+    }
 }
 
 #[test]
@@ -42,8 +52,18 @@ fn what_a_process_does_is_seen_whatever_its_name_is() {
     let changed = mutated(name().prop_map(move |name| line(&name, b'T')));
     hold((name(), state, changed), |(name, state, changed)| {
         assert_eq!(state_in(&line(&name, state)), Some(state));
-        let is_behind =
-            |state: u8| changed.starts_with(&[b' ', state]) || changed.windows(3).any(|at| at == [b')', b' ', state]);
-        assert!(state_in(&changed).is_none_or(is_behind));
+        check_state(&changed);
     });
+}
+
+fn check_state(line: &[u8]) {
+    let is_behind = |state: u8| line.starts_with(&[b' ', state]) || line.windows(3).any(|at| at == [b')', b' ', state]);
+    assert!(state_in(line).is_none_or(is_behind));
+}
+
+/// What holds of any file of either kind.
+pub(crate) fn check(file: &[u8]) {
+    check_status(&String::from_utf8_lossy(file));
+    check_ending(file);
+    check_state(file);
 }

@@ -73,23 +73,29 @@ fn a_message_is_read_as_it_was_sent() {
 #[test]
 fn what_is_a_request_could_have_been_on_a_command_line() {
     let lines = prop_oneof![noise(), scraps(), mutated(call().prop_map(|call| bytes(&call))), odd_call()];
-    hold(lines, |line| {
-        let Some(call) = parse_call(&line) else { return };
-        if let Request::Reload { rollout, .. } = &call.request {
-            for Stage { percent, duration } in &rollout.stages {
-                assert!((1..=100).contains(percent), "{percent}");
-                assert!(*duration > Duration::ZERO && *duration <= Duration::from_hours(24_000), "{duration:?}");
-            }
+    hold(lines, |line| check_call(&line));
+}
+
+/// What holds of any line that a client sends.
+pub(crate) fn check_call(line: &[u8]) {
+    let Some(call) = parse_call(line) else { return };
+    if let Request::Reload { rollout, .. } = &call.request {
+        for Stage { percent, duration } in &rollout.stages {
+            assert!((1..=100).contains(percent), "{percent}");
+            assert!(*duration > Duration::ZERO && *duration <= Duration::from_hours(24_000), "{duration:?}");
         }
-        assert_eq!(parse_call(&bytes(&call)), Some(call));
-    });
+    }
+    assert_eq!(parse_call(&bytes(&call)), Some(call));
 }
 
 #[test]
 fn what_is_a_reply_is_one_again_when_it_is_sent_on() {
-    hold(prop_oneof![noise(), scraps(), mutated(reply().prop_map(|reply| bytes(&reply)))], |line| {
-        if let Ok(reply) = saved::parse::<Reply>(&line) {
-            assert_eq!(saved::parse::<Reply>(&bytes(&reply)).unwrap(), reply);
-        }
-    });
+    hold(prop_oneof![noise(), scraps(), mutated(reply().prop_map(|reply| bytes(&reply)))], |line| check_reply(&line));
+}
+
+/// What holds of any line that a supervisor sends.
+pub(crate) fn check_reply(line: &[u8]) {
+    if let Ok(reply) = saved::parse::<Reply>(line) {
+        assert_eq!(saved::parse::<Reply>(&bytes(&reply)).unwrap(), reply);
+    }
 }

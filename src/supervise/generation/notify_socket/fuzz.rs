@@ -44,14 +44,44 @@ fn send(socket: impl AsFd, datagram: &[u8], fd: impl AsFd, copies: usize) {
     assert_eq!(sent, Ok(datagram.len()));
 }
 
+/// What holds of any datagram and of what was read of it.
+fn check_received(received: &Notification, datagram: &[u8]) {
+    let text = String::from_utf8_lossy(datagram);
+    for assignment in ASSIGNMENTS {
+        let is_sent = text.lines().any(|line| line == assignment);
+        match datagram.len() <= LONGEST {
+            true => assert_eq!(received.has(assignment), is_sent),
+            false => assert!(is_sent || !received.has(assignment)),
+        }
+    }
+    if datagram.len() <= LONGEST {
+        assert_eq!(received.text, text);
+    }
+    // Each byte that is no text is replaced by three.
+    assert!(received.text.len() <= 3 * LONGEST);
+}
+
+/// The two ends of a notify socket.
+fn pair() -> (OwnedFd, OwnedFd) {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (ours, its) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags).unwrap();
+    setsockopt(&ours, sockopt::PassCred, &true).unwrap();
+    (ours, its)
+}
+
+/// Send it, read it, and check what was read.
+pub(crate) fn check(datagram: &[u8]) {
+    let (ours, its) = pair();
+    send(&its, datagram, &its, 0);
+    check_received(&receive(&ours).unwrap(), datagram);
+}
+
 #[test]
 fn a_datagram_is_one_notification_whatever_it_holds() {
     // A user who is not root may have as many on their way as files open, 1024 as a rule.
     let copies = prop_oneof![3 => Just(0_usize), 2 => 1..4_usize, 1 => Just(100)];
     hold(vec((datagram(), copies), 0..6), |datagrams| {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (ours, its) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags).unwrap();
-        setsockopt(&ours, sockopt::PassCred, &true).unwrap();
+        let (ours, its) = pair();
         let mut kept = Vec::new();
         for (datagram, copies) in &datagrams {
             let (watched, sent) = UnixStream::pair().unwrap();
@@ -64,19 +94,7 @@ fn a_datagram_is_one_notification_whatever_it_holds() {
             assert_eq!((received.pid, received.uid), (Pid::this().as_raw(), getuid().as_raw()));
             // Nobody has what was sent along, which answers a barrier.
             assert_eq!(watched.read(&mut [0]).unwrap(), 0);
-            let text = String::from_utf8_lossy(datagram);
-            for assignment in ASSIGNMENTS {
-                let is_sent = text.lines().any(|line| line == assignment);
-                match datagram.len() <= LONGEST {
-                    true => assert_eq!(received.has(assignment), is_sent),
-                    false => assert!(is_sent || !received.has(assignment)),
-                }
-            }
-            if datagram.len() <= LONGEST {
-                assert_eq!(received.text, text);
-            }
-            // Each byte that is no text is replaced by three.
-            assert!(received.text.len() <= 3 * LONGEST);
+            check_received(&received, datagram);
         }
         assert!(receive(&ours).is_none());
     });
