@@ -1,16 +1,21 @@
 //! The README and the manual: every command in them runs as it is printed, taken from the text itself.
 
-use std::fs;
 use std::path::Path;
+use std::{env, fs};
 
 use crate::harness::server::hello;
 use crate::harness::{Folder, PROGRAM, Run, is_root_to};
 
-/// The commands of the README: in its indented blocks, without the remark behind them. `…` stands for a server.
+/// The commands of the README: in its indented blocks, without the remark behind them, and in its tables. `…` stands for a
+/// server.
 fn readme() -> Vec<String> {
-    let lines = include_str!("../../README.md").lines().filter_map(|line| line.strip_prefix("    handoff-run "));
-    let command = |line: &str| line.split(" #").next().unwrap().trim_end().replace('…', "./server");
-    lines.map(|line| format!("handoff-run {}", command(line))).collect()
+    let page = include_str!("../../README.md");
+    let block = |line: &'static str| Some(line.strip_prefix("    ")?.split(" #").next()?.trim_end());
+    let of_blocks = page.lines().filter_map(block);
+    let rows = page.lines().filter(|line| line.starts_with('|'));
+    let of_tables = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+    let commands = of_blocks.chain(of_tables).filter(|command| command.starts_with("handoff-run "));
+    commands.map(|command| command.replace('…', "./server")).collect()
 }
 
 /// The commands of the manual: lines in bold that are no synopsis, and those of its unit.
@@ -133,4 +138,17 @@ fn every_file_that_the_readme_links_to_is_there() {
     let links = page.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|link| !link.contains(':'));
     let missing: Vec<&str> = links.filter(|link| !Path::new(env!("CARGO_MANIFEST_DIR")).join(link).exists()).collect();
     assert_eq!(missing, [""; 0]);
+}
+
+// README: each promise, "with the command that shows it".
+#[test]
+fn every_test_that_the_readme_names_is_there() {
+    let page = include_str!("../../README.md");
+    let named = page.split("`cargo test --test it ").skip(1).filter_map(|rest| rest.split('`').next());
+    let named: Vec<&str> = named.flat_map(|names| names.split(' ').filter(|name| *name != "--")).collect();
+    assert!(named.len() >= 4, "{named:?}");
+    for name in named {
+        let listed = Run::of(env::current_exe().unwrap()).args(&[name, "--list"]).output();
+        assert!(listed.stdout.contains(": test\n"), "{name} is the name of no test");
+    }
 }
