@@ -1,248 +1,255 @@
-_handoff__run() {
-    local i cur prev opts cmd
-    COMPREPLY=()
-    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-        cur="$2"
-    else
-        cur="${COMP_WORDS[COMP_CWORD]}"
-    fi
-    prev="$3"
-    cmd=""
-    opts=""
+# shellcheck shell=bash
+# Made from handoff-run.bash.in and the command line's definition by src/cli/current/completions.rs.
 
-    for i in "${COMP_WORDS[@]:0:COMP_CWORD}"
-    do
-        case "${cmd},${i}" in
-            ",$1")
-                cmd="handoff__run"
-                ;;
-            *)
-                ;;
-        esac
-    done
-
-    case "${cmd}" in
-        handoff__run)
-            opts="-l -C -q -v -h -V --listen --backlog --from --from-signal --fdstore --stdin --first-fd --no-pid --chdir --env-file --env --as --lazy --pid-file --supervise --intercept --shared --control --ready --ready-timeout --stop-signal --drain-timeout --drain --settle --restart --reload --status --stop --promote --rollback --canary --check --wait --json --help-servers --quiet --verbose --help --version"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                --listen)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                -l)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --backlog)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --from)
-                    COMPREPLY=($(compgen -W "$(echo auto; { ss -Hltnp; ss -Hlxp; } 2>/dev/null | grep -o "pid=[0-9]*" | cut -c5- | sort -un; ss -Hlxp 2>/dev/null | grep '^u_str.*"handoff-run' | tr -s ' ' | cut -d ' ' -f 5 | grep '^/')" -- "${cur}") $(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --from-signal)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --first-fd)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --chdir)
-                    COMPREPLY=()
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o plusdirs
-                    fi
-                    return 0
-                    ;;
-                -C)
-                    COMPREPLY=()
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o plusdirs
-                    fi
-                    return 0
-                    ;;
-                --env-file)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
-                --env)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --as)
-                    COMPREPLY=($(compgen -W "caddy fastcgi flask gunicorn h2o haproxy hypercorn java nghttpx nginx node php-fpm puma starlet starman tornado traefik twisted unicorn uvicorn uwsgi waitress" -- "${cur}"))
-                    return 0
-                    ;;
-                --pid-file)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
-                --control)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
-                --ready)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --ready-timeout)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --stop-signal)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --drain-timeout)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --drain)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --settle)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --restart)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --reload)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
-                --status)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
-                --stop)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
-                --promote)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
-                --rollback)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
-                --canary)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --check)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
+# The kind of value that an option takes, which is what completes it; fails for an option that takes none.
+_handoff_run_takes() {
+    case $1 in
+        -l | --listen) echo spec ;;
+        --backlog) echo nothing ;;
+        --from) echo predecessor ;;
+        --from-signal) echo word signal ;;
+        --first-fd) echo nothing ;;
+        -C | --chdir) echo directory ;;
+        --env-file) echo file ;;
+        --env) echo nothing ;;
+        --as) echo word as ;;
+        --pid-file) echo file ;;
+        --control) echo file ;;
+        --ready) echo word ready ;;
+        --ready-timeout) echo nothing ;;
+        --stop-signal) echo word signal ;;
+        --drain-timeout) echo nothing ;;
+        --drain) echo word drain ;;
+        --settle) echo nothing ;;
+        --restart) echo word restart ;;
+        --reload) echo supervisor ;;
+        --status) echo supervisor ;;
+        --stop) echo supervisor ;;
+        --promote) echo supervisor ;;
+        --rollback) echo supervisor ;;
+        --canary) echo nothing ;;
+        --check) echo command ;;
+        *) return 1 ;;
     esac
 }
 
-if [[ "${BASH_VERSINFO[0]}" -eq 4 && "${BASH_VERSINFO[1]}" -ge 4 || "${BASH_VERSINFO[0]}" -gt 4 ]]; then
-    complete -F _handoff__run -o nosort -o bashdefault -o default handoff-run
-else
-    complete -F _handoff__run -o bashdefault -o default handoff-run
-fi
+# The options that may follow a request, or without one, those that may be given.
+_handoff_run_options() {
+    case $1 in
+        '') echo -l --listen --backlog --from --from-signal --fdstore --stdin --first-fd --no-pid -C --chdir --env-file --env --as --lazy --pid-file --supervise --intercept --shared --control --ready --ready-timeout --stop-signal --drain-timeout --drain --settle --restart --reload --status --stop --promote --rollback --canary --check --wait --json --help-servers -q --quiet -v --verbose -h --help -V --version ;;
+        --reload) echo --canary --check --wait --help-servers -q --quiet -v --verbose -h --help -V --version ;;
+        --status) echo --json --help-servers -q --quiet -v --verbose -h --help -V --version ;;
+        --stop) echo --help-servers -q --quiet -v --verbose -h --help -V --version ;;
+        --promote) echo --help-servers -q --quiet -v --verbose -h --help -V --version ;;
+        --rollback) echo --help-servers -q --quiet -v --verbose -h --help -V --version ;;
+    esac
+}
+
+_handoff_run_words() {
+    case $1 in
+        type) echo tcp: tcp4: tcp6: udp: udp4: udp6: vsock: fd: unix: unix-dgram: unix-seqpacket: ;;
+        option) echo backlog= mode= user= group= v6only reuseport freebind device= defer-accept= keepalive nodelay rcvbuf= sndbuf= nonblock ;;
+        signal) echo HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS ;;
+        as) echo caddy fastcgi flask gunicorn h2o haproxy hypercorn java nghttpx nginx node php-fpm puma starlet starman tornado traefik twisted unicorn uvicorn uwsgi waitress ;;
+        ready) echo auto notify accepting fd: http: check: after: ;;
+        drain) echo signal idle ;;
+        restart) echo always on-failure on-failure: no ;;
+    esac
+}
+
+_handoff_run_find() {
+    sh -c '# Prints what can be taken over, one a line: a word, a tab, and what it is. With the argument supervisors, these alone.
+
+# Their control sockets, as their command lines have them: PATH[,OPTION]..., from their working directories.
+supervisors() {
+    grep -slx handoff-run /proc/[0-9]*/comm | while read -r comm; do
+        process=${comm%/comm}
+        pid=${process#/proc/}
+        path=$(tr "\0" "\n" <"$process/cmdline" | sed -n "
+            /^--control\(=\|$\)/ { s/^--control=//; t found; n; :found; s/\([^\\]\),.*/\1/; s/\\\\\(.\)/\1/g; p; q }")
+        case $path in
+            /*) ;;
+            ?*) path=$(readlink "$process/cwd")/${path#./} ;;
+        esac
+        [ -S "$path" ] || continue
+        child="" name=""
+        # There is no newline at its end.
+        read -r child _ <"$process/task/$pid/children"
+        [ -z "$child" ] || read -r name <"/proc/$child/comm"
+        printf "%s\t%s\n" "$path" "supervisor $pid${name:+ of $name}"
+    done 2>/dev/null | sort -u
+}
+
+# The processes whose files we may see that listen on TCP or Unix sockets, or have an unconnected UDP socket.
+listening() {
+    {
+        cat /proc/net/tcp /proc/net/tcp6 /proc/net/udp /proc/net/udp6 /proc/net/unix
+        find /proc/[0-9]*/fd -lname "socket:*" -printf "%l %h\n"
+    } 2>/dev/null | awk "
+        \$4 == \"0A\" || \$4 == \"07\" { listening[\"socket:[\" \$10 \"]\"] }
+        \$4 == \"00010000\" { listening[\"socket:[\" \$7 \"]\"] }
+        \$1 in listening { split(\$2, path, \"/\"); print path[3] }" | sort -nu | while read -r pid; do
+        read -r name <"/proc/$pid/comm" && printf "%s\t%s\n" "$pid" "$name"
+    done 2>/dev/null
+}
+
+supervisors
+[ "$1" = supervisors ] || listening
+' sh "$1"
+}
+
+# Offer those of these words that begin with the value; bash replaces only what is behind the last = or : of it.
+_handoff_run_offer() {
+    local word breaks=${COMP_WORDBREAKS//[^:=]/} before=""
+    [[ $breaks ]] && before=${value%"${value##*["$breaks"]}"}
+    for word; do
+        [[ $word == "$value"* ]] && COMPREPLY+=("${word#"$before"}")
+    done
+    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[:=] ]] && compopt -o nospace
+}
+
+_handoff_run_offer_words() {
+    local words
+    read -ra words < <(_handoff_run_words "$1")
+    _handoff_run_offer "${words[@]}"
+}
+
+# What is offered for each kind of value. Where it is nothing, bash offers files.
+
+_handoff_run_word() {
+    compopt +o default +o bashdefault
+    _handoff_run_offer_words "$1"
+}
+
+_handoff_run_nothing() {
+    compopt +o default +o bashdefault
+}
+
+_handoff_run_file() {
+    :
+}
+
+_handoff_run_directory() {
+    compopt +o default +o bashdefault -o dirnames
+}
+
+_handoff_run_command() {
+    mapfile -t COMPREPLY < <(compgen -c -- "$value")
+}
+
+_handoff_run_spec() {
+    local before=${value%,*}, words
+    if [[ $value != *,* ]]; then
+        before=""
+        [[ $value == *=* ]] && before=${value%%=*}=
+        read -ra words < <(_handoff_run_words type)
+    else
+        compopt +o default +o bashdefault
+        read -ra words < <(_handoff_run_words option)
+    fi
+    _handoff_run_offer "${words[@]/#/$before}"
+}
+
+_handoff_run_supervisor() {
+    _handoff_run_found supervisors
+}
+
+_handoff_run_predecessor() {
+    _handoff_run_offer auto
+    _handoff_run_found all
+}
+
+# Offer what is found, and files too where a path is begun.
+_handoff_run_found() {
+    local found
+    mapfile -t found < <(_handoff_run_find "$1" | cut -f 1)
+    _handoff_run_offer "${found[@]}"
+    [[ $value == */* ]] || return
+    compopt -o filenames
+    mapfile -t found < <(compgen -f -- "$value")
+    _handoff_run_offer "${found[@]}"
+}
+
+# What PROGRAM, which is word $1 of COMP_WORDS, would get on a line of its own, or without bash-completion, a command or files.
+_handoff_run_program() {
+    local function
+    for function in _comp_command_offset _command_offset; do
+        if declare -F $function >/dev/null; then
+            $function "$1"
+            return
+        fi
+    done
+    ((COMP_CWORD > $1)) || mapfile -t COMPREPLY < <(compgen -c -- "${COMP_WORDS[COMP_CWORD]}")
+}
+
+# The words of the line up to the cursor, which bash cuts at = and :, and where in COMP_WORDS each begins.
+_handoff_run_split() {
+    local line=${COMP_LINE:0:COMP_POINT} i word
+    for ((i = 0; i <= COMP_CWORD; i++)); do
+        if [[ $i -eq 0 || $line == [[:space:]]* ]]; then
+            words+=("")
+            starts+=("$i")
+        fi
+        line=${line#"${line%%[![:space:]]*}"}
+        word=${COMP_WORDS[i]}
+        ((i < COMP_CWORD)) || word=$line
+        words[-1]+=$word
+        line=${line#"$word"}
+    done
+}
+
+# Read one word of options. What waits for a value, which may have begun with the word, is then in `option`.
+_handoff_run_read() {
+    local rest=${1#-}
+    option="" value=""
+    if [[ $1 == --* ]]; then
+        option=${1%%=*}
+        [[ $1 != *=* ]] || value=${1#*=}
+        [[ $(_handoff_run_options "$option") ]] && request=$option
+        _handoff_run_takes "$option" >/dev/null || option=""
+        return
+    fi
+    while [[ $rest && ! $option ]]; do
+        _handoff_run_takes "-${rest:0:1}" >/dev/null && option=-${rest:0:1} value=${rest:1}
+        rest=${rest:1}
+    done
+}
+
+_handoff_run() {
+    local words=() starts=() i option="" value="" request="" current kind
+    COMPREPLY=()
+    _handoff_run_split
+    current=${words[-1]}
+    for ((i = 1; i < ${#words[@]} - 1; i++)); do
+        if [[ $option ]]; then
+            option=""
+        elif [[ ${words[i]} == -- ]]; then
+            _handoff_run_program "${starts[i + 1]}"
+            return
+        elif [[ ${words[i]} == -* ]]; then
+            _handoff_run_read "${words[i]}"
+            [[ ${words[i]} == --*=* || $value ]] && option=""
+        else
+            _handoff_run_program "${starts[i]}"
+            return
+        fi
+    done
+    if [[ $option ]]; then
+        value=$current
+    elif [[ $current == --*=* || $current == -[!-]?* ]]; then
+        _handoff_run_read "$current"
+    fi
+    if [[ $option ]]; then
+        kind=$(_handoff_run_takes "$option")
+        "_handoff_run_${kind% *}" "${kind#* }"
+    elif [[ $current == -* || $request ]]; then
+        value=$current
+        compopt +o default +o bashdefault
+        read -ra words < <(_handoff_run_options "$request")
+        _handoff_run_offer "${words[@]}"
+    else
+        _handoff_run_program "${starts[i]}"
+    fi
+}
+
+complete -F _handoff_run -o bashdefault -o default handoff-run

@@ -265,7 +265,7 @@ pub(crate) struct Cli {
     /// With --canary, a command that has to succeed at the end of each stage
     ///
     /// It is run by sh, beside the supervisor, with HANDOFF_GENERATION and HANDOFF_SHARE.
-    #[arg(long, value_name = "COMMAND", requires = "canary", value_parser = NonEmptyStringValueParser::new(), conflicts_with_all = ["status", "stop", "promote", "rollback", "program"], help_heading = REQUESTS)]
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString, requires = "canary", value_parser = NonEmptyStringValueParser::new(), conflicts_with_all = ["status", "stop", "promote", "rollback", "program"], help_heading = REQUESTS)]
     check: Option<String>,
 
     /// With --reload, end when the old generation is gone

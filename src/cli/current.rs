@@ -1,11 +1,13 @@
 //! The manual and the completions are made from the command line's definition; a committed file that is stale fails
 //! here, and `BLESS=1 cargo test current` regenerates it.
 
+mod completions;
+mod flag;
+
 use std::path::Path;
 use std::{env, fs};
 
 use clap::{Arg, CommandFactory};
-use clap_complete::{Shell, generate};
 
 use crate::cli::Cli;
 use crate::failure::ExitStatus;
@@ -79,49 +81,6 @@ fn every_option_is_in_a_group() {
     let command = Cli::command();
     let alone: Vec<&str> = command.get_arguments().filter(without).map(|arg| arg.get_id().as_str()).collect();
     assert_eq!(alone, [""; 0]);
-}
-
-/// What is there to be taken over, as the shells list it: processes that have listening sockets, and the control sockets of
-/// supervisors. Without ss(8) there are none.
-const PREDECESSORS: &str = r#"{ ss -Hltnp; ss -Hlxp; } 2>/dev/null | grep -o "pid=[0-9]*" | cut -c5- | sort -un"#;
-const SUPERVISORS: &str =
-    r#"ss -Hlxp 2>/dev/null | grep '^u_str.*"handoff-run' | tr -s ' ' | cut -d ' ' -f 5 | grep '^/'"#;
-
-/// The script, with what is there as the values of `--from`.
-fn with_predecessors(shell: Shell, script: &str) -> String {
-    let all = format!("echo auto; {PREDECESSORS}; {SUPERVISORS}");
-    let (generated, ours) = match shell {
-        Shell::Bash => {
-            let files = "COMPREPLY=($(compgen -f \"${cur}\"))";
-            let words = format!("COMPREPLY=($(compgen -W \"$({all})\" -- \"${{cur}}\") $(compgen -f \"${{cur}}\"))");
-            let case = |act: &str| format!("                --from)\n                    {act}\n");
-            (case(files), case(&words))
-        }
-        Shell::Zsh => {
-            let act = format!("{{ compadd -- ${{(f)\"$({all})\"}}; _files }}").replace('\'', r"'\''");
-            (", or auto]:WHO:_files'".to_owned(), format!(", or auto]:WHO:{act}'"))
-        }
-        _ => {
-            let act = format!(" -r -F -a '({all})'\n").replace("'^u_str.*\"handoff-run'", "\"^u_str.*handoff-run\"");
-            let act =
-                act.replace("tr -s ' '", "tr -s \" \"").replace("cut -d ' '", "cut -d \" \"").replace("'^/'", "\"^/\"");
-            let act = act.replace("{ ss -Hltnp; ss -Hlxp; }", "begin; ss -Hltnp; ss -Hlxp; end");
-            (", or auto' -r -F\n".to_owned(), format!(", or auto'{act}"))
-        }
-    };
-    assert_eq!(script.matches(&generated).count(), 1, "{shell} has {generated}");
-    script.replace(&generated, &ours)
-}
-
-#[test]
-fn the_completions_are_current() {
-    let files = [(Shell::Bash, "handoff-run.bash"), (Shell::Zsh, "_handoff-run"), (Shell::Fish, "handoff-run.fish")];
-    for (shell, name) in files {
-        let mut script = Vec::new();
-        generate(shell, &mut Cli::command(), "handoff-run", &mut script);
-        let script = with_predecessors(shell, &String::from_utf8(script).unwrap());
-        check(&format!("completions/{name}"), script.as_bytes());
-    }
 }
 
 #[test]

@@ -84,6 +84,12 @@ const TYPES: [&str; 8] = ["tcp", "tcp4", "tcp6", "udp", "udp4", "udp6", "vsock",
 const UNIX_TYPES: [(&str, UnixKind); 3] =
     [("unix", UnixKind::Stream), ("unix-dgram", UnixKind::Datagram), ("unix-seqpacket", UnixKind::SeqPacket)];
 
+/// All of them.
+#[cfg(test)]
+pub(crate) fn types() -> impl Iterator<Item = &'static str> {
+    TYPES.into_iter().chain(UNIX_TYPES.map(|(name, _)| name))
+}
+
 /// Room in `sun_path` for the name and the NUL that ends it or begins it, unix(7).
 const LONGEST_UNIX_NAME: usize = 107;
 

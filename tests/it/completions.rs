@@ -1,42 +1,128 @@
-//! The shells' completions, where a generated one does not know what there is.
-
-use std::process::Command;
-
-use nix::unistd::Pid;
+//! What the tab key offers, in shells on a terminal.
 
 use crate::harness::by_hand::by_hand;
-use crate::harness::{Server, skip, supervise};
+use crate::harness::case::{CASE, Case, is_installed};
+use crate::harness::process::name;
+use crate::harness::shell::{Kind, Shell};
+use crate::harness::{Server, supervise};
 
-/// What a shell offers for `--from`, a word each; none if it or ss(8) is not there.
-fn offered(shell: &str, script: &str) -> Option<String> {
-    let exists = |program: &str| Command::new(program).arg("--version").output().is_ok();
-    if !exists(shell) || !exists("ss") {
-        skip(&format!("there is no {shell}, or no ss"));
-        return None;
-    }
-    let completions = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");
-    let output = Command::new(shell).args(["-c", script]).env("COMPLETIONS", completions).output().unwrap();
-    Some(String::from_utf8(output.stdout).unwrap().replace('\n', " "))
+/// A line, and what is on the screen after the tab key in each shell: words in this order.
+struct Line(&'static str, [&'static [&'static str]; 3]);
+
+/// What is the same in each.
+const fn same(line: &'static str, expected: &'static [&'static str]) -> Line {
+    Line(line, [expected; 3])
 }
 
-fn assert_offered(words: &str, pid: Pid, control: &str) {
-    let has = |word: &str| words.split_whitespace().any(|other| other == word);
-    assert!(has("auto") && has(&pid.to_string()) && has(control), "{pid} {control}: {words}");
+const FOUND: [&[&str]; 3] = [
+    &["@CONTROL@"],
+    &["@CONTROL@ -- supervisor @SUPERVISOR@ of @NAME@"],
+    &["@CONTROL@ (supervisor @SUPERVISOR@ of @NAME@)"],
+];
+
+const LINES: &[Line] = &[
+    same("--sup", &["--supervise"]),
+    same("--as gun", &["--as gunicorn"]),
+    Line("--as h", [&["h2o haproxy hypercorn"], &["haproxy -- bind fd@3"], &["haproxy (bind fd@3)"]]),
+    same("--ready=f", &["--ready=fd:"]),
+    Line(
+        "--ready ",
+        [
+            &["accepting after: auto check: fd: http: notify"],
+            &["fd: -- it writes a byte to descriptor N"],
+            &["fd: (it writes a byte to descriptor N)"],
+        ],
+    ),
+    same("--drain i", &["--drain idle"]),
+    same("--restart al", &["--restart always"]),
+    same("--stop-signal U", &["USR1", "USR2"]),
+    same("--from-signal QU", &["--from-signal QUIT"]),
+    same("-l unix-d", &["-l unix-dgram:"]),
+    same("-l unix:./ser", &["-l unix:./server"]),
+    same("-ql:80,def", &["-ql:80,defer-accept="]),
+    same("--listen=web=:80,mode=0600,us", &["--listen=web=:80,mode=0600,user="]),
+    same("--env-file ./set", &["--env-file ./settings.env"]),
+    same("--pid-file=./set", &["--pid-file=./settings.env"]),
+    same("-qC s", &["-qC sub/"]),
+    Line("--promote ", FOUND),
+    Line("--wait --reload ", FOUND),
+    same("--reload ./set", &["--reload ./settings.env"]),
+    same("--from ./set", &["--from ./settings.env"]),
+    Line(
+        "--from ",
+        [
+            &["auto", "@PID@", "@CONTROL@"],
+            &["auto -- the process that has the address", "@PID@"],
+            &["auto (the process that has the address)", "@PID@ (python3)"],
+        ],
+    ),
+    same("--status x --js", &["--status x --json"]),
+    same("-l :80 -- git checko", &["-l :80 -- git checkout"]),
+    same("--env A=b -l tcp::80 git checko", &["-l tcp::80 git checkout"]),
+    same("-l :80 ./ser", &["-l :80 ./server"]),
+];
+
+/// What must not be there beside what is: a line, and both.
+const ABSENT: &[(&str, &str, &str)] = &[
+    // The target's options are its own.
+    ("-l :80 -- ls --", "--author", "--listen"),
+    ("-l :80 ls --", "--author", "--listen"),
+    // A request has no program and few options.
+    ("--reload x -", "--wait", "--listen"),
+    ("--reload x -", "--wait", "--json"),
+];
+
+fn shell(kind: Kind) -> Option<Shell> {
+    is_installed(&Case { needs: kind.needs(), ..CASE })
+        .then(|| Shell::start(kind, &["server", "settings.env", "sub/x"]))
 }
 
-// handoff-run(1), --from.
-#[test]
-fn bash_and_fish_offer_what_can_be_taken_over() {
+/// Every line, for the shell which is at this place in the table.
+fn try_lines(kind: Kind, place: usize) {
+    let Some(shell) = shell(kind) else { return };
     let old = by_hand("serve()");
     let supervisor = supervise(Server::Hello, &[]).serving();
-    let control = supervisor.folder.text("control");
-    let bash = r#"source "$COMPLETIONS/handoff-run.bash"; COMP_WORDS=(handoff-run --from ""); COMP_CWORD=2
-                  _handoff__run handoff-run "" --from; printf '%s\n' "${COMPREPLY[@]}""#;
-    if let Some(words) = offered("bash", bash) {
-        assert_offered(&words, old.pid(), &control);
+    let name = name(supervisor.generation(1));
+    let fill = |words: &&str| {
+        let words = words.replace("@CONTROL@", &supervisor.folder.text("control")).replace("@NAME@", &name);
+        words.replace("@SUPERVISOR@", &supervisor.pid.to_string()).replace("@PID@", &old.pid().to_string())
+    };
+    for Line(line, expected) in LINES {
+        let expected: Vec<String> = expected[place].iter().map(fill).collect();
+        shell.complete(&format!("handoff-run {line}"), &expected);
     }
-    let fish = r#"source $COMPLETIONS/handoff-run.fish; complete -C "handoff-run --from ""#;
-    if let Some(words) = offered("fish", fish) {
-        assert_offered(&words, old.pid(), &control);
+    for (line, present, absent) in ABSENT {
+        let screen = shell.complete(&format!("handoff-run {line}"), &[present.to_string()]);
+        assert!(!screen.contains(absent), "{line}: {screen}");
+    }
+}
+
+#[test]
+fn bash_offers_what_there_is() {
+    try_lines(Kind::Bash, 0);
+}
+
+#[test]
+fn zsh_offers_what_there_is() {
+    try_lines(Kind::Zsh, 1);
+}
+
+#[test]
+fn fish_offers_what_there_is() {
+    try_lines(Kind::Fish, 2);
+}
+
+#[test]
+fn without_bash_completion_bash_offers_commands_and_files_behind_the_options() {
+    let Some(shell) = shell(Kind::BareBash) else { return };
+    for (line, expected) in [
+        ("--as gun", "--as gunicorn"),
+        ("-l web=:80,def", "-l web=:80,defer-accept="),
+        ("-l :80 -- handoff-r", "-l :80 -- handoff-run"),
+        ("-l :80 ./ser", "-l :80 ./server"),
+        ("-l :80 cat ./set", "-l :80 cat ./settings.env"),
+    ] {
+        let screen = shell.complete(&format!("handoff-run {line}"), &[expected.to_owned()]);
+        assert_eq!(screen, format!(" > handoff-run {expected} "));
     }
 }

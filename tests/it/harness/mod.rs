@@ -22,6 +22,7 @@ pub mod request;
 pub mod run;
 pub mod server;
 pub mod setup;
+pub mod shell;
 pub mod socket;
 pub mod store;
 pub mod supervisor;
