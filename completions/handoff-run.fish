@@ -19,6 +19,8 @@ function __handoff_run_program
     for request in reload status stop promote rollback
         set -q _flag_$request; and return
     end
+    # With none yet, an option is ours.
+    set -q argv[1]; or not string match -q -- '-*' (commandline -ct); or return
     complete -C "$(string join ' ' -- (string escape -- $argv) (commandline -ct))"
 end
 

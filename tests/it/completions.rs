@@ -6,26 +6,33 @@ use crate::harness::process::name;
 use crate::harness::shell::{Kind, Shell};
 use crate::harness::{Server, supervise};
 
-/// A line, and what is on the screen after the tab key in each shell: words in this order.
-struct Line(&'static str, [&'static [&'static str]; 3]);
-
-/// What is the same in each.
-const fn same(line: &'static str, expected: &'static [&'static str]) -> Line {
-    Line(line, [expected; 3])
-}
-
-const FOUND: [&[&str]; 3] = [
-    &["@CONTROL@"],
-    &["@CONTROL@ -- supervisor @SUPERVISOR@ of @NAME@"],
-    &["@CONTROL@ (supervisor @SUPERVISOR@ of @NAME@)"],
+/// What the tab key makes of a line where there is but one way to go on, the same in each shell, and nothing else is shown.
+const COMPLETED: &[(&str, &str)] = &[
+    ("--sup", "--supervise"),
+    ("--as gun", "--as gunicorn"),
+    ("--ready=f", "--ready=fd:"),
+    ("--drain i", "--drain idle"),
+    ("--restart al", "--restart always"),
+    ("--from-signal QU", "--from-signal QUIT"),
+    ("-l unix-d", "-l unix-dgram:"),
+    ("-l unix:./ser", "-l unix:./server"),
+    ("-ql:80,def", "-ql:80,defer-accept="),
+    ("--listen=web=:80,mode=0600,us", "--listen=web=:80,mode=0600,user="),
+    ("--env-file ./set", "--env-file ./settings.env"),
+    ("--pid-file=./set", "--pid-file=./settings.env"),
+    ("-qC s", "-qC sub/"),
+    ("--reload ./set", "--reload ./settings.env"),
+    ("--from ./set", "--from ./settings.env"),
+    ("--status x --js", "--status x --json"),
+    ("-l :80 -- git checko", "-l :80 -- git checkout"),
+    ("--env A=b -l tcp::80 git checko", "--env A=b -l tcp::80 git checkout"),
+    ("-l :80 ./ser", "-l :80 ./server"),
 ];
 
-const LINES: &[Line] = &[
-    same("--sup", &["--supervise"]),
-    same("--as gun", &["--as gunicorn"]),
-    Line("--as h", [&["h2o haproxy hypercorn"], &["haproxy -- bind fd@3"], &["haproxy (bind fd@3)"]]),
-    same("--ready=f", &["--ready=fd:"]),
-    Line(
+/// A line, and what is then on the screen in bash, in zsh and in fish.
+const LISTED: &[(&str, [&[&str]; 3])] = &[
+    ("--as h", [&["h2o haproxy hypercorn"], &["haproxy -- bind fd@3"], &["haproxy (bind fd@3)"]]),
+    (
         "--ready ",
         [
             &["accepting after: auto check: fd: http: notify"],
@@ -33,33 +40,24 @@ const LINES: &[Line] = &[
             &["fd: (it writes a byte to descriptor N)"],
         ],
     ),
-    same("--drain i", &["--drain idle"]),
-    same("--restart al", &["--restart always"]),
-    same("--stop-signal U", &["USR1", "USR2"]),
-    same("--from-signal QU", &["--from-signal QUIT"]),
-    same("-l unix-d", &["-l unix-dgram:"]),
-    same("-l unix:./ser", &["-l unix:./server"]),
-    same("-ql:80,def", &["-ql:80,defer-accept="]),
-    same("--listen=web=:80,mode=0600,us", &["--listen=web=:80,mode=0600,user="]),
-    same("--env-file ./set", &["--env-file ./settings.env"]),
-    same("--pid-file=./set", &["--pid-file=./settings.env"]),
-    same("-qC s", &["-qC sub/"]),
-    Line("--promote ", FOUND),
-    Line("--wait --reload ", FOUND),
-    same("--reload ./set", &["--reload ./settings.env"]),
-    same("--from ./set", &["--from ./settings.env"]),
-    Line(
+    ("--stop-signal U", [&["USR1", "USR2"]; 3]),
+    ("-l web=tcp", [&["tcp4:", "tcp6:"], &["tcp4:", "tcp6:"], &["web=tcp4:", "web=tcp6:"]]),
+    ("--promote ", CONTROL),
+    ("--wait --reload ", CONTROL),
+    (
         "--from ",
         [
             &["auto", "@PID@", "@CONTROL@"],
-            &["auto -- the process that has the address", "@PID@"],
-            &["auto (the process that has the address)", "@PID@ (python3)"],
+            &["auto -- the process that has the address", "@PID@", CONTROL[1][0]],
+            &["auto (the process that has the address)", "@PID@ (python3)", CONTROL[2][0]],
         ],
     ),
-    same("--status x --js", &["--status x --json"]),
-    same("-l :80 -- git checko", &["-l :80 -- git checkout"]),
-    same("--env A=b -l tcp::80 git checko", &["-l tcp::80 git checkout"]),
-    same("-l :80 ./ser", &["-l :80 ./server"]),
+];
+
+const CONTROL: [&[&str]; 3] = [
+    &["@CONTROL@"],
+    &["@CONTROL@ -- supervisor @SUPERVISOR@ of @NAME@"],
+    &["@CONTROL@ (supervisor @SUPERVISOR@ of @NAME@)"],
 ];
 
 /// What must not be there beside what is: a line, and both.
@@ -77,6 +75,12 @@ fn shell(kind: Kind) -> Option<Shell> {
         .then(|| Shell::start(kind, &["server", "settings.env", "sub/x"]))
 }
 
+#[track_caller]
+fn assert_completes(shell: &Shell, line: &str, expected: &str) {
+    let screen = shell.complete(&format!("handoff-run {line}"), &[expected.to_owned()]);
+    assert_eq!(screen, format!(" > handoff-run {expected} "));
+}
+
 /// Every line, for the shell which is at this place in the table.
 fn try_lines(kind: Kind, place: usize) {
     let Some(shell) = shell(kind) else { return };
@@ -87,7 +91,10 @@ fn try_lines(kind: Kind, place: usize) {
         let words = words.replace("@CONTROL@", &supervisor.folder.text("control")).replace("@NAME@", &name);
         words.replace("@SUPERVISOR@", &supervisor.pid.to_string()).replace("@PID@", &old.pid().to_string())
     };
-    for Line(line, expected) in LINES {
+    for (line, expected) in COMPLETED {
+        assert_completes(&shell, line, expected);
+    }
+    for (line, expected) in LISTED {
         let expected: Vec<String> = expected[place].iter().map(fill).collect();
         shell.complete(&format!("handoff-run {line}"), &expected);
     }
@@ -122,7 +129,6 @@ fn without_bash_completion_bash_offers_commands_and_files_behind_the_options() {
         ("-l :80 ./ser", "-l :80 ./server"),
         ("-l :80 cat ./set", "-l :80 cat ./settings.env"),
     ] {
-        let screen = shell.complete(&format!("handoff-run {line}"), &[expected.to_owned()]);
-        assert_eq!(screen, format!(" > handoff-run {expected} "));
+        assert_completes(&shell, line, expected);
     }
 }
