@@ -159,14 +159,16 @@ _handoff_run_predecessor() {
     _handoff_run_found all
 }
 
-# Offer what is found, and files too where a path is begun.
+# Offer what is found, and files too where a path is begun: then bash quotes what needs it.
 _handoff_run_found() {
     local found
     mapfile -t found < <(_handoff_run_find "$1" | cut -f 1)
-    _handoff_run_offer "${found[@]}"
-    [[ $value == */* ]] || return
-    compopt -o filenames
-    mapfile -t found < <(compgen -f -- "$value")
+    if [[ $value == */* ]]; then
+        compopt -o filenames
+        mapfile -t -O ${#found[@]} found < <(compgen -f -- "$value")
+    elif [[ ${found[*]} ]]; then
+        mapfile -t found < <(printf '%q\n' "${found[@]}")
+    fi
     _handoff_run_offer "${found[@]}"
 }
 

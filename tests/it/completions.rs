@@ -1,10 +1,13 @@
 //! What the tab key offers, in shells on a terminal.
 
+use std::sync::Arc;
+
 use crate::harness::by_hand::by_hand;
 use crate::harness::case::{CASE, Case, is_installed};
 use crate::harness::process::name;
 use crate::harness::shell::{Kind, Shell};
-use crate::harness::{Server, supervise};
+use crate::harness::supervisor::Role;
+use crate::harness::{Folder, PROGRAM, Run, Server, Supervisor, supervise};
 
 /// What the tab key makes of a line where there is but one way to go on, the same in each shell, and nothing else is shown.
 const COMPLETED: &[(&str, &str)] = &[
@@ -131,4 +134,19 @@ fn without_bash_completion_bash_offers_commands_and_files_behind_the_options() {
     ] {
         assert_completes(&shell, line, expected);
     }
+}
+
+#[test]
+fn a_control_socket_is_found_from_the_directory_of_its_supervisor() {
+    let folder = Arc::new(Folder::new());
+    let target = Server::Hello.install(&folder);
+    let run = Run::of(PROGRAM).current_dir(&*folder).args(&["--supervise", "--control=./control,mode=0600"]);
+    let run = run.args(&["-l", "127.0.0.1:0", "--"]).args(&target);
+    let supervisor = Supervisor::start(folder, run, Role::Supervisor);
+    supervisor.wait_ready(1);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/completions/predecessors.sh");
+    let found = Run::of("sh").args(&[script, "supervisors"]).output().stdout;
+    let (pid, name) = (supervisor.pid, name(supervisor.generation(1)));
+    let line = format!("{}\tsupervisor {pid} of {name}", supervisor.folder.text("control"));
+    assert!(found.lines().any(|found| found == line), "{line}: {found}");
 }
