@@ -108,17 +108,13 @@ _handoff_run_offer() {
     [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[:=] ]] && compopt -o nospace
 }
 
-_handoff_run_offer_words() {
-    local words
-    read -ra words < <(_handoff_run_words "$1")
-    _handoff_run_offer "${words[@]}"
-}
-
 # What is offered for each kind of value. Where it is nothing, bash offers files.
 
 _handoff_run_word() {
+    local words
     compopt +o default +o bashdefault
-    _handoff_run_offer_words "$1"
+    read -ra words < <(_handoff_run_words "$1")
+    _handoff_run_offer "${words[@]}"
 }
 
 _handoff_run_nothing() {
