@@ -128,7 +128,10 @@ mod tests {
 
     #[test]
     fn every_target_has_a_program() {
-        let manifest = include_str!("../../fuzz/Cargo.toml");
+        // A crate of its own, which Cargo does not package with this one.
+        let Ok(manifest) = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/Cargo.toml")) else {
+            return;
+        };
         let names: Vec<&str> =
             manifest.split("[[bin]]\nname = \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
         assert_eq!(names, TARGETS.map(|(name, _)| name));
