@@ -1,14 +1,25 @@
 #!/bin/sh
-# deploy.sh BUILD: make the folder BUILD the release that serves, or leave everything as it was and say why.
+# deploy.sh BUILD [OPTION]...: make the folder BUILD the release that serves, or leave everything as it was and say why.
+# deploy.sh --rollback [OPTION]...: the same with the release that was current before; once more, the one before that.
 #
 # The supervisor was started by:
 #     handoff-run --listen :8000 --supervise --control /run/app.ctl -- /srv/app/current/server
 # It need not run yet, and then starts the new release when it does. Two deploys at once are one, and one that says so.
-# Releases are kept until you remove them; one that never served is not.
+# Under systemd, with systemd/app.service:
+#     CONTROL=/run/app/control deploy.sh build/
+# OPTION is one of --reload, such as --canary. The status is that of --reload, and 1 where it did not come to that.
+# Releases are kept until you remove them; one that never served is not. KEEP=N removes, after a deploy, all but the
+# current one and the N-1 that --rollback finds: more than are deployed within --drain-timeout, for they may still drain.
 set -eu
-app=${APP:-/srv/app} control=${CONTROL:-/run/app.ctl}
-fail() { echo "deploy: $*" >&2; exit 1; }
-[ $# -eq 1 ] && [ -d "$1" ] || fail "usage: deploy.sh BUILD, a folder"
+app=${APP:-/srv/app} control=${CONTROL:-/run/app.ctl} keep=${KEEP:-} status=1 interrupted=
+fail() { echo "deploy: $*" >&2; exit $status; }
+case ${1-} in
+    --rollback) build= ;;
+    *) build=${1-}; [ -d "$build" ] || fail "usage: deploy.sh BUILD|--rollback [OPTION]..., where BUILD is a folder" ;;
+esac
+shift
+case " $* " in *" --wait "*) fail "without --wait: a release serves also where the one before does not end in time" ;; esac
+case $keep in 0* | 1 | *[!0-9]*) fail "KEEP=$keep is no number from 2 on" ;; esac
 command -v handoff-run >/dev/null || fail "handoff-run is not in PATH"
 
 mkdir -p "$app/releases" || fail "cannot make $app/releases"
@@ -25,29 +36,61 @@ if [ -e "$control" ]; then
     esac
 fi
 
-release=$app/releases/$(date +%Y%m%d-%H%M%S)-$$
-previous=$(readlink "$app/current") || previous=
-cp -R "$1" "$release" || { rm -rf "$release"; fail "cannot copy $1 to $release"; }
-
 # `current` is never missing, nor half a name.
 switch() { ln -sfn "$1" "$app/next" && mv -T "$app/next" "$app/current"; }
+discard() { [ -z "$build" ] || rm -rf "$release" "$release.before"; }
 # The release before serves on; the next start must not meet the broken one either.
 take_back() {
-    if [ "$previous" ]; then switch "$previous"; else rm -f "$app/current"; fi
-    rm -rf "$release"
+    trap '' HUP INT TERM
+    if [ -z "$previous" ]; then rm -f "$app/current"; else
+        switch "$previous" || fail "$release does not serve ($1), but $app/current cannot lead to $previous again"
+    fi
+    discard
     fail "$release does not serve ($1), ${previous:-nothing} does"
 }
-# The reload goes on without its client: what has not settled is rolled back; what has, or never served, is told by --status.
-interrupted() {
-    [ -z "$runs" ] || handoff-run --rollback "$control" 2>/dev/null 9>&- || :
-    take_back "it was interrupted"
+# What is starting is told to stop, and what has not settled is rolled back; what has settled stays.
+cancel() {
+    interrupted="it was interrupted" again=1
+    starting=$(handoff-run --status "$control" 9>&- | awk '$3 == "starting" { print $2 }')
+    [ -z "$starting" ] || kill "$starting" || :
+    handoff-run --rollback "$control" 2>/dev/null 9>&- || :
 }
-trap interrupted HUP INT TERM
-switch "$release" || fail "cannot switch to $release"
+# Removes what no --rollback would find. Only what has our names.
+prune() {
+    kept=' ' known=$release
+    while [ "$keep" -gt 0 ] && [ -d "$known" ]; do
+        kept="$kept${known##*/} " keep=$((keep - 1))
+        known=$(readlink "$known.before") || known=
+    done
+    for old in "$app/releases"/[0-9]*-[0-9]*-[0-9]*; do
+        name=${old##*/}
+        case $kept in *" ${name%.before} "*) ;; *) rm -rf "$old" || : ;; esac
+    done
+}
+
+previous=$(readlink "$app/current") || previous=
+if [ "$build" ]; then
+    release=$app/releases/$(date +%Y%m%d-%H%M%S)-$$
+    trap 'take_back "it was interrupted"' HUP INT TERM
+    cp -R "$build" "$release" || { discard; fail "cannot copy $build to $release"; }
+    # Written once: only `current` changes later, so the two always agree.
+    [ -z "$previous" ] || ln -s "$previous" "$release.before" || { discard; fail "cannot write $release.before"; }
+else
+    release=$(readlink "$previous.before") || fail "no release is known that was before ${previous:-any}"
+    [ -d "$release" ] || fail "$release, which was before $previous, is gone"
+    trap 'take_back "it was interrupted"' HUP INT TERM
+fi
+switch "$release" || { discard; fail "cannot switch to $release"; }
 if [ -z "$runs" ]; then
     echo "deploy: no supervisor at $control: $release is what it will start"
     exit
 fi
-# The lock is not for the supervisor's children.
-handoff-run --reload "$control" 9>&- && exit
-take_back "--reload ended with $?"
+
+trap cancel HUP INT TERM
+# The reload would go on without its client, so that gets no signal; and the lock is not for the supervisor's children.
+(trap '' HUP INT TERM && exec handoff-run --reload "$control" "$@" 9>&-) &
+# A signal ends a wait, but not the reload, whose status decides.
+while again='' status=0; wait $! || status=$?; [ "$again" ] && [ $status -gt 128 ]; do :; done
+[ $status -eq 0 ] || take_back "${interrupted:-"--reload ended with $status"}"
+trap - HUP INT TERM
+[ -z "$keep" ] || [ -z "$build" ] || prune

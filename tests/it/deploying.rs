@@ -1,50 +1,38 @@
-//! examples/deploy.sh: the first deploy, a broken release, two at once, and no supervisor yet.
+//! examples/deploy.sh: the first deploy, a broken release, two at once, no supervisor yet, and what ends it halfway.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::io;
 
-use nix::sys::signal::Signal;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
 
-use crate::harness::server::hello;
-use crate::harness::{Folder, Output, PROGRAM, Run, Server, Supervisor, supervise};
+use crate::harness::deploy::{build, current, script, supervisor_of_current};
+use crate::harness::{Folder, Output, Run, Running, Supervisor};
 
 /// deploy.sh with the folder `build` of `folder`, for the supervisor there.
 fn deploy(folder: &Folder, build: &str) -> Run {
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/deploy.sh");
-    let program = PathBuf::from(PROGRAM);
-    let path = std::env::join_paths(
-        std::iter::once(program.parent().unwrap().to_owned())
-            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
-    );
-    let run = Run::of(script).args(&[folder.path(build)]).env("PATH", path.unwrap());
-    run.env("APP", folder.path("app")).env("CONTROL", folder.path("control"))
+    script(folder, "deploy.sh", &[build])
 }
 
-/// A build whose server is this program.
-fn build(folder: &Folder, name: &str, server: &str) {
-    fs::create_dir(folder.path(name)).unwrap();
-    symlink(server, folder.path(name).join("server")).unwrap();
+/// What is in the folder of the releases.
+fn releases(folder: &Folder) -> usize {
+    fs::read_dir(folder.path("app/releases")).unwrap().count()
 }
 
-fn current(folder: &Folder) -> PathBuf {
-    fs::read_link(folder.path("app").join("current")).unwrap()
-}
-
-/// A supervisor of what was deployed.
-fn supervisor_of_current() -> (Supervisor, Output) {
-    let setup = supervise(Server::Script("exec ./app/current/server"), &[]);
-    let folder = setup.folder.clone();
-    build(&folder, "good", hello().to_str().unwrap());
-    let first = deploy(&folder, "good").output();
-    (setup.serving(), first)
+/// Deploy what fails with this status and for this reason, after which everything is as it was.
+#[track_caller]
+fn assert_taken_back(supervisor: &Supervisor, deploy: impl FnOnce(&Folder) -> Output, status: i32, reason: &str) {
+    let before = (current(&supervisor.folder), releases(&supervisor.folder));
+    let failed = deploy(&supervisor.folder);
+    assert_eq!(failed.code(), status, "{}", failed.stderr);
+    assert!(failed.stderr.contains(&format!("does not serve ({reason})")), "{}", failed.stderr);
+    assert_eq!((current(&supervisor.folder), releases(&supervisor.folder)), before);
+    assert_eq!(supervisor.states(), [(1, "serving".into())]);
 }
 
 #[test]
 fn the_first_deploy_needs_no_supervisor_and_the_next_one_replaces_what_serves() {
-    let (supervisor, first) = supervisor_of_current();
-    assert_eq!((first.code(), first.stderr.as_str()), (0, ""));
-    assert!(first.stdout.contains("no supervisor at "), "{}", first.stdout);
+    let supervisor = supervisor_of_current(&[]);
     let before = current(&supervisor.folder);
     let second = deploy(&supervisor.folder, "good").output();
     assert_eq!((second.code(), second.stderr.as_str()), (0, ""));
@@ -53,22 +41,19 @@ fn the_first_deploy_needs_no_supervisor_and_the_next_one_replaces_what_serves() 
 }
 
 #[test]
-fn a_broken_release_is_taken_back_and_reported() {
-    let (supervisor, _) = supervisor_of_current();
-    build(&supervisor.folder, "broken", "/bin/false");
-    let before = current(&supervisor.folder);
-    let failed = deploy(&supervisor.folder, "broken").output();
-    assert_eq!(failed.code(), 1);
-    assert!(failed.stderr.contains("does not serve (--reload ended with 1)"), "{}", failed.stderr);
-    assert_eq!(current(&supervisor.folder), before);
-    assert_eq!(supervisor.states(), [(1, "serving".into())]);
+fn a_broken_release_is_taken_back_and_reported_with_the_status_of_the_reload() {
+    let supervisor = supervisor_of_current(&["--ready-timeout", "300ms"]);
+    build(&supervisor.folder, "broken", "exit 3");
+    assert_taken_back(&supervisor, |folder| deploy(folder, "broken").output(), 1, "--reload ended with 1");
+    build(&supervisor.folder, "hanging", "exec sleep 100");
+    assert_taken_back(&supervisor, |folder| deploy(folder, "hanging").output(), 124, "--reload ended with 124");
 }
 
 #[test]
 fn of_two_deploys_at_once_the_second_says_so_and_changes_nothing() {
-    let (supervisor, _) = supervisor_of_current();
+    let supervisor = supervisor_of_current(&[]);
     let before = current(&supervisor.folder);
-    let lock = fs::File::open(supervisor.folder.path("app").join("lock")).unwrap();
+    let lock = fs::File::open(supervisor.folder.path("app/lock")).unwrap();
     lock.lock().unwrap();
     let second = deploy(&supervisor.folder, "good").output();
     assert_eq!(second.failure(), (1, "deploy: another deploy is under way\n"));
@@ -78,35 +63,82 @@ fn of_two_deploys_at_once_the_second_says_so_and_changes_nothing() {
 }
 
 #[test]
-fn a_deploy_without_a_build_says_how_it_is_used() {
+fn words_that_a_deploy_cannot_mean_are_refused_and_nothing_is_made() {
     let folder = Folder::new();
-    let output = deploy(&folder, "nothing").output();
-    assert_eq!(output.failure(), (1, "deploy: usage: deploy.sh BUILD, a folder\n"));
-    assert!(!folder.path("app").exists());
+    build(&folder, "good", "exit");
+    let usage = "usage: deploy.sh BUILD|--rollback [OPTION]..., where BUILD is a folder";
+    let wait = "without --wait: a release serves also where the one before does not end in time";
+    let refused = |words: &[&str], keep: &str, why: &str| {
+        let output = script(&folder, "deploy.sh", words).env("KEEP", keep).output();
+        assert_eq!(output.failure(), (1, format!("deploy: {why}\n").as_str()));
+        assert!(!folder.path("app").exists());
+    };
+    refused(&[], "", usage);
+    refused(&["nothing"], "", usage);
+    // What a status of 1 means would be in doubt.
+    refused(&["good", "--wait"], "", wait);
+    for keep in ["0", "1", "02", "-2", "x"] {
+        refused(&["good"], keep, &format!("KEEP={keep} is no number from 2 on"));
+    }
+}
+
+/// A deploy of what never gets ready, ended so when it has been started.
+fn interrupted(supervisor: &Supervisor, end: impl FnOnce(&Running)) -> Output {
+    // In a group of its own, as a terminal has it: the script and what it waits for.
+    let deploy = deploy(&supervisor.folder, "hanging").before_exec(|| Ok(nix::unistd::setsid().map(drop)?)).start();
+    supervisor.generation(2);
+    end(&deploy);
+    deploy.output()
+}
+
+// Once the reload went on, and its generation could serve from a release that had been removed.
+#[test]
+fn a_deploy_that_is_interrupted_ends_the_reload_and_takes_its_release_back() {
+    let by_terminal = |deploy: &Running| killpg(deploy.pid(), Signal::SIGINT).unwrap();
+    let hung_up = |deploy: &Running| killpg(deploy.pid(), Signal::SIGHUP).unwrap();
+    // The script alone, as by a program that runs it.
+    let by_runner = |deploy: &Running| deploy.signal(Signal::SIGTERM);
+    for end in [by_terminal, hung_up, by_runner] {
+        let supervisor = supervisor_of_current(&[]);
+        build(&supervisor.folder, "hanging", "exec sleep 100");
+        assert_taken_back(&supervisor, |_| interrupted(&supervisor, end), 1, "it was interrupted");
+    }
+}
+
+// The time to settle is the last in which it can be interrupted.
+#[test]
+fn a_deploy_that_is_interrupted_before_it_has_settled_is_rolled_back() {
+    let supervisor = supervisor_of_current(&["--settle", "1h"]);
+    let settling = |folder: &Folder| {
+        let deploy = deploy(folder, "good").start();
+        supervisor.wait_ready(2);
+        deploy.signal(Signal::SIGTERM);
+        let output = deploy.output();
+        supervisor.wait_gone(2);
+        output
+    };
+    assert_taken_back(&supervisor, settling, 1, "it was interrupted");
 }
 
 #[test]
-fn a_deploy_that_is_interrupted_takes_its_release_back() {
-    let (supervisor, _) = supervisor_of_current();
-    build(&supervisor.folder, "hanging", "/bin/true");
-    fs::remove_file(supervisor.folder.path("hanging").join("server")).unwrap();
-    fs::write(supervisor.folder.path("hanging").join("server"), "#!/bin/sh\nexec sleep 100\n").unwrap();
-    fs::set_permissions(supervisor.folder.path("hanging").join("server"), fs::Permissions::from_mode(0o755)).unwrap();
-    let before = current(&supervisor.folder);
-    // As the terminal does it: the script and what it waits for.
-    let running = deploy(&supervisor.folder, "hanging").before_exec(|| Ok(nix::unistd::setsid().map(drop)?)).start();
-    supervisor.generation(2);
-    nix::sys::signal::killpg(running.pid(), Signal::SIGINT).unwrap();
-    let output = running.output();
+fn a_release_for_which_there_is_no_room_leaves_nothing_behind() {
+    let supervisor = supervisor_of_current(&[]);
+    build(&supervisor.folder, "big", &"#".repeat(100_000));
+    let before = (current(&supervisor.folder), releases(&supervisor.folder));
+    let limit = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
+    // SAFETY: setrlimit reads a structure that is there, and is async-signal-safe.
+    let limited = move || Errno::result(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }).map(drop);
+    let output = deploy(&supervisor.folder, "big").before_exec(move || limited().map_err(io::Error::from)).output();
     assert_eq!(output.code(), 1);
-    assert!(output.stderr.contains("does not serve (it was interrupted)"), "{}", output.stderr);
-    assert_eq!(current(&supervisor.folder), before);
+    assert!(output.stderr.contains("deploy: cannot copy big to "), "{}", output.stderr);
+    assert_eq!((current(&supervisor.folder), releases(&supervisor.folder)), before);
+    assert_eq!(supervisor.states(), [(1, "serving".into())]);
 }
 
 // Once every failure of --status was taken for no supervisor, and the release was switched under the one that runs.
 #[test]
 fn a_supervisor_that_does_not_answer_is_no_missing_supervisor() {
-    let (supervisor, _) = supervisor_of_current();
+    let supervisor = supervisor_of_current(&[]);
     let before = current(&supervisor.folder);
     supervisor.signal(Signal::SIGSTOP);
     let output = deploy(&supervisor.folder, "good").output();

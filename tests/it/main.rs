@@ -65,6 +65,7 @@ mod requests;
 mod resources;
 mod restarts;
 mod rolling;
+mod rolling_back;
 mod self_upgrade;
 mod servers;
 mod service_manager;

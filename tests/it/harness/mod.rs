@@ -5,6 +5,7 @@ pub mod canary;
 pub mod case;
 pub mod client;
 pub mod control;
+pub mod deploy;
 pub mod directed;
 pub mod facts;
 pub mod filter;
