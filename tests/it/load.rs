@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -96,6 +97,18 @@ impl Load {
         Self { address, connections, requests, duration, path: "/".into(), timeout, close: Close::Orderly }
     }
 
+    /// Two connections for as long as it is run, and no TIME_WAIT.
+    pub fn lasting(address: SocketAddr) -> Self {
+        let (connections, requests, duration, close) = (2, u64::MAX, Duration::MAX, Close::Reset);
+        Self { connections, requests, duration, close, ..Self::on(address) }
+    }
+
+    /// Load the server while something is done, also if that fails.
+    pub fn during<T>(&self, act: impl FnOnce() -> T) -> (T, Report) {
+        let (result, mut reports) = during([|stop: &AtomicBool| self.run(stop)], act);
+        (result, reports.remove(0))
+    }
+
     /// Load the server until a bound is reached or `stop` is set, then wait for what is under way.
     pub fn run(&self, stop: &AtomicBool) -> Report {
         assert!(self.address.ip().is_loopback(), "{} is not loopback", self.address);
@@ -119,6 +132,30 @@ impl Load {
             }
             advance(&mut requests, self.timeout, &mut report);
         }
+    }
+}
+
+/// Run these loads while something is done, also if that fails: what it gives, and what they report.
+pub fn during<T, L>(loads: impl IntoIterator<Item = L>, act: impl FnOnce() -> T) -> (T, Vec<Report>)
+where
+    L: FnOnce(&AtomicBool) -> Report + Send,
+{
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let loading: Vec<_> = loads.into_iter().map(|load| scope.spawn(|| load(&stop))).collect();
+        let enough = Enough(&stop);
+        let result = act();
+        drop(enough);
+        (result, loading.into_iter().map(|load| load.join().expect("a load does not panic")).collect())
+    })
+}
+
+/// Ends the loads.
+struct Enough<'a>(&'a AtomicBool);
+
+impl Drop for Enough<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -2,15 +2,13 @@
 //!
 //! HANDOFF_RELOADS says how often real servers are reloaded, 10 times unless told.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-use std::{env, thread};
+use std::env;
 
 use crate::harness::case::{CASE, Case, is_installed};
 use crate::harness::client::{Answer, Client};
 use crate::harness::trial::Trial;
 use crate::harness::{Server, remark, server, supervise};
-use crate::load::{Close, Load, Report};
+use crate::load::{Load, Report};
 use crate::servers::CASES;
 
 /// The server of examples/hello.rs.
@@ -22,39 +20,17 @@ fn hello() -> Case {
 pub fn reload_under_load(case: &Case, options: &str, reloads: u32) -> Report {
     let server = Trial::start(case, options);
     server.process.wait_ready(1);
-    let load = Load {
-        connections: 2,
-        requests: u64::MAX,
-        duration: Duration::MAX,
-        close: Close::Reset,
-        ..Load::on(server.address())
-    };
-    let stop = AtomicBool::new(false);
-    let report = thread::scope(|scope| {
-        let loading = scope.spawn(|| load.run(&stop));
-        // Dropped when a reload fails, too, or the load would never end.
-        let enough = Enough(&stop);
+    let ((), report) = Load::lasting(server.address()).during(|| {
         for _ in 0..reloads {
             let output = server.reload(&[]);
             assert_eq!(output.failure(), (0, ""), "{}", server.log());
         }
-        drop(enough);
-        loading.join().unwrap()
     });
     if report.failed() > 0 {
         remark(&server.log());
     }
     server.stop();
     report
-}
-
-/// Ends the load.
-struct Enough<'a>(&'a AtomicBool);
-
-impl Drop for Enough<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 // handoff-run(1), --supervise: "The one that serves is asked to stop only when the new one is ready".

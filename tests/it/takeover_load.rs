@@ -3,38 +3,18 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
 
 use nix::sys::signal::{Signal, killpg};
 
 use crate::harness::by_hand::{Successor, succeed};
 use crate::harness::case::{CASE, Case, compiled, fill, fill_in, is_installed, line, shell};
 use crate::harness::{Folder, PROGRAM, Run, Running, Server, handoff_run_with, server, wait_for};
-use crate::load::{Close, Load, Report};
+use crate::load::{Load, Report};
 
 /// Load on an address while `deploys` happen.
 fn under_load(address: SocketAddr, deploys: impl FnOnce()) -> Report {
-    let load =
-        Load { connections: 2, requests: u64::MAX, duration: Duration::MAX, close: Close::Reset, ..Load::on(address) };
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let loading = scope.spawn(|| load.run(&stop));
-        let enough = Enough(&stop);
-        deploys();
-        drop(enough);
-        loading.join().unwrap()
-    })
-}
-
-/// Ends the load, also when a deploy fails.
-struct Enough<'a>(&'a AtomicBool);
-
-impl Drop for Enough<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+    Load::lasting(address).during(deploys).1
 }
 
 // handoff-run(1), TAKEOVER: "no connection is refused or lost".
