@@ -10,6 +10,7 @@ mod bad_rollout;
 mod bytes;
 mod canary;
 mod canary_failed;
+mod canary_metrics;
 mod canary_sticky;
 mod canary_upgrade;
 mod cannot_listen;
