@@ -1,5 +1,6 @@
 #!/bin/sh
-# deploy.sh BUILD [OPTION]...: make the folder BUILD the release that serves, or leave everything as it was and say why.
+# deploy.sh BUILD [OPTION]...: make BUILD, a folder or an archive, the release that serves, or leave everything as it was and
+# say why.
 # deploy.sh --rollback [OPTION]...: the same with the release that was current before; once more, the one before that.
 #
 # The supervisor was started by:
@@ -15,14 +16,14 @@ app=${APP:-/srv/app} control=${CONTROL:-/run/app.ctl} keep=${KEEP:-} status=1 in
 fail() { echo "deploy: $*" >&2; exit $status; }
 case ${1-} in
     --rollback) build= ;;
-    *) build=${1-}; [ -d "$build" ] || fail "usage: deploy.sh BUILD|--rollback [OPTION]..., where BUILD is a folder" ;;
+    *) build=${1-}; [ -d "$build" ] || [ -f "$build" ] || fail "usage: deploy.sh BUILD|--rollback [OPTION]..." ;;
 esac
 shift
 case " $* " in *" --wait "*) fail "without --wait: a release serves also where the one before does not end in time" ;; esac
 case $keep in 0* | 1 | *[!0-9]*) fail "KEEP=$keep is no number from 2 on" ;; esac
 command -v handoff-run >/dev/null || fail "handoff-run is not in PATH"
 
-mkdir -p "$app/releases" || fail "cannot make $app/releases"
+mkdir -p "$app/releases" "$app/before" || fail "cannot make $app/releases and $app/before"
 app=$(cd "$app" && pwd)
 { : >>"$app/lock"; } 2>/dev/null || fail "cannot write $app/lock"
 exec 9>>"$app/lock" && flock --nonblock 9 || fail "another deploy is under way"
@@ -38,7 +39,10 @@ fi
 
 # `current` is never missing, nor half a name.
 switch() { ln -sfn "$1" "$app/next" && mv -T "$app/next" "$app/current"; }
-discard() { [ -z "$build" ] || rm -rf "$release" "$release.before"; }
+copy() { if [ -d "$build" ]; then cp -R "$build" "$release"; else mkdir "$release" && tar -xof "$build" -C "$release"; fi; }
+# Where a link leads from a release to the one before. Written once: only `current` changes later, so the two always agree.
+before() { echo "$app/before/${1##*/}"; }
+discard() { [ -z "$build" ] || rm -rf "$release" "$(before "$release")"; }
 # The release before serves on; the next start must not meet the broken one either.
 take_back() {
     trap '' HUP INT TERM
@@ -57,26 +61,24 @@ cancel() {
 }
 # Removes what no --rollback would find. Only what has our names.
 prune() {
-    kept=' ' known=$release
+    kept=/ known=$release
     while [ "$keep" -gt 0 ] && [ -d "$known" ]; do
-        kept="$kept${known##*/} " keep=$((keep - 1))
-        known=$(readlink "$known.before") || known=
+        kept=$kept${known##*/}/ keep=$((keep - 1))
+        known=$(readlink "$(before "$known")") || known=
     done
     for old in "$app/releases"/[0-9]*-[0-9]*-[0-9]*; do
-        name=${old##*/}
-        case $kept in *" ${name%.before} "*) ;; *) rm -rf "$old" || : ;; esac
+        case $kept in */"${old##*/}"/*) ;; *) rm -rf "$old" "$(before "$old")" || : ;; esac
     done
 }
 
 previous=$(readlink "$app/current") || previous=
 if [ "$build" ]; then
-    release=$app/releases/$(date +%Y%m%d-%H%M%S)-$$
+    release=$app/releases/$(date +%Y%m%d-%H%M%S)-$$-$(basename "$build")
     trap 'take_back "it was interrupted"' HUP INT TERM
-    cp -R "$build" "$release" || { discard; fail "cannot copy $build to $release"; }
-    # Written once: only `current` changes later, so the two always agree.
-    [ -z "$previous" ] || ln -s "$previous" "$release.before" || { discard; fail "cannot write $release.before"; }
+    copy || { discard; fail "cannot copy $build to $release"; }
+    [ -z "$previous" ] || ln -s "$previous" "$(before "$release")" || { discard; fail "cannot write to $app/before"; }
 else
-    release=$(readlink "$previous.before") || fail "no release is known that was before ${previous:-any}"
+    release=$(readlink "$(before "$previous")") || fail "no release is known that was before ${previous:-any}"
     [ -d "$release" ] || fail "$release, which was before $previous, is gone"
     trap 'take_back "it was interrupted"' HUP INT TERM
 fi

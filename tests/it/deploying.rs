@@ -66,7 +66,7 @@ fn of_two_deploys_at_once_the_second_says_so_and_changes_nothing() {
 fn words_that_a_deploy_cannot_mean_are_refused_and_nothing_is_made() {
     let folder = Folder::new();
     build(&folder, "good", "exit");
-    let usage = "usage: deploy.sh BUILD|--rollback [OPTION]..., where BUILD is a folder";
+    let usage = "usage: deploy.sh BUILD|--rollback [OPTION]...";
     let wait = "without --wait: a release serves also where the one before does not end in time";
     let refused = |words: &[&str], keep: &str, why: &str| {
         let output = script(&folder, "deploy.sh", words).env("KEEP", keep).output();
@@ -133,6 +133,23 @@ fn a_release_for_which_there_is_no_room_leaves_nothing_behind() {
     assert!(output.stderr.contains("deploy: cannot copy big to "), "{}", output.stderr);
     assert_eq!((current(&supervisor.folder), releases(&supervisor.folder)), before);
     assert_eq!(supervisor.states(), [(1, "serving".into())]);
+}
+
+#[test]
+fn a_build_may_be_an_archive_and_a_broken_one_leaves_nothing_behind() {
+    let supervisor = supervisor_of_current(&[]);
+    let folder = &supervisor.folder;
+    let tar = Run::of("tar").args(&["-czf", "good.tar.gz", "-C", "good", "."]).current_dir(&**folder);
+    assert_eq!(tar.output().failure(), (0, ""));
+    assert_eq!(deploy(folder, "good.tar.gz").output().failure(), (0, ""));
+    supervisor.wait_ready(2);
+    let before = (current(folder), releases(folder));
+    assert!(before.0.to_str().unwrap().ends_with("-good.tar.gz"), "{before:?}");
+    folder.write("broken.tar.gz", "no archive");
+    let output = deploy(folder, "broken.tar.gz").output();
+    assert_eq!(output.code(), 1);
+    assert!(output.stderr.contains("deploy: cannot copy broken.tar.gz to "), "{}", output.stderr);
+    assert_eq!((current(folder), releases(folder)), before);
 }
 
 // Once every failure of --status was taken for no supervisor, and the release was switched under the one that runs.

@@ -90,14 +90,14 @@ fn a_deploy_that_is_to_keep_some_releases_removes_what_no_rollback_leads_to() {
     assert!(first.exists());
     assert_eq!(rollback(folder).env("KEEP", "2").output().failure(), (0, ""));
     assert!(bad.exists() && first.exists(), "a rollback removes nothing");
-    let left = folder.path("app/releases/20260101-000000-1");
+    let left = folder.path("app/releases/20260101-000000-1-left");
     let foreign = folder.path("app/releases/by-hand");
     [&left, &foreign].iter().for_each(|release| fs::create_dir(release).unwrap());
     let last = deploy(folder, "2");
     assert!([&last, &second, &foreign].map(|release| release.exists()).iter().all(|exists| *exists));
     assert!([&first, &bad, &left].map(|release| release.exists()).iter().all(|exists| !*exists));
-    // Each of the two, what leads on from it, and what is not ours.
-    assert_eq!(fs::read_dir(folder.path("app/releases")).unwrap().count(), 5);
+    let count = |name: &str| fs::read_dir(folder.path(name)).unwrap().count();
+    assert_eq!((count("app/releases"), count("app/before")), (3, 2));
     assert_eq!(rollback(folder).output().failure(), (0, ""));
     assert_eq!(current(folder), second);
 }
