@@ -19,6 +19,7 @@ mod control;
 mod control_clients;
 mod denied;
 mod deploying;
+mod deploying_units;
 mod drain;
 mod economy;
 mod exec;
