@@ -9,8 +9,9 @@
 # Under systemd, with systemd/app.service:
 #     CONTROL=/run/app/control deploy.sh build/
 # OPTION is one of --reload, such as --canary. The status is that of --reload, and 1 where it did not come to that.
-# Releases are kept until you remove them; one that never served is not. KEEP=N removes, after a deploy, all but the
-# current one and the N-1 that --rollback finds: more than are deployed within --drain-timeout, for they may still drain.
+# Releases are kept until you remove them; one that failed is not, unless something drains then. KEEP=N removes, after a
+# deploy, all but the current one and the N-1 that --rollback finds: more than are deployed within --drain-timeout, for they
+# may still drain.
 set -eu
 app=${APP:-/srv/app} control=${CONTROL:-/run/app.ctl} keep=${KEEP:-} status=1 interrupted=
 fail() { echo "deploy: $*" >&2; exit $status; }
@@ -43,19 +44,22 @@ copy() { if [ -d "$build" ]; then cp -R "$build" "$release"; else mkdir "$releas
 # Where a link leads from a release to the one before. Written once: only `current` changes later, so the two always agree.
 before() { echo "$app/before/${1##*/}"; }
 discard() { [ -z "$build" ] || rm -rf "$release" "$(before "$release")"; }
+# Of the generation in this state.
+process() { handoff-run --status "$control" 2>/dev/null 9>&- | awk -v state="$1" '$3 == state { print $2 }'; }
 # The release before serves on; the next start must not meet the broken one either.
 take_back() {
     trap '' HUP INT TERM
     if [ -z "$previous" ]; then rm -f "$app/current"; else
         switch "$previous" || fail "$release does not serve ($1), but $app/current cannot lead to $previous again"
     fi
-    discard
+    # What it got before it was rolled back it still answers.
+    [ "$(process draining)" ] || discard
     fail "$release does not serve ($1), ${previous:-nothing} does"
 }
 # What is starting is told to stop, and what has not settled is rolled back; what has settled stays.
 cancel() {
     interrupted="it was interrupted" again=1
-    starting=$(handoff-run --status "$control" 9>&- | awk '$3 == "starting" { print $2 }')
+    starting=$(process starting)
     [ -z "$starting" ] || kill "$starting" || :
     handoff-run --rollback "$control" 2>/dev/null 9>&- || :
 }

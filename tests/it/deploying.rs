@@ -6,8 +6,9 @@ use std::io;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 
+use crate::harness::client::Client;
 use crate::harness::deploy::{build, current, script, supervisor_of_current};
-use crate::harness::{Folder, Output, Run, Running, Supervisor};
+use crate::harness::{Folder, Output, Run, Running, Supervisor, wait_for};
 
 /// deploy.sh with the folder `build` of `folder`, for the supervisor there.
 fn deploy(folder: &Folder, build: &str) -> Run {
@@ -105,19 +106,27 @@ fn a_deploy_that_is_interrupted_ends_the_reload_and_takes_its_release_back() {
     }
 }
 
-// The time to settle is the last in which it can be interrupted.
+// The time to settle is the last in which it can be interrupted. Its files were once removed under its clients.
 #[test]
-fn a_deploy_that_is_interrupted_before_it_has_settled_is_rolled_back() {
+fn a_deploy_that_is_interrupted_before_it_has_settled_is_rolled_back_and_answers_whom_it_has() {
     let supervisor = supervisor_of_current(&["--settle", "1h"]);
-    let settling = |folder: &Folder| {
-        let deploy = deploy(folder, "good").start();
-        supervisor.wait_ready(2);
-        deploy.signal(Signal::SIGTERM);
-        let output = deploy.output();
-        supervisor.wait_gone(2);
-        output
-    };
-    assert_taken_back(&supervisor, settling, 1, "it was interrupted");
+    let before = current(&supervisor.folder);
+    let deploy = deploy(&supervisor.folder, "good").start();
+    supervisor.wait_ready(2);
+    let mut client = Client::connect(&supervisor.address()).unwrap();
+    client.send_part();
+    let is_held = |line: &Vec<String>| line[0] == "2" && line.last().is_some_and(|connections| connections == "1");
+    wait_for("the connection to be accepted", || supervisor.table().iter().any(is_held).then_some(()));
+    let release = current(&supervisor.folder);
+    deploy.signal(Signal::SIGTERM);
+    let output = deploy.output();
+    assert_eq!(output.code(), 1, "{}", output.stderr);
+    assert!(output.stderr.contains("does not serve (it was interrupted)"), "{}", output.stderr);
+    assert_eq!(current(&supervisor.folder), before);
+    assert!(release.exists());
+    assert_eq!(client.finish().unwrap().generation, 2);
+    supervisor.wait_gone(2);
+    assert_eq!(supervisor.states(), [(1, "serving".into())]);
 }
 
 #[test]
