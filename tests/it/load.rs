@@ -38,6 +38,8 @@ pub struct Load {
     /// How long one request may take, from connecting to the last byte.
     pub timeout: Duration,
     pub close: Close,
+    /// How long it rests each time that something has happened, where others need the processor.
+    pub rest: Duration,
 }
 
 /// How a client closes once the server has.
@@ -94,7 +96,8 @@ impl Load {
     pub fn on(address: SocketAddr) -> Self {
         let (connections, requests) = (4, 100_000);
         let (duration, timeout) = (Duration::from_secs(1), Duration::from_secs(10));
-        Self { address, connections, requests, duration, path: "/".into(), timeout, close: Close::Orderly }
+        let (path, close, rest) = ("/".into(), Close::Orderly, Duration::ZERO);
+        Self { address, connections, requests, duration, path, timeout, close, rest }
     }
 
     /// Two connections for as long as it is run, and no TIME_WAIT.
@@ -131,6 +134,7 @@ impl Load {
                 return report;
             }
             advance(&mut requests, self.timeout, &mut report);
+            thread::sleep(self.rest);
         }
     }
 }

@@ -26,6 +26,7 @@ mod exec;
 mod fdstore;
 mod fdstore_kept;
 mod fdstore_state;
+mod fleet;
 mod fresh_start;
 mod hardened;
 mod harness;

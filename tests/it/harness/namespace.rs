@@ -1,8 +1,11 @@
 //! Tests in a namespace of their own.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::thread;
 
 use nix::errno::Errno;
+use nix::unistd::Pid;
 
 use super::skip;
 
@@ -19,4 +22,17 @@ pub fn in_namespace<T: Send + 'static>(kind: libc::c_int, act: impl FnOnce() -> 
         }
     };
     thread::spawn(inside).join().unwrap()
+}
+
+/// Do it in a thread that is in the network of a process.
+pub fn in_network_of<T: Send>(process: Pid, act: impl FnOnce() -> T + Send) -> T {
+    let network = File::open(format!("/proc/{process}/ns/net")).unwrap();
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            // SAFETY: setns takes two integers and changes this thread alone.
+            Errno::result(unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) }).unwrap();
+            act()
+        });
+        inside.join().unwrap()
+    })
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
@@ -200,14 +201,19 @@ impl Running {
     }
 
     /// Wait for its end, within the deadline.
-    pub fn output(mut self) -> Output {
+    pub fn output(self) -> Output {
+        self.output_within(DEADLINE)
+    }
+
+    /// The same for what takes its time on a busy machine.
+    pub fn output_within(mut self, deadline: Duration) -> Output {
         let mut child = self.child.take().unwrap();
         let pid = Pid::from_raw(child.id() as i32);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let (done, waiting) = mpsc::channel::<()>();
         // The one who kills what does not end by itself.
         let guard = thread::spawn(move || {
-            if waiting.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
+            if waiting.recv_timeout(deadline) == Err(RecvTimeoutError::Timeout) {
                 let _ = kill(pid, Signal::SIGKILL);
             }
         });

@@ -1,7 +1,5 @@
 //! A real systemd, booted as pid 1 of namespaces of its own, with the units of the test's folder.
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::{env, fs, thread};
 
@@ -10,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
 use super::client::{self, Answer};
+use super::namespace::in_network_of;
 use super::process::{children, sockets};
 use super::{Folder, Output, Run, Running, skip, wait_for};
 
@@ -145,15 +144,7 @@ impl Systemd {
     /// Do it in a thread that is in its network, whose loopback interface is up then.
     pub fn in_network<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         assert_eq!(self.run(&["ip", "link", "set", "lo", "up"]).failure(), (0, ""));
-        let network = File::open(format!("/proc/{}/ns/net", self.pid)).unwrap();
-        thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                // SAFETY: setns takes two integers and changes this thread alone.
-                Errno::result(unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) }).unwrap();
-                act()
-            });
-            inside.join().unwrap()
-        })
+        in_network_of(self.pid, act)
     }
 
     /// The inodes of the sockets that it holds itself.
