@@ -5,7 +5,8 @@
 #
 # The supervisor was started by:
 #     handoff-run --listen :8000 --supervise --control /run/app.ctl -- /srv/app/current/server
-# It need not run yet, and then starts the new release when it does. Two deploys at once are one, and one that says so.
+# It need not run yet, and then starts the new release when it does. Two deploys at once are one, and one that says so;
+# a trial that is under way ends by `handoff-run --rollback`, or with its deploy.
 # Under systemd, with systemd/app.service:
 #     CONTROL=/run/app/control deploy.sh build/
 # OPTION is one of --reload, such as --canary. The status is that of --reload, and 1 where it did not come to that.
