@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use client::{Kind, Target};
 use deployment::Deployment;
 use row::{HEAD, Row};
 use servers::{SERVERS, Server};
@@ -43,20 +44,15 @@ use tally::Tally;
 /// One way to deploy.
 struct Mode {
     name: &'static str,
-    /// What handoff-run is given for it. The drain timeout is longer than any connection of the load is meant to live.
+    /// What handoff-run is given for it.
     options: &'static [&'static str],
 }
 
-const MODES: &[Mode] = &[
-    Mode {
-        name: "shared",
-        options: &["--shared", "--settle", "200ms", "--ready-timeout", "20s", "--drain-timeout", "10s"],
-    },
-    Mode {
-        name: "steered",
-        options: &["--drain", "idle", "--settle", "200ms", "--ready-timeout", "20s", "--drain-timeout", "10s"],
-    },
-];
+const MODES: &[Mode] =
+    &[Mode { name: "shared", options: deployment::SHARED }, Mode { name: "steered", options: deployment::STEERED }];
+
+/// How many clients there are of each kind.
+const CLIENTS: &[(Kind, u8)] = &[(Kind::OneRequest, 8), (Kind::Slow, 4), (Kind::HalfOpen, 4), (Kind::KeepAlive, 8)];
 
 /// Time from one reload to the next, if they do not take longer.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -144,8 +140,8 @@ fn measure(server: &'static Server, modes: &[Mode], time: Duration) -> Result<bo
 
 /// One row: the load without reloads, then with them.
 fn run<'a>(site: &'a Site, mode: &'a Mode, time: Duration) -> Result<Row<'a>> {
-    let deployment = Deployment::start(site, mode.options)?;
-    let undisturbed = mix::run(&site.target(), time / 3);
+    let deployment = Deployment::start(site, mode.options, site.server.line)?;
+    let undisturbed = load(&site.target(), time / 3);
     let (deployed, reloads) = deploy(&deployment, site, time - time / 3)?;
     deployment.stop()?;
     Ok(Row { server: site.server.name, mode: mode.name, undisturbed, deployed, reloads })
@@ -156,7 +152,7 @@ fn deploy(deployment: &Deployment, site: &Site, time: Duration) -> Result<(Tally
     let target = site.target();
     thread::scope(|scope| {
         let start = Instant::now();
-        let loader = scope.spawn(|| mix::run(&target, time));
+        let loader = scope.spawn(|| load(&target, time));
         let mut reloads = Vec::new();
         let mut next = INTERVAL;
         while next < time && start.elapsed() < time {
@@ -167,6 +163,12 @@ fn deploy(deployment: &Deployment, site: &Site, time: Duration) -> Result<(Tally
         let tally = loader.join().ok().context("the load generator panicked")?;
         Ok((tally, reloads))
     })
+}
+
+fn load(target: &Target, time: Duration) -> Tally {
+    let mut tally = Tally::over(time);
+    mix::run(target, CLIENTS, time, |kind, event| tally.count(kind, event));
+    tally
 }
 
 /// Print a line beside the table.

@@ -1,20 +1,18 @@
 //! A server under `handoff-run --supervise`: started, reloaded, stopped.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddrV4, TcpStream};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 
-use super::answer::Answer;
 use super::session::Session;
 use super::site::Site;
 
-const HANDOFF_RUN: &str = env!("CARGO_BIN_EXE_handoff-run");
-/// How long a server may take to give its first answer.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub const HANDOFF_RUN: &str = env!("CARGO_BIN_EXE_handoff-run");
+/// The options of the two ways to share an address between generations. The drain timeout is longer than any connection of
+/// the load is meant to live.
+pub const SHARED: &[&str] = &["--shared", "--settle", "200ms", "--ready-timeout", "20s", "--drain-timeout", "10s"];
+pub const STEERED: &[&str] =
+    &["--drain", "idle", "--settle", "200ms", "--ready-timeout", "20s", "--drain-timeout", "10s"];
 
 pub struct Deployment<'a> {
     site: &'a Site,
@@ -22,29 +20,15 @@ pub struct Deployment<'a> {
 }
 
 impl Deployment<'_> {
-    /// Start the supervisor with these options, and wait for the first answer.
-    pub fn start<'a>(site: &'a Site, options: &[&str]) -> Result<Deployment<'a>> {
+    /// Start the supervisor with these options, and more of them and the program in `line`; wait for the first answer.
+    pub fn start<'a>(site: &'a Site, options: &[&str], line: &str) -> Result<Deployment<'a>> {
         let mut command = site.command(HANDOFF_RUN)?;
         // In the folder, for the path of a Unix socket has to fit into 107 bytes.
         command.args(["--supervise", "--control", "control", "--listen", &site.own.address.to_string()]);
-        command.args(options).args(site.words(site.server.line));
+        command.args(options).args(site.words(line));
         let mut deployment = Deployment { site, supervisor: Session::start(&mut command)? };
-        deployment.wait()?;
+        site.wait_for_answer(&mut deployment.supervisor)?;
         Ok(deployment)
-    }
-
-    fn wait(&mut self) -> Result<()> {
-        let (start, address) = (Instant::now(), self.site.target().address);
-        while start.elapsed() < DEADLINE {
-            if let Some(status) = self.supervisor.has_ended()? {
-                bail!("the supervisor ended, {status}: {}", self.site.last_words());
-            }
-            if ask(address).is_ok_and(|answer| matches!(Answer::of(&answer), Answer::Whole(_))) {
-                return Ok(());
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        bail!("there was no answer: {}", self.site.last_words())
     }
 
     /// Start the next generation, and wait until it serves.
@@ -66,14 +50,4 @@ impl Deployment<'_> {
         ensure!(output.status.success(), "{request} ended, {}: {}", output.status, words.trim_end());
         Ok(())
     }
-}
-
-/// One answer.
-fn ask(address: SocketAddrV4) -> io::Result<Vec<u8>> {
-    let mut client = TcpStream::connect(address)?;
-    client.set_read_timeout(Some(DEADLINE))?;
-    client.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut answer = Vec::new();
-    client.read_to_end(&mut answer)?;
-    Ok(answer)
 }

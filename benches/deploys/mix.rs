@@ -1,28 +1,25 @@
-//! The mixed load: clients of every kind at once, in one poll loop, bounded in time and only ever towards loopback.
+//! A mixed load: clients of several kinds at once, in one poll loop, bounded in time and only ever towards loopback.
 
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollTimeout, poll};
 
-use super::client::{Client, Kind, Target};
-use super::tally::Tally;
+use super::client::{Client, Event, Kind, Target};
 
-/// How many clients there are of each kind.
-const CLIENTS: [(Kind, u8); 4] = [(Kind::OneRequest, 8), (Kind::Slow, 4), (Kind::HalfOpen, 4), (Kind::KeepAlive, 8)];
 /// How often a loop in which nothing happens looks at the clock.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Load the server for so long, then wait for what is under way.
-pub fn run(target: &Target, time: Duration) -> Tally {
+/// Load the server for so long with so many clients of each kind, then wait for what is under way; `count` is given what
+/// comes of each request.
+pub fn run(target: &Target, clients: &[(Kind, u8)], time: Duration, mut count: impl FnMut(Kind, &Event)) {
     assert!(target.address.ip().is_loopback(), "{} is not loopback", target.address);
-    let kinds = CLIENTS.iter().flat_map(|(kind, count)| (0..*count).map(|_| *kind));
+    let kinds = clients.iter().flat_map(|(kind, count)| (0..*count).map(|_| *kind));
     let mut clients: Vec<_> = (0..).zip(kinds).map(|(source, kind)| Client::new(target, kind, source)).collect();
-    let mut tally = Tally::over(time);
     let start = Instant::now();
     loop {
         let goes_on = start.elapsed() < time;
         if !goes_on && clients.iter().all(Client::is_resting) {
-            return tally;
+            return;
         }
         let stirred = wait(&clients, goes_on);
         for (client, is_stirred) in clients.iter_mut().zip(stirred) {
@@ -30,7 +27,7 @@ pub fn run(target: &Target, time: Duration) -> Tally {
             // What has come of the last request first: it may be time for the next one.
             let ended = client.go_on(is_stirred, now);
             let begun = if goes_on { client.begin(now) } else { None };
-            ended.into_iter().chain(begun).for_each(|event| tally.count(client.kind, &event));
+            ended.into_iter().chain(begun).for_each(|event| count(client.kind, &event));
         }
     }
 }

@@ -1,18 +1,25 @@
 //! Where a server is deployed: a folder with its files, an address, and what stands in front of it.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket, sockopt};
 
+use super::answer::Answer;
 use super::build::{self, SCRATCH, SOURCES};
 use super::client::Target;
 use super::servers::Server;
 use super::session::Session;
+
+/// How long a server may take to give its first answer.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 pub struct Site {
     pub server: &'static Server,
@@ -73,6 +80,21 @@ impl Site {
         Ok(command)
     }
 
+    /// Wait for the first answer, unless what is to give it ends.
+    pub fn wait_for_answer(&self, session: &mut Session) -> Result<()> {
+        let (start, address) = (Instant::now(), self.target().address);
+        while start.elapsed() < DEADLINE {
+            if let Some(status) = session.has_ended()? {
+                bail!("it ended before it answered, {status}: {}", self.last_words());
+            }
+            if ask(address).is_ok_and(|answer| matches!(Answer::of(&answer), Answer::Whole(_))) {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        bail!("there was no answer: {}", self.last_words())
+    }
+
     /// The last lines of the log, in one.
     pub fn last_words(&self) -> String {
         let log = fs::read(self.folder().join("log")).unwrap_or_default();
@@ -104,6 +126,16 @@ impl Site {
         let (program, arguments) = words.split_first().context("a line has words")?;
         Session::start(self.command(program)?.args(arguments))
     }
+}
+
+/// One answer.
+fn ask(address: SocketAddrV4) -> io::Result<Vec<u8>> {
+    let mut client = TcpStream::connect(address)?;
+    client.set_read_timeout(Some(DEADLINE))?;
+    client.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer)?;
+    Ok(answer)
 }
 
 impl Port {
