@@ -14,27 +14,9 @@ use super::{Folder, Output, Run, Running, skip, wait_for};
 
 const SYSTEMD: &str = "/lib/systemd/systemd";
 
-/// In namespaces of its own but for cgroups: a cgroup below ours, which is then the root of what systemd sees.
-const BOOT: &str = r#"
-exec >"$1/systemd.log" 2>&1
-mount -t cgroup2 none "$1/cgroup"
-mkdir "$1/cgroup$2"
-echo $$ > "$1/cgroup$2/cgroup.procs"
-exec unshare --cgroup sh -ec '
-umount "$1/cgroup"
-mount -t proc proc /proc
-mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /sys/fs/cgroup
-mount -t cgroup2 none /sys/fs/cgroup
-mkdir -p /run/systemd/system
-exec env -i PATH="$PATH" container=test SYSTEMD_UNIT_PATH="$1/units" \
-    '"$3"' --system --unit=test.target --log-target=console --show-status=no' sh "$1"
-"#;
-
-/// What is left of it in the tree of cgroups.
-const CLEAR: &str = r#"
-mount -t cgroup2 none "$1/cgroup"
-[ ! -d "$1/cgroup$2" ] || find "$1/cgroup$2" -depth -type d -exec rmdir {} +"#;
+/// What unshare runs for it, and what clears up after it.
+const BOOT: &str = include_str!("boot-systemd.sh");
+const CLEAR: &str = include_str!("clear-systemd.sh");
 
 /// A running systemd. What is last is dropped last.
 pub struct Systemd {
