@@ -12,6 +12,8 @@ mod answer;
 mod build;
 #[path = "deploys/client.rs"]
 mod client;
+#[path = "deploys/clock.rs"]
+mod clock;
 #[path = "deploys/deployment.rs"]
 mod deployment;
 #[path = "deploys/mix.rs"]
@@ -26,13 +28,15 @@ mod session;
 mod site;
 #[path = "deploys/tally.rs"]
 mod tally;
+#[path = "deploys/waiting.rs"]
+mod waiting;
 
 use std::env;
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use client::{Kind, Target};
 use deployment::Deployment;
@@ -54,9 +58,6 @@ const MODES: &[Mode] =
 /// How many clients there are of each kind.
 const CLIENTS: &[(Kind, u8)] = &[(Kind::OneRequest, 8), (Kind::Slow, 4), (Kind::HalfOpen, 4), (Kind::KeepAlive, 8)];
 
-/// Time from one reload to the next, if they do not take longer.
-const INTERVAL: Duration = Duration::from_secs(1);
-
 fn main() -> ExitCode {
     match experiment() {
         Ok(true) => ExitCode::SUCCESS,
@@ -70,15 +71,15 @@ fn main() -> ExitCode {
 
 /// Measure all servers that were asked for and are installed; whether all went as promised.
 fn experiment() -> Result<bool> {
-    // `cargo test --benches` runs this too, without that argument, and is only to see that it works.
     let is_bench = env::args().any(|argument| argument == "--bench");
-    let seconds = seconds(if is_bench { "20" } else { "2" })?;
+    // In less there would be no reload.
+    let time = clock::time(2)?;
     let modes = MODES;
     let servers = if is_bench { selected()? } else { vec![named("hello")?] };
     let mut is_good = true;
     println!("{HEAD}");
     for server in servers {
-        match measure(server, modes, Duration::from_secs_f64(seconds)) {
+        match measure(server, modes, time) {
             Ok(as_promised) => is_good &= as_promised,
             Err(error) => {
                 report(&format!("{}: {error:#}", server.name));
@@ -87,14 +88,6 @@ fn experiment() -> Result<bool> {
         }
     }
     Ok(is_good)
-}
-
-fn seconds(usual: &str) -> Result<f64> {
-    let seconds = env::var("SECONDS").unwrap_or_else(|_| usual.into());
-    let seconds = seconds.parse().with_context(|| format!("SECONDS is no number: {seconds}"))?;
-    // In less there would be no reload.
-    ensure!((2.0..=3600.0).contains(&seconds), "SECONDS must be from 2 to 3600");
-    Ok(seconds)
 }
 
 /// The servers that the arguments name, or all.
@@ -116,7 +109,7 @@ fn named(name: &str) -> Result<&'static Server> {
 
 /// Print a row for each mode; whether all went as promised.
 fn measure(server: &'static Server, modes: &[Mode], time: Duration) -> Result<bool> {
-    if let Some(missing) = build::missing(server) {
+    if let Some(missing) = build::missing(server.needs) {
         report(&format!("{}: skipped, {missing}", server.name));
         return Ok(true);
     }
@@ -151,15 +144,8 @@ fn run<'a>(site: &'a Site, mode: &'a Mode, time: Duration) -> Result<Row<'a>> {
 fn deploy(deployment: &Deployment, site: &Site, time: Duration) -> Result<(Tally, Vec<Result<()>>)> {
     let target = site.target();
     thread::scope(|scope| {
-        let start = Instant::now();
         let loader = scope.spawn(|| load(&target, time));
-        let mut reloads = Vec::new();
-        let mut next = INTERVAL;
-        while next < time && start.elapsed() < time {
-            thread::sleep(next.saturating_sub(start.elapsed()));
-            reloads.push(deployment.reload());
-            next = start.elapsed().max(next + INTERVAL);
-        }
+        let reloads = clock::each_second(time, |_| deployment.reload());
         let tally = loader.join().ok().context("the load generator panicked")?;
         Ok((tally, reloads))
     })

@@ -6,8 +6,13 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a table is what this program is for")]
 
+#[path = "deploys/clock.rs"]
+#[allow(dead_code, reason = "deploys and comparison need all of it")]
+mod clock;
 #[path = "../tests/it/load.rs"]
 mod load;
+#[path = "deploys/waiting.rs"]
+mod waiting;
 
 use std::env;
 use std::fs;
@@ -26,13 +31,12 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use load::{Load, Report};
+use waiting::wait_for;
 
 const CONNECTIONS: usize = 16;
 const REPLACEMENTS: u32 = 10;
 /// The two sides take turns, so that a machine whose speed drifts drifts for both.
 const ROUNDS: u32 = 4;
-/// Every wait ends by then.
-const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The running server, and what it takes to replace it.
 struct Deployment {
@@ -58,7 +62,7 @@ fn main() -> ExitCode {
 
 /// Run all rounds and print the table; the number of requests that failed.
 fn experiment() -> Result<u64> {
-    let piece = Duration::from_secs_f64(seconds()? / f64::from(ROUNDS));
+    let piece = clock::time(1)? / ROUNDS;
     let mut deployment = Deployment::start()?;
     let reports = take_turns(&mut deployment, piece);
     // Also when something went wrong: a server that we started is not left behind.
@@ -83,15 +87,6 @@ fn take_turns(deployment: &mut Deployment, piece: Duration) -> Result<(Report, R
         }
     }
     Ok((without, with))
-}
-
-fn seconds() -> Result<f64> {
-    // `cargo test --benches` runs this too, without that argument, and is only to see that it works.
-    let usual = if env::args().any(|argument| argument == "--bench") { "20" } else { "2" };
-    let seconds = env::var("SECONDS").unwrap_or_else(|_| usual.into());
-    let seconds = seconds.parse().with_context(|| format!("SECONDS is no number: {seconds}"))?;
-    ensure!((1.0..=3600.0).contains(&seconds), "SECONDS must be from 1 to 3600");
-    Ok(seconds)
 }
 
 fn print(without: &Report, with: &Report) {
@@ -185,18 +180,6 @@ impl Deployment {
         self.end()?;
         Ok(fs::remove_dir_all(&self.directory)?)
     }
-}
-
-/// Ask until there is an answer; a millisecond between, for who asks takes the time from those we measure.
-fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let start = Instant::now();
-    while start.elapsed() < DEADLINE {
-        if let Some(answer) = ask()? {
-            return Ok(answer);
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    bail!("waited in vain for {what}")
 }
 
 /// Build the example server as we were built ourselves.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::geteuid;
 use serde_json::Value;
 
 use super::servers::{Build, Need, Server};
@@ -14,9 +15,9 @@ pub const SOURCES: &str = env!("CARGO_MANIFEST_DIR");
 /// For whatever is built, and for the folders that servers run in.
 pub const SCRATCH: &str = env!("CARGO_TARGET_TMPDIR");
 
-/// What of a server is not installed, if anything.
-pub fn missing(server: &Server) -> Option<String> {
-    server.needs.iter().find_map(|need| match need {
+/// What of this is not there, if anything.
+pub fn missing(needs: &[Need]) -> Option<String> {
+    needs.iter().find_map(|need| match need {
         Need::Command(name) => {
             let is_there = search_path().split(':').any(|folder| Path::new(folder).join(name).exists());
             (!is_there).then(|| format!("{name} is not installed"))
@@ -26,6 +27,7 @@ pub fn missing(server: &Server) -> Option<String> {
             let is_there = succeeds(Command::new("python3").args(["-c", &import]).env("PATH", search_path()));
             (!is_there).then(|| format!("{name} is not installed"))
         }
+        Need::Root => (!geteuid().is_root()).then(|| "it needs root".into()),
         Need::Crates(manifest) => {
             let is_there = succeeds(cargo().args(["fetch", "--quiet", "--locked", "--manifest-path", manifest]));
             (!is_there).then(|| format!("cargo cannot fetch what {manifest} needs"))

@@ -1,5 +1,7 @@
 //! One client of the load, which does what its kind does over and over: connect, ask, read the answer, rest.
 
+#![allow(dead_code, reason = "the benchmarks each need their part of it")]
+
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,5 +1,7 @@
 //! A server under `handoff-run --supervise`: started, reloaded, stopped.
 
+#![allow(dead_code, reason = "the benchmarks each need their part of it")]
+
 use std::process::Command;
 
 use anyhow::{Result, ensure};

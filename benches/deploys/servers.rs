@@ -3,6 +3,8 @@
 //! The lines are those of `--help-servers`, with workers or threads enough to hold all the clients of the load where a
 //! request or a connection takes one.
 
+#![allow(dead_code, reason = "the benchmarks each need their part of it")]
+
 /// What the benchmark knows of a server.
 pub struct Server {
     pub name: &'static str,
@@ -18,9 +20,11 @@ pub struct Server {
     pub front: Option<&'static str>,
 }
 
-/// What a server is not installed without.
+/// What a server, or a tool, does not run without.
 pub enum Need {
+    /// A command in the search path, or the path of a file.
     Command(&'static str),
+    Root,
     /// A module of Python's.
     Module(&'static str),
     /// What the package with this manifest depends on.

@@ -6,8 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket, sockopt};
@@ -17,9 +16,10 @@ use super::build::{self, SCRATCH, SOURCES};
 use super::client::Target;
 use super::servers::Server;
 use super::session::Session;
+use super::waiting::wait_for;
 
-/// How long a server may take to give its first answer.
-const DEADLINE: Duration = Duration::from_secs(20);
+/// How long an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub struct Site {
     pub server: &'static Server,
@@ -82,17 +82,14 @@ impl Site {
 
     /// Wait for the first answer, unless what is to give it ends.
     pub fn wait_for_answer(&self, session: &mut Session) -> Result<()> {
-        let (start, address) = (Instant::now(), self.target().address);
-        while start.elapsed() < DEADLINE {
+        let address = self.target().address;
+        let answered = || {
             if let Some(status) = session.has_ended()? {
-                bail!("it ended before it answered, {status}: {}", self.last_words());
+                bail!("it ended before it answered, {status}");
             }
-            if ask(address).is_ok_and(|answer| matches!(Answer::of(&answer), Answer::Whole(_))) {
-                return Ok(());
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        bail!("there was no answer: {}", self.last_words())
+            Ok(ask(address).is_ok_and(|answer| matches!(Answer::of(&answer), Answer::Whole(_))).then_some(()))
+        };
+        wait_for("the first answer", answered).with_context(|| self.last_words())
     }
 
     /// The last lines of the log, in one.
@@ -113,7 +110,8 @@ impl Site {
         Ok(())
     }
 
-    fn fill_in(&self, text: &str) -> String {
+    /// The same for a whole text.
+    pub fn fill_in(&self, text: &str) -> String {
         let program = self.program.as_deref().unwrap_or(Path::new(""));
         text.replace("@PORT@", &self.own.address.port().to_string())
             .replace("@FRONT@", &self.front_port.address.port().to_string())
@@ -131,7 +129,7 @@ impl Site {
 /// One answer.
 fn ask(address: SocketAddrV4) -> io::Result<Vec<u8>> {
     let mut client = TcpStream::connect(address)?;
-    client.set_read_timeout(Some(DEADLINE))?;
+    client.set_read_timeout(Some(TIMEOUT))?;
     client.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     client.read_to_end(&mut answer)?;

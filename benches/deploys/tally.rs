@@ -1,5 +1,7 @@
 //! What came of one phase of the load. Every request that was begun is counted exactly once.
 
+#![allow(dead_code, reason = "the benchmarks each need their part of it")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-// `hello PID` on the listening socket at descriptor 3; /slow takes two seconds. With the argument `shutdown` SIGTERM
-// drains, without it ends the process.
+// `hello PID` on the listening socket at descriptor 3, or on PORT if that is set; /slow takes two seconds. With the argument
+// `shutdown` SIGTERM drains, without it ends the process.
 package main
 
 import (
@@ -14,13 +14,20 @@ import (
 	"time"
 )
 
-func main() {
+func listen() (net.Listener, error) {
+	if port := os.Getenv("PORT"); port != "" {
+		return net.Listen("tcp", "127.0.0.1:"+port)
+	}
 	file := os.NewFile(3, "listener")
-	listener, err := net.FileListener(file)
+	defer file.Close() // FileListener makes its own copy
+	return net.FileListener(file)
+}
+
+func main() {
+	listener, err := listen()
 	if err != nil {
 		log.Fatal(err)
 	}
-	file.Close() // FileListener made its own copy
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
 			time.Sleep(2 * time.Second)
