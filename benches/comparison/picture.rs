@@ -67,11 +67,8 @@ fn draw_head(area: &Area, server: &str) -> Result<()> {
     write(area, (LEFT, 8), &title, HPos::Left, 18, &TEXT)?;
     let mut at = LEFT;
     // Each with what it is drawn like, and how wide that is in all.
-    let legend = [
-        ("requests/s, with a line where they are undisturbed", RATE, 310),
-        ("failures", BAD, 80),
-        ("deploys", FAINT, 0),
-    ];
+    let legend =
+        [("requests/s (the line: undisturbed)", RATE, 230), ("failed requests", BAD, 125), ("deploys", FAINT, 0)];
     for (what, color, width) in legend {
         let left = i32::try_from(at)?;
         area.draw(&Rectangle::new([(left, 39), (left + if width > 0 { 10 } else { 1 }, 49)], color.filled()))?;
@@ -86,7 +83,7 @@ fn draw_strip(area: &Area, row: &Row, scale: &Scale) -> Result<()> {
     write(area, (12, 26), row.tool.detail, HPos::Left, 12, &FAINT)?;
     let failed = row.deployed.failed();
     let color = if failed == 0 { &GOOD } else { &BAD };
-    write(area, (WIDTH - 12, 7), &format!("{failed} failed"), HPos::Right, 15, color)?;
+    write(area, (WIDTH - 12, 7), &format!("{} failed", grouped(failed)), HPos::Right, 15, color)?;
     let ratio = format!("{:.0} % of undisturbed", 100.0 * row.ratio());
     write(area, (WIDTH - 12, 26), &ratio, HPos::Right, 12, &FAINT)?;
     let mut builder = ChartBuilder::on(area);
@@ -136,6 +133,11 @@ fn draw_foot(area: &Area, scale: &Scale) -> Result<()> {
         write(area, (at, 4), &format!("{second} s"), HPos::Center, 12, &FAINT)?;
     }
     Ok(())
+}
+
+/// A number with its thousands apart.
+fn grouped(number: u64) -> String {
+    if number < 1000 { number.to_string() } else { format!("{},{:03}", grouped(number / 1000), number % 1000) }
 }
 
 /// When a moment begins, in seconds.

@@ -84,6 +84,11 @@ impl Row {
         self.deployed.tally.rate() / self.undisturbed.tally.rate()
     }
 
+    /// Whether with handoff-run nothing was refused and all deploys succeeded; the others promise nothing here.
+    pub fn is_as_promised(&self) -> bool {
+        !self.tool.is_ours() || (self.deployed.tally.failed(Failure::Refused) == 0 && self.failed_deploys() == 0)
+    }
+
     /// What the row does not show: failures without any deploy, and the first deploy that failed.
     pub fn remarks(&self) -> Vec<String> {
         let undisturbed = self.undisturbed.failed();
