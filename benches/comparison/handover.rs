@@ -38,23 +38,27 @@ pub fn own<'a>(site: &'a Site, subject: &'a Subject) -> Result<Box<dyn Running +
     signalled(site, subject, &["sh", "bind"])
 }
 
+/// Keeps the session, and ends all of it should this program be interrupted.
+const GUARD: &str = r#"trap 'trap - TERM; kill 0' TERM; sh -c '"$0" "$@" & wait' "$0" "$@" & wait; sleep 3600 & wait"#;
+
 /// Started by a shell that ends then: nginx ignores SIGUSR2 as long as its parent lives that is none of its own processes.
 fn signalled<'a>(site: &'a Site, subject: &'a Subject, words: &[&str]) -> Result<Box<dyn Running + 'a>> {
     let mut command = site.command("sh")?;
-    command.args(["-c", r#""$0" "$@" & wait"#]).args(words).env("UPGRADE", format!("exec {}", words.join(" ")));
+    command.args(["-c", GUARD]).args(words).env("UPGRADE", format!("exec {}", words.join(" ")));
     // nginx has its pid file by its configuration.
     command.env("GUNICORN_CMD_ARGS", "--pid gunicorn.pid");
     let mut session = Session::start(&mut command)?;
     site.wait_for_answer(&mut session)?;
-    kill(session.id(), Signal::SIGKILL)?;
-    session.end()?;
-    let serving = top(&session)?;
+    let shell = session.children(session.id()).pop().context("the shell has ended")?;
+    kill(shell, Signal::SIGKILL)?;
+    let serving = wait_for("the shell to end", || Ok(top(&session).ok()))?;
     Ok(Box::new(Signalled { site, subject, session, serving }))
 }
 
-/// The process that has started the others.
+/// The process of the server that has started the others.
 fn top(session: &Session) -> Result<Pid> {
-    session.processes().into_iter().find(|pid| session.parent(*pid).is_none()).context("nothing is left")
+    let is_top = |pid: &Pid| *pid != session.id() && session.parent(*pid).is_none();
+    session.processes().into_iter().find(is_top).context("nothing is left")
 }
 
 impl Running for Signalled<'_> {
@@ -63,7 +67,8 @@ impl Running for Signalled<'_> {
         kill(old, Signal::SIGUSR2)?;
         if let Handover::Workers(workers) = self.subject.handover {
             // As the manuals of nginx and gunicorn have it: the old master is stopped when the new one has workers.
-            let is_new = |pid: &Pid| *pid != old && self.session.children(*pid).len() >= workers;
+            let is_new =
+                |pid: &Pid| ![old, self.session.id()].contains(pid) && self.session.children(*pid).len() >= workers;
             wait_for("the new master", || Ok(self.session.processes().into_iter().find(is_new)))?;
             kill(old, self.subject.stop)?;
         }

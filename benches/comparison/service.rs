@@ -74,8 +74,21 @@ impl Systemd<'_> {
             own.lines().find_map(|line| line.strip_prefix("0::")).context("there is no unified tree of cgroups")?;
         let name = site.folder().file_name().context("the folder has a name")?.to_string_lossy();
         let cgroup = format!("{}/{name}", own.trim_end_matches('/'));
-        let mut command = site.command("unshare")?;
-        command.args(["--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private"]);
+        // Should this program be interrupted, SIGTERM would not end unshare, and systemd ends with it.
+        let mut command = site.command("setpriv")?;
+        command.args([
+            "--pdeathsig",
+            "KILL",
+            "unshare",
+            "--pid",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--fork",
+            "--kill-child",
+            "--propagation",
+            "private",
+        ]);
         command.args(["sh", "-ec", BOOT, "sh"]).arg(site.folder()).args([&cgroup, "/lib/systemd/systemd"]);
         let systemd = Systemd { site, session: Session::start(&mut command)?, cgroup };
         let answers =

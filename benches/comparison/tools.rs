@@ -32,6 +32,7 @@ const SYSTEMD: &[Need] = &[
     Need::Root,
     Need::Command("/lib/systemd/systemd"),
     Need::Command("unshare"),
+    Need::Command("setpriv"),
     Need::Command("nsenter"),
     Need::Command("systemctl"),
 ];
