@@ -13,7 +13,7 @@ use crate::supervise::diagnosis::{cut_short, gone_to_background};
 use crate::supervise::generation::Generation;
 use crate::supervise::generation::child::Launch;
 use crate::supervise::generation::descriptors::Role;
-use crate::supervise::plan::{Event, Id, Order, PREDECESSOR, Reason, Transition};
+use crate::supervise::plan::{Event, Id, Order, Outcome, PREDECESSOR, Reason, Transition};
 use crate::supervise::sockets::Share;
 use crate::supervise::wording::connections;
 use crate::sys;
@@ -34,15 +34,26 @@ impl Supervisor {
                 Order::Release(id) => self.release(id),
                 Order::Retire(id) => self.retire(id),
                 Order::Kill(id) => self.kill(id),
-                Order::Report(id, Transition::Serves) => self.serve(id),
-                Order::Report(id, Transition::TimedOut) => self.time_out(id),
-                Order::Report(id, Transition::GivenUp) => self.reporter.given_up(id, self.config.limits),
-                Order::Report(id, Transition::RolledBack(reason)) => self.roll_back(id, reason),
-                Order::Report(id, Transition::Settled) => self.settle(id),
-                Order::Report(id, Transition::OnTrial(percent)) => self.try_out(id, percent),
-                Order::Report(id, transition) => self.reporter.transition(id, transition, &self.plan),
+                Order::Report(id, transition) => self.report(id, transition),
                 Order::Finish(status) => self.finished = Some(status),
             }
+        }
+    }
+
+    fn report(&mut self, id: Id, transition: Transition) {
+        let is_reachable = self.reporter.broken.is_empty();
+        if self.plan.reloads.end(id, transition, is_reachable, sys::now()) == Some(Outcome::Succeeded) {
+            // What failed before is mended.
+            self.reporter.last_failure = None;
+        }
+        match transition {
+            Transition::Serves => self.serve(id),
+            Transition::TimedOut => self.time_out(id),
+            Transition::GivenUp => self.reporter.given_up(id, self.config.limits),
+            Transition::RolledBack(reason) => self.roll_back(id, reason),
+            Transition::Settled => self.settle(id),
+            Transition::OnTrial(percent) => self.try_out(id, percent),
+            _ => self.reporter.transition(id, transition, &self.plan),
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod events;
 mod handover;
+mod reloads;
 mod restart;
 mod stages;
 mod stop;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Limits, Rollout};
 use crate::sys::Timestamp;
 pub(crate) use events::{Answer, Event, Order, Reason, StopMode, Transition};
+pub(crate) use reloads::{Counts, Outcome, Reloads};
 use restart::FIRST_BACKOFF;
 use stages::never;
 pub(crate) use stages::{Cause, Draining, Serving, Standing, Starting, Trial};
@@ -56,8 +58,11 @@ pub(crate) struct Plan {
     pub(crate) backoff: Duration,
     /// How often a generation was started again.
     pub(crate) restarts: u64,
+    /// When that was for the last time.
+    pub(crate) restarted: Option<Timestamp>,
     /// How often in a row, since one served for long enough.
     pub(crate) row: u32,
+    pub(crate) reloads: Reloads,
     /// The status to end with, once everything stops.
     pub(crate) stopping: Option<u8>,
     /// When the first signal asked to stop.
@@ -79,7 +84,9 @@ impl Default for Plan {
             restart: None,
             backoff: FIRST_BACKOFF,
             restarts: 0,
+            restarted: None,
             row: 0,
+            reloads: Reloads::default(),
             stopping: None,
             signalled: None,
         }
@@ -259,8 +266,10 @@ impl Plan {
 
     fn reload(&mut self, rollout: Rollout, limits: Limits, now: Timestamp) -> Vec<Order> {
         if self.stopping.is_some() {
+            self.reloads.refuse();
             return vec![];
         }
+        self.reloads.ask(self.next);
         if self.starting.is_some() || self.trial.is_some() || self.standing.is_some() {
             // One more is remembered, not two: it will be newer than everything asked for until then.
             if !self.queued {
@@ -366,6 +375,7 @@ impl Plan {
         if self.restart.take_if(|at| *at <= now).is_some() {
             let order = self.start(Cause::Restart, Rollout::default(), limits, now);
             self.restarts += u64::from(order.is_some());
+            self.restarted = order.map_or(self.restarted, |_| Some(now));
             self.row += u32::from(order.is_some());
             orders.extend(order);
         }

@@ -40,8 +40,6 @@ pub(crate) struct Reporter {
     names: Vec<(Id, String)>,
     /// That all goes as it is to is not logged but for debugging.
     is_quiet: bool,
-    /// The generation that a reload asked for and that has neither settled nor failed.
-    pub(crate) asked: Option<Id>,
     /// The generation that serves while its predecessor stands by.
     settling: Option<Id>,
     /// What keeps clients from a listener and cannot be repaired: a reload fails that ends so.
@@ -72,17 +70,16 @@ impl Reporter {
             last_failure,
             names: Vec::new(),
             is_quiet: false,
-            asked: None,
             settling: None,
             broken: Vec::new(),
             next_live: Some(Timestamp::ZERO),
         }
     }
 
-    /// Go on in the place of a predecessor, which was asked for this one.
-    pub(crate) fn resume(self, asked: Option<Id>, plan: &Plan) -> Reporter {
+    /// Go on in the place of a predecessor.
+    pub(crate) fn resume(self, plan: &Plan) -> Reporter {
         let settling = plan.standing.and(plan.serving).map(|serving| serving.id);
-        Reporter { asked, settling, ..self }
+        Reporter { settling, ..self }
     }
 
     /// Call this generation so in the log.
@@ -138,18 +135,12 @@ impl Reporter {
             error!("{line}");
             self.clients.send_all(&Reply::Error(line.to_owned()));
         }
-        self.failed(id, text);
+        self.failed(text);
     }
 
     /// Keep what went wrong for --status.
-    fn failed(&mut self, id: Id, text: String) {
-        self.asked.take_if(|asked| *asked <= id);
+    fn failed(&mut self, text: String) {
         self.last_failure = Some(LastFailure { text, at: sys::now() });
-    }
-
-    /// A reload was asked for, which is this generation or one before it.
-    pub(crate) fn asked_for(&mut self, id: Id) {
-        self.asked.get_or_insert(id);
     }
 
     /// What a look at the listeners brought.
@@ -158,7 +149,7 @@ impl Reporter {
             Finding::Repaired(text) => warn!("{text}"),
             Finding::Broken(text) => {
                 error!("{text}");
-                self.last_failure = Some(LastFailure { text, at: sys::now() });
+                self.failed(text);
             }
         }
     }
@@ -183,7 +174,7 @@ impl Reporter {
         if let Some(findings) = daemon {
             return self.failure(id, &findings.text, findings.remedy.as_deref());
         }
-        self.failed(id, format!("{}: {ending}", self.name_of(id)));
+        self.failed(format!("{}: {ending}", self.name_of(id)));
         self.progress(id, ending);
     }
 
@@ -215,10 +206,6 @@ impl Reporter {
     pub(crate) fn settled(&mut self, id: Id, plan: &Plan) {
         if self.settling.take().is_some() {
             self.progress(id, "settled");
-        }
-        if self.asked.take_if(|asked| *asked <= id).is_some() && self.broken.is_empty() {
-            // What failed before is mended.
-            self.last_failure = None;
         }
         self.await_predecessors(id, plan);
         self.next_live = Some(sys::now());

@@ -78,6 +78,7 @@ impl Supervisor {
             // The service manager that asked waits for the end of it.
             self.reporter.manager.reloading(why, sys::now());
             self.reporter.manager.ready(why);
+            self.plan.reloads.refuse();
             return info!("{why}");
         }
         let plan = &self.plan;
@@ -86,9 +87,6 @@ impl Supervisor {
         if ended && plan.stopping.is_none() {
             // The service manager that asked waits for a reload, even where nothing is left to be replaced.
             self.reporter.manager.reloading("starting what has ended", sys::now());
-        }
-        if let Answer::Generation(id) = plan.answer() {
-            self.reporter.asked_for(id);
         }
         self.events.push_back(Event::Reload(rollout));
     }
@@ -184,23 +182,33 @@ impl Supervisor {
     fn reload_for(&mut self, at: usize, until: Until, rollout: Rollout) {
         // Earlier events come first: the answer depends on them.
         self.handle_events();
-        if let Some(why) = self.cannot_try(&rollout) {
-            return self.client(at, |client| client.end_with_error(&why, 125));
-        }
-        if self.sockets.is_lent() {
-            return self
-                .client(at, |client| client.end_with_error("another process takes over from this supervisor", 125));
-        }
-        match self.plan.answer() {
-            Answer::Refused => self.client(at, |client| client.end_with_error("the supervisor is stopping", 125)),
-            Answer::Generation(_) if !self.reporter.clients.has_room_to_wait(Wait::ForReload) => {
-                self.client(at, |client| client.end_with_error("too many clients are waiting for a reload", 125));
+        match self.answer(&rollout) {
+            Err(why) => {
+                self.plan.reloads.refuse();
+                self.client(at, |client| client.end_with_error(&why, 125));
             }
-            Answer::Generation(id) => {
+            Ok(id) => {
                 self.client(at, |client| client.waiting_for = WaitingFor::Generation { id, until });
                 self.reload(rollout);
                 self.handle_events();
             }
+        }
+    }
+
+    /// Which generation a reload is to be, or why there is to be none.
+    fn answer(&self, rollout: &Rollout) -> Result<Id, String> {
+        if let Some(why) = self.cannot_try(rollout) {
+            return Err(why);
+        }
+        if self.sockets.is_lent() {
+            return Err("another process takes over from this supervisor".to_owned());
+        }
+        match self.plan.answer() {
+            Answer::Refused => Err("the supervisor is stopping".to_owned()),
+            Answer::Generation(_) if !self.reporter.clients.has_room_to_wait(Wait::ForReload) => {
+                Err("too many clients are waiting for a reload".to_owned())
+            }
+            Answer::Generation(id) => Ok(id),
         }
     }
 

@@ -84,6 +84,7 @@ impl Supervisor {
         let mut sockets = sockets;
         generations.iter().for_each(|generation| sockets.assign(generation.share, generation.id));
         let left: Vec<_> = generations.iter().map(|generation| generation.id).collect();
+        plan.reloads.resume(state.asked);
         let orders = plan.resume(&left, config.limits, now);
         // A deadline may have passed in between, and a generation may be lost.
         let lost = plan.generations().filter(|id| !left.contains(id));
@@ -94,7 +95,7 @@ impl Supervisor {
             reporter.call(foreign.id, with_name(foreign.pid));
         }
         let supervisor = Supervisor {
-            reporter: reporter.resume(state.asked, &plan),
+            reporter: reporter.resume(&plan),
             pid_file: config
                 .exec
                 .pid_file
@@ -147,7 +148,7 @@ impl Supervisor {
             generations: self.generations.save(),
             last_failure: self.reporter.last_failure.as_ref().map(|failure| failure.text.clone()),
             last_failure_at: self.reporter.last_failure.as_ref().map(|failure| failure.at),
-            asked: self.reporter.asked,
+            asked: self.plan.reloads.first_asked(),
             pid_file: self.pid_file.is_some(),
             pid_file_before: self.pid_file.as_ref().and_then(PidFile::before).map(str::to_owned),
             store: self.store.as_ref().and_then(Store::save),

@@ -1,4 +1,4 @@
-//! The clock that deadlines are read from, and the one that shows what we cost.
+//! The clock that deadlines are read from, the one that people read, and the one that shows what we cost.
 
 use std::time::Duration;
 
@@ -8,6 +8,11 @@ pub(crate) type Timestamp = Duration;
 /// CLOCK_MONOTONIC, which setting the time does not change.
 pub(crate) fn now() -> Timestamp {
     read(libc::CLOCK_MONOTONIC)
+}
+
+/// The time since 1970, as it is set.
+pub(crate) fn time() -> Duration {
+    read(libc::CLOCK_REALTIME)
 }
 
 /// What this process has used of the processor so far.

@@ -25,7 +25,7 @@ pub(crate) mod fuzz {
 }
 
 pub(crate) use bpf::{choose_by, choose_by_hash, drop_packets, pass_packets};
-pub(crate) use clock::{Timestamp, now, processor_time};
+pub(crate) use clock::{Timestamp, now, processor_time, time};
 pub(crate) use close::close_in_time;
 pub(crate) use directory::{change_mode, has_capabilities, identity_of, numbers_in, rename_to_free};
 #[cfg(not(test))]

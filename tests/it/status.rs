@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::process::Command;
+use std::time::UNIX_EPOCH;
 
 use nix::pty::openpty;
 
@@ -34,7 +35,9 @@ fn a_status_shows_every_generation_with_its_state_and_its_connections() {
     supervisor.wait_gone(3);
 
     let mut status = flat(supervisor.status(&["--json"]).strip_suffix('\n').unwrap());
-    for age in ["generations.0.age", "generations.1.age", "last_failure_age"] {
+    let time: f64 = status.remove("time").unwrap().parse().unwrap();
+    assert!((time - UNIX_EPOCH.elapsed().unwrap().as_secs_f64()).abs() < 100.0, "{time}");
+    for age in ["generations.0.age", "generations.1.age", "last_failure_age", "last_reload_age"] {
         let seconds: f64 = status.remove(age).unwrap().parse().unwrap();
         assert!(seconds > 0.0 && seconds < 100.0, "{seconds}");
     }
@@ -54,6 +57,8 @@ fn a_status_shows_every_generation_with_its_state_and_its_connections() {
         "generations.1.state='serving'".into(),
         "generations.1.stopped=None".into(),
         "last_failure='generation 3: ended with status 3 before it was ready'".into(),
+        "last_reload='failed'".into(),
+        "last_restart_age=None".into(),
         format!("listeners.0.address='{}'", supervisor.address()),
         "listeners.0.name='tcp'".into(),
         "listeners.0.problem=None".into(),
@@ -61,6 +66,13 @@ fn a_status_shows_every_generation_with_its_state_and_its_connections() {
         "listeners.1.name='unix'".into(),
         "listeners.1.problem=None".into(),
         format!("pid={}", supervisor.pid),
+        "reloads.cancelled=0".into(),
+        "reloads.failed=1".into(),
+        "reloads.refused=0".into(),
+        "reloads.rolled_back=0".into(),
+        "reloads.succeeded=1".into(),
+        "reloads.timed_out=0".into(),
+        "reloads.unreachable=0".into(),
         "restarts=0".into(),
         "stopping=False".into(),
         "version=1".into(),
@@ -74,7 +86,10 @@ fn a_status_shows_every_generation_with_its_state_and_its_connections() {
     assert_eq!(line(2), ["2", &second.to_string(), "serving", "-", "1"]);
     let rest: Vec<String> = table[3..].iter().map(|words| words.join(" ")).collect();
     let listening = format!("supervisor {}, listening on tcp={} unix={}", supervisor.pid, supervisor.address(), path);
-    let (failure, age) = rest[1].rsplit_once(", ").unwrap();
+    let (reloads, age) = rest[1].rsplit_once("; ").unwrap();
+    assert_eq!(reloads, "reloads: 1 succeeded, 1 failed");
+    assert!(age.starts_with("the last one ") && age.ends_with(" s ago"), "{age}");
+    let (failure, age) = rest[2].rsplit_once(", ").unwrap();
     assert_eq!(
         [&rest[0], failure],
         [&listening, "last failure: generation 3: ended with status 3 before it was ready"]

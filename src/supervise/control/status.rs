@@ -12,21 +12,30 @@ use crate::kernel::processes::are_visible;
 use crate::socket::spec::FdName;
 use crate::supervise::generation::Generation;
 use crate::supervise::generations::Generations;
-use crate::supervise::plan::{EARLIER, Id, PREDECESSOR, Plan, Trial};
+use crate::supervise::plan::{Counts, EARLIER, Id, Outcome, PREDECESSOR, Plan, Trial};
 use crate::supervise::report::LastFailure;
 use crate::supervise::sockets::Sockets;
 use crate::supervise::wording::show;
-use crate::sys::Timestamp;
+use crate::sys::{self, Timestamp};
 
-/// Everything that is shown, as the manual describes it.
+/// Another one when a field is removed or changes its meaning.
+const VERSION: u32 = 1;
+
+/// Everything that is shown, as the manual and man/status.schema.json describe it.
 #[derive(Debug, Serialize)]
 pub(crate) struct Status {
     version: u32,
+    /// Seconds since 1970, to the millisecond: when this was.
+    time: f64,
     pid: u32,
     stopping: bool,
     restarts: u64,
+    /// Seconds, to the millisecond, as all of these.
+    last_restart_age: Option<f64>,
+    reloads: Counts,
+    last_reload: Option<Outcome>,
+    last_reload_age: Option<f64>,
     last_failure: Option<String>,
-    /// Seconds, to the millisecond.
     last_failure_age: Option<f64>,
     listeners: Vec<ListenerStatus>,
     generations: Vec<GenerationStatus>,
@@ -77,6 +86,8 @@ impl Status {
         last_failure: Option<&LastFailure>,
         now: Timestamp,
     ) -> Status {
+        let time = sys::time();
+        let age = |at: Timestamp| seconds(now.saturating_sub(at));
         // One list for all, for it takes the kernel a while.
         let open = are_visible().ok().and_then(|()| open_connections(&sockets.listeners().collect::<Vec<_>>()).ok());
         let generation = |generation: &Generation| GenerationStatus {
@@ -98,12 +109,17 @@ impl Status {
             problem: problem.map(str::to_owned),
         });
         Status {
-            version: 1,
+            version: VERSION,
+            time: seconds(time),
             pid: process::id(),
             stopping: plan.stopping.is_some(),
             restarts: plan.restarts,
+            last_restart_age: plan.restarted.map(age),
+            reloads: plan.reloads.counts,
+            last_reload: plan.reloads.last.map(|(outcome, _)| outcome),
+            last_reload_age: plan.reloads.last.map(|(_, at)| age(at)),
             last_failure: last_failure.map(|failure| failure.text.clone()),
-            last_failure_age: last_failure.map(|failure| seconds(now.saturating_sub(failure.at))),
+            last_failure_age: last_failure.map(|failure| age(failure.at)),
             listeners: listeners.collect(),
             generations: generations.iter().map(generation).collect(),
         }
@@ -140,6 +156,11 @@ impl Status {
         }
         if self.restarts > 0 {
             lines.push(format!("restarts after a crash: {}", self.restarts));
+        }
+        let reloads = self.reloads.in_words();
+        if !reloads.is_empty() {
+            let last = self.last_reload_age.map(|age| format!("; the last one {} ago", show_seconds(age)));
+            lines.push(format!("reloads: {}{}", reloads.join(", "), last.unwrap_or_default()));
         }
         let failure = self.last_failure.iter().zip(self.last_failure_age);
         lines.extend(failure.map(|(failure, age)| format!("last failure: {failure}, {} ago", show_seconds(age))));
@@ -197,7 +218,12 @@ fn show_seconds(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, Value};
+
     use super::*;
+
+    const SCHEMA: &str = include_str!("../../../man/status.schema.json");
+    const MANUAL: &str = include_str!("../../../man/handoff-run.1.in");
 
     fn status() -> Status {
         let listener = ListenerStatus { name: "web".into(), address: "[::]:80".into(), problem: None };
@@ -211,10 +237,15 @@ mod tests {
             stopped: Some("SIGTTIN"),
         };
         Status {
-            version: 1,
+            version: VERSION,
+            time: 1_700_000_000.25,
             pid: 800,
             stopping: false,
             restarts: 1,
+            last_restart_age: Some(0.5),
+            reloads: Counts { failed: 1, timed_out: 2, ..Counts::default() },
+            last_reload: Some(Outcome::TimedOut),
+            last_reload_age: Some(0.75),
             last_failure: Some("said \"no\"\n".into()),
             last_failure_age: Some(61.25),
             listeners: vec![listener],
@@ -224,8 +255,39 @@ mod tests {
 
     #[test]
     fn json_is_one_line_with_every_field() {
-        let expected = r#"{"version":1,"pid":800,"stopping":false,"restarts":1,"last_failure":"said \"no\"\n","last_failure_age":61.25,"listeners":[{"name":"web","address":"[::]:80","problem":null}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"share":95,"connections":2,"stopped":"SIGTTIN"}]}"#;
+        let expected = r#"{"version":1,"time":1700000000.25,"pid":800,"stopping":false,"restarts":1,"last_restart_age":0.5,"reloads":{"succeeded":0,"failed":1,"timed_out":2,"rolled_back":0,"unreachable":0,"cancelled":0,"refused":0},"last_reload":"timed_out","last_reload_age":0.75,"last_failure":"said \"no\"\n","last_failure_age":61.25,"listeners":[{"name":"web","address":"[::]:80","problem":null}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"share":95,"connections":2,"stopped":"SIGTTIN"}]}"#;
         assert_eq!(status().json(), expected);
+    }
+
+    /// Every field is a property of the schema that it requires, it has no other, and the manual names it.
+    fn assert_described(value: &Value, schema: &Value) {
+        if let Value::Array(items) = value {
+            return items.iter().for_each(|item| assert_described(item, &schema["items"]));
+        }
+        let Value::Object(fields) = value else { return };
+        let keys = |map: &Map<String, Value>| map.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(schema["properties"].as_object().unwrap()), keys(fields));
+        let mut required: Vec<&str> = schema["required"].as_array().unwrap().iter().flat_map(Value::as_str).collect();
+        required.sort_unstable();
+        assert_eq!(required, keys(fields));
+        for (key, value) in fields {
+            assert!(MANUAL.contains(key), "{key} is not in the manual");
+            assert_described(value, &schema["properties"][key]);
+        }
+    }
+
+    #[test]
+    fn the_schema_has_the_fields_that_the_json_has() {
+        let schema = serde_json::from_str(SCHEMA).unwrap();
+        let status = serde_json::to_value(status()).unwrap();
+        assert_described(&status, &schema);
+        let of = |values: &[Value]| Value::Array(values.to_vec());
+        // A reload ends in one of the ways that are counted; a refused one is never the last.
+        let mut ends = schema["properties"]["reloads"]["required"].as_array().unwrap().clone();
+        assert_eq!(ends.pop(), Some("refused".into()));
+        ends.push(Value::Null);
+        assert_eq!(schema["properties"]["last_reload"]["enum"], of(&ends));
+        assert_eq!(schema["properties"]["version"]["const"], VERSION);
     }
 
     #[test]
@@ -235,6 +297,7 @@ mod tests {
         assert_eq!(table[1], "3               812  serving        1.50 s    95%            2");
         assert_eq!(table[2], "generation 3 is stopped by SIGTTIN: it serves nobody");
         assert_eq!(table[3], "supervisor 800, listening on web=[::]:80");
-        assert_eq!(table[5], "last failure: said \"no\"\n, 1 m 1 s ago");
+        assert_eq!(table[5], "reloads: 1 failed, 2 timed out; the last one 0.75 s ago");
+        assert_eq!(table[6], "last failure: said \"no\"\n, 1 m 1 s ago");
     }
 }

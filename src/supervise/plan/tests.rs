@@ -1,6 +1,7 @@
 //! The life of a generation by examples, one for each sentence of the promise; `histories` holds it at random.
 
 mod histories;
+mod reloads;
 mod restarts;
 mod resume;
 mod settling;
@@ -66,8 +67,20 @@ impl Story {
         Story(self.0, limits)
     }
 
+    /// Every listener can be reached.
     fn at(&mut self, second: u64, event: Event) -> Vec<Order> {
-        self.0.handle(event, self.1, seconds(second))
+        let orders = self.0.handle(event, self.1, seconds(second));
+        for order in &orders {
+            if let Order::Report(id, transition) = *order {
+                self.0.reloads.end(id, transition, true, seconds(second));
+            }
+        }
+        orders
+    }
+
+    /// The plan of the first generation that serves, with no trace of a second one but its number and its reload.
+    fn as_before(&self) -> Plan {
+        Plan { next: 3, reloads: self.0.reloads.clone(), ..Story::serving().0 }
     }
 
     fn deadline(&self) -> Option<u64> {

@@ -63,7 +63,7 @@ pub(crate) struct State {
     pub(crate) last_failure: Option<String>,
     #[serde(default)]
     pub(crate) last_failure_at: Option<Timestamp>,
-    /// The generation that a reload asked for and that has neither settled nor failed.
+    /// The first generation of `plan.reloads.asked`, for versions without that.
     #[serde(default)]
     pub(crate) asked: Option<Id>,
     /// The pid file was written.

@@ -26,7 +26,8 @@ pub fn flat(text: &str) -> BTreeMap<String, String> {
 impl Supervisor {
     /// What `--status --json` shows, but for what changes by itself.
     pub fn json(&self) -> Vec<String> {
-        let flat = flat(&self.status(&["--json"])).into_iter().filter(|(key, _)| !key.ends_with("age"));
+        let flat =
+            flat(&self.status(&["--json"])).into_iter().filter(|(key, _)| !key.ends_with("age") && key != "time");
         flat.map(|(key, value)| format!("{key}={value}")).collect()
     }
 }

@@ -37,7 +37,24 @@ impl World {
         assert_eq!(draining, self.those(Life::is_leaving));
         assert_eq!(plan.queued.then_some(&plan.queued_rollout), self.wanted.as_ref());
         assert_eq!((plan.restarts, plan.row, plan.backoff), (self.restarts, self.row, self.backoff));
+        assert_eq!((plan.restarted, plan.reloads.counts), (self.restarted, self.counts()));
         assert_eq!((plan.stopping, plan.deadline()), (self.status, self.deadline()));
+    }
+
+    /// Every generation that was asked for, by the one transition that ended it.
+    fn counts(&self) -> Counts {
+        let mut counts = Counts { refused: self.refused, ..Counts::default() };
+        for outcome in self.promised.iter().filter_map(|id| self.outcomes.get(id)) {
+            *match outcome {
+                Transition::Settled => &mut counts.succeeded,
+                Transition::Failed(_) => &mut counts.failed,
+                Transition::TimedOut => &mut counts.timed_out,
+                Transition::RolledBack(_) => &mut counts.rolled_back,
+                Transition::Cancelled => &mut counts.cancelled,
+                _ => unreachable!("{outcome:?} ends nothing"),
+            } += 1;
+        }
+        counts
     }
 
     /// New connections go to one that takes them, or will.

@@ -34,6 +34,8 @@ pub(super) struct World {
     pub(super) wanted: Option<Rollout>,
     pub(super) restart: Option<Timestamp>,
     pub(super) restarts: u64,
+    pub(super) restarted: Option<Timestamp>,
+    pub(super) refused: u64,
     /// How many of them in a row.
     pub(super) row: u32,
     pub(super) backoff: Duration,
@@ -66,6 +68,8 @@ impl World {
             wanted: None,
             restart: None,
             restarts: 0,
+            restarted: None,
+            refused: 0,
             backoff: Duration::from_millis(100),
             row: 0,
             next: None,
@@ -109,7 +113,10 @@ impl World {
 
     fn foresee(&mut self, event: &Event) {
         match (event, self.plan.answer()) {
-            (Event::Reload(_), Answer::Refused) => assert!(self.status.is_some()),
+            (Event::Reload(_), Answer::Refused) => {
+                assert!(self.status.is_some());
+                self.refused += 1;
+            }
             (Event::Reload(rollout), Answer::Generation(id)) => {
                 assert_eq!((self.status, id), (None, self.next_id()));
                 self.promised.insert(id);

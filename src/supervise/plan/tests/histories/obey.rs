@@ -21,7 +21,10 @@ impl World {
             Order::Release(id) => self.release(id),
             Order::Retire(id) => self.retire(id, event),
             Order::Kill(id) => assert!(self.killed.insert(id), "{id} is killed twice"),
-            Order::Report(id, transition) => self.report(id, transition, event, before),
+            Order::Report(id, transition) => {
+                self.plan.reloads.end(id, transition, true, self.now);
+                self.report(id, transition, event, before);
+            }
             Order::Finish(status) => {
                 assert!(self.is_nothing_left(), "{:?}", self.lives);
                 assert_eq!(Some(status), self.status);
@@ -37,6 +40,7 @@ impl World {
         let restart = self.wanted.is_none();
         assert!(!restart || self.is_tick(event, self.restart), "{id} was not asked for");
         self.restarts += u64::from(restart);
+        self.restarted = if restart { Some(self.now) } else { self.restarted };
         self.row += u32::from(restart);
         self.restart = None;
         self.rollouts.insert(id, self.wanted.take().unwrap_or_default());
