@@ -36,9 +36,9 @@ _handoff_run_takes() {
 # The options that may follow a request, or without one, those that may be given.
 _handoff_run_options() {
     case $1 in
-        '') echo -l --listen --backlog --from --from-signal --fdstore --stdin --first-fd --no-pid -C --chdir --env-file --env --as --lazy --pid-file --supervise --intercept --shared --control --ready --ready-timeout --stop-signal --drain-timeout --drain --settle --restart --reload --status --stop --promote --rollback --canary --check --wait --json --help-servers -q --quiet -v --verbose -h --help -V --version ;;
+        '') echo -l --listen --backlog --from --from-signal --fdstore --stdin --first-fd --no-pid -C --chdir --env-file --env --as --lazy --pid-file --supervise --intercept --shared --control --ready --ready-timeout --stop-signal --drain-timeout --drain --settle --restart --reload --status --stop --promote --rollback --canary --check --wait --json --prometheus --help-servers -q --quiet -v --verbose -h --help -V --version ;;
         --reload) echo --canary --check --wait --help-servers -q --quiet -v --verbose -h --help -V --version ;;
-        --status) echo --json --help-servers -q --quiet -v --verbose -h --help -V --version ;;
+        --status) echo --json --prometheus --help-servers -q --quiet -v --verbose -h --help -V --version ;;
         --stop) echo --help-servers -q --quiet -v --verbose -h --help -V --version ;;
         --promote) echo --help-servers -q --quiet -v --verbose -h --help -V --version ;;
         --rollback) echo --help-servers -q --quiet -v --verbose -h --help -V --version ;;

@@ -4,7 +4,7 @@
 function __handoff_run_after
     set -l allowed $argv
     # It fails while an option has no value: then it is this value that is completed.
-    argparse -s l/listen= backlog= from= from-signal= fdstore stdin first-fd= no-pid C/chdir= env-file= env= as= lazy pid-file= supervise intercept shared control= ready= ready-timeout= stop-signal= drain-timeout= drain= settle= restart= reload= status= stop= promote= rollback= canary= check= wait json help-servers q/quiet v/verbose h/help V/version -- (commandline -opc)[2..] 2>/dev/null
+    argparse -s l/listen= backlog= from= from-signal= fdstore stdin first-fd= no-pid C/chdir= env-file= env= as= lazy pid-file= supervise intercept shared control= ready= ready-timeout= stop-signal= drain-timeout= drain= settle= restart= reload= status= stop= promote= rollback= canary= check= wait json prometheus help-servers q/quiet v/verbose h/help V/version -- (commandline -opc)[2..] 2>/dev/null
     or return 0
     for request in reload status stop promote rollback
         set -q _flag_$request; and not contains $request $allowed; and return 1
@@ -14,7 +14,7 @@ end
 
 # What PROGRAM would get on a line of its own.
 function __handoff_run_program
-    argparse -s l/listen= backlog= from= from-signal= fdstore stdin first-fd= no-pid C/chdir= env-file= env= as= lazy pid-file= supervise intercept shared control= ready= ready-timeout= stop-signal= drain-timeout= drain= settle= restart= reload= status= stop= promote= rollback= canary= check= wait json help-servers q/quiet v/verbose h/help V/version -- (commandline -opc)[2..] 2>/dev/null
+    argparse -s l/listen= backlog= from= from-signal= fdstore stdin first-fd= no-pid C/chdir= env-file= env= as= lazy pid-file= supervise intercept shared control= ready= ready-timeout= stop-signal= drain-timeout= drain= settle= restart= reload= status= stop= promote= rollback= canary= check= wait json prometheus help-servers q/quiet v/verbose h/help V/version -- (commandline -opc)[2..] 2>/dev/null
     or return
     for request in reload status stop promote rollback
         set -q _flag_$request; and return
@@ -138,6 +138,7 @@ complete -c handoff-run -n '__handoff_run_after reload' -l canary -d 'With --rel
 complete -c handoff-run -n '__handoff_run_after reload' -l check -d 'With --canary, a command that has to succeed at the end of each stage' -x -a '(__fish_complete_command)'
 complete -c handoff-run -n '__handoff_run_after reload' -l wait -d 'With --reload, end when the old generation is gone'
 complete -c handoff-run -n '__handoff_run_after status' -l json -d 'With --status, print JSON'
+complete -c handoff-run -n '__handoff_run_after status' -l prometheus -d 'With --status, print metrics for the textfile collector of Prometheus\' node exporter'
 complete -c handoff-run -n '__handoff_run_after reload status stop promote rollback' -l help-servers -d 'Show the servers that --as knows, with a line that works for each'
 complete -c handoff-run -n '__handoff_run_after reload status stop promote rollback' -s q -l quiet -d 'Log less; twice: errors only'
 complete -c handoff-run -n '__handoff_run_after reload status stop promote rollback' -s v -l verbose -d 'Log more; twice: everything'

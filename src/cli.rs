@@ -278,6 +278,10 @@ pub(crate) struct Cli {
     #[arg(long, requires = "status", conflicts_with_all = ["reload", "stop", "promote", "rollback", "program"], help_heading = REQUESTS)]
     json: bool,
 
+    /// With --status, print metrics for the textfile collector of Prometheus' node exporter
+    #[arg(long, requires = "status", conflicts_with_all = ["json", "reload", "stop", "promote", "rollback", "program"], help_heading = REQUESTS)]
+    prometheus: bool,
+
     /// Show the servers that --as knows, with a line that works for each
     #[arg(long, help_heading = HELP)]
     help_servers: bool,

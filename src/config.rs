@@ -29,7 +29,7 @@ pub(crate) enum Command {
     /// Stay as its parent.
     Supervise(Supervise),
     /// Send a request to the supervisor at this control socket.
-    Request(PathBuf, Request),
+    Request(PathBuf, Request, Shown),
 }
 
 /// Everything that becoming a program needs.
@@ -202,6 +202,14 @@ pub(crate) enum Request {
     Descriptors,
     /// After that: the successor serves; drain and end, without what it has now.
     Succeeded,
+}
+
+/// How the client shows what it gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    AsSent,
+    /// The status as metrics of Prometheus.
+    AsMetrics,
 }
 
 /// When a reload is over for the client that asked.

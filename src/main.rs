@@ -102,7 +102,7 @@ fn run(claimed: nix::Result<Claimed>) -> Result<u8> {
             })
         }
         Command::Supervise(config) => supervise(config, claimed),
-        Command::Request(path, request) => Ok(supervise::control::client::ask(&path, request)?),
+        Command::Request(path, request, shown) => Ok(supervise::control::client::ask(&path, request, shown)?),
     }
 }
 

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 
 use super::Cli;
 use super::values::signal;
-use crate::config::{Command, Drain, Exec, Form, Limits, Ready, Request, Restart, Rollout, Supervise, Until};
+use crate::config::{Command, Drain, Exec, Form, Limits, Ready, Request, Restart, Rollout, Shown, Supervise, Until};
 use crate::socket::address::{Address, Family, Host, Inet};
 use crate::socket::listener::{Manner, Sharing};
 use crate::socket::socket_file::Naming;
@@ -43,7 +43,8 @@ impl Cli {
             return Command::ShowServers;
         }
         if let Some((path, request)) = self.request() {
-            return Command::Request(path, request);
+            let shown = if self.prometheus { Shown::AsMetrics } else { Shown::AsSent };
+            return Command::Request(path, request, shown);
         }
         let by_preset = self.preset.and_then(|preset| signal(preset.stop).ok());
         let is_supervised = self.supervise;
@@ -72,7 +73,7 @@ impl Cli {
     /// What a supervisor is asked, if it is.
     fn request(&self) -> Option<(PathBuf, Request)> {
         let until = if self.wait { Until::OldGone } else { Until::Serving };
-        let form = if self.json { Form::Json } else { Form::Table };
+        let form = if self.json || self.prometheus { Form::Json } else { Form::Table };
         let rollout = || Rollout {
             stages: self.canary.iter().map(|canary| canary.stage).collect(),
             sticky: self.canary.iter().any(|canary| canary.sticky),

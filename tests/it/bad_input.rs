@@ -141,6 +141,7 @@ fn the_path_of_a_request_follows_at_once() {
         &["--reload", "--wait", "/c"][..],
         &["--reload", "--control", "/c"],
         &["--status", "--json", "/c"],
+        &["--status", "--prometheus"],
         &["--stop"],
         &["--promote"],
         &["--rollback", "--canary", "5%:1s"],
@@ -155,6 +156,19 @@ fn a_request_is_made_without_what_a_start_has() {
     for (options, shown) in [(&["--from", "auto"][..], "--from <WHO>"), (&["--fdstore"], "--fdstore")] {
         let words = [&["--reload", "/c"], options].concat();
         assert_refused(&words, &format!("the argument '{shown}' cannot be used with: --reload <PATH>"), SEE_HELP);
+    }
+}
+
+#[test]
+fn a_status_is_shown_in_one_form_and_only_a_status_is() {
+    let both = "the argument '--json' cannot be used with '--prometheus'";
+    assert_refused(&["--status", "/c", "--json", "--prometheus"], both, SEE_HELP);
+    for (words, line) in [
+        (&["--prometheus"][..], "the following required arguments were not provided: --status <PATH>"),
+        (&["--prometheus", "--reload", "/c"], "the argument '--prometheus' cannot be used with '--reload <PATH>'"),
+        (&["--status", "/c", "--prometheus", "true"], "the argument '--prometheus' cannot be used with '[PROGRAM]...'"),
+    ] {
+        assert_refused(words, line, SEE_HELP);
     }
 }
 

@@ -80,6 +80,7 @@ mod sockets;
 mod stamp;
 mod states;
 mod status;
+mod status_forms;
 mod status_reloads;
 mod steering;
 mod steering_slots;

@@ -4,6 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
+use crate::harness::forms::are_readers_installed;
 use crate::harness::{Server, Supervisor, supervise};
 
 /// What `--json` has of this, but for those that are 0.
@@ -66,6 +67,11 @@ fn every_way_in_which_a_reload_can_end_is_counted() {
     assert_eq!(supervisor.reload().code(), 125);
     let all = ["cancelled=2", "failed=1", "refused=3", "rolled_back=1", "succeeded=1", "unreachable=1"];
     assert_eq!((counts(&supervisor), last(&supervisor)), (all.map(str::to_owned).to_vec(), "'cancelled'".into()));
+    if are_readers_installed() {
+        let ends = ["cancelled", "failed", "refused", "rolled_back", "succeeded", "unreachable"];
+        let counts = ends.into_iter().zip([2.0, 1.0, 3.0, 1.0, 1.0, 1.0]).collect::<Vec<_>>();
+        assert_eq!(supervisor.forms().by_label("reloads_total"), counts);
+    }
     let table = supervisor.status(&[]);
     let line = "\nreloads: 1 succeeded, 1 failed, 1 rolled back, 1 left a listener that cannot be reached, 2 cancelled, \
                 3 refused; the last one ";

@@ -12,17 +12,18 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::geteuid;
 
-use crate::config::Request;
+use crate::config::{Request, Shown};
 use crate::failure::{OneLine, plain};
 use crate::output::print;
 use crate::saved;
+use crate::supervise::control::prometheus;
 use crate::supervise::control::protocol::{Call, Reply, line};
 use crate::supervise::control::replies::Replies;
 use crate::supervise::plan::{EARLIER, Id, PREDECESSOR};
 use crate::sys::{self, Disposition};
 
 /// Ask the supervisor at `path` and give the exit status.
-pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
+pub(crate) fn ask(path: &Path, request: Request, shown: Shown) -> Result<u8> {
     let mut replies = Replies::connect(path)?;
     ensure_trusted(replies.stream(), path)
         .with_context(|| format!("cannot trust what listens at {}", path.display()))?;
@@ -31,7 +32,10 @@ pub(crate) fn ask(path: &Path, request: Request) -> Result<u8> {
     // stdout may be a pipe without a reader: the exit status is that of the request all the same.
     sys::set_disposition(Signal::SIGPIPE, Disposition::Ignored).context("cannot ignore SIGPIPE")?;
     replies.send(&line(&call));
-    follow(&mut replies, &mut screen)
+    follow(&mut replies, &mut screen, |text| match shown {
+        Shown::AsSent => print_line(text),
+        Shown::AsMetrics => print(&prometheus::render(text, path)?),
+    })
 }
 
 /// A supervisor is believed if it is this user's, root's, or of the user whose folder its socket is in, if nobody else can
@@ -58,13 +62,13 @@ pub(super) fn ensure_trusted(stream: &UnixStream, path: &Path) -> Result<()> {
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// Show the replies until the last one.
-fn follow(replies: &mut Replies, screen: &mut Screen) -> Result<u8> {
+fn follow(replies: &mut Replies, screen: &mut Screen, show: impl Fn(&str) -> Result<()>) -> Result<u8> {
     while let Some(line) = replies.next()? {
         match saved::parse(&line) {
             Ok(Reply::Progress { generation, text } | Reply::Live { generation, text }) => {
                 screen.show_generation(generation, &text);
             }
-            Ok(Reply::Output(text)) => screen.print(&text)?,
+            Ok(Reply::Output(text)) => show(&text)?,
             Ok(Reply::Error(text)) => screen.show_error(&text),
             Ok(Reply::Exit(status)) => return Ok(status),
             // A newer supervisor may send more.
@@ -72,6 +76,10 @@ fn follow(replies: &mut Replies, screen: &mut Screen) -> Result<u8> {
         }
     }
     Err(anyhow!("the supervisor ended before it answered"))
+}
+
+fn print_line(line: &str) -> Result<()> {
+    print(&format!("{}\n", OneLine(line)))
 }
 
 /// What the user sees: plain lines, or on a terminal one line a generation that changes in place.
@@ -99,7 +107,7 @@ impl Screen {
         };
         if !self.terminal {
             // An error of stdout does not change the outcome of the request.
-            let _ = self.print(&line);
+            let _ = print_line(&line);
             return;
         }
         match self.lines.binary_search_by_key(&id, |(known, _)| *known) {
@@ -122,10 +130,6 @@ impl Screen {
         self.drawn = self.lines.len();
         // As above.
         let _ = print(&picture);
-    }
-
-    fn print(&self, line: &str) -> Result<()> {
-        print(&format!("{}\n", OneLine(line)))
     }
 
     /// Below the lines, which stay as they are.

@@ -3,6 +3,7 @@
 pub(crate) mod borrow;
 pub(crate) mod client;
 pub(crate) mod connection;
+mod prometheus;
 pub(crate) mod protocol;
 pub(crate) mod replies;
 pub(crate) mod server;

@@ -19,7 +19,7 @@ use crate::supervise::wording::show;
 use crate::sys::{self, Timestamp};
 
 /// Another one when a field is removed or changes its meaning.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// Everything that is shown, as the manual and man/status.schema.json describe it.
 #[derive(Debug, Serialize)]
@@ -69,7 +69,7 @@ struct GenerationStatus {
 /// How far a generation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum Stage {
+pub(super) enum Stage {
     Starting,
     OnTrial,
     Serving,
@@ -174,6 +174,9 @@ impl Status {
 }
 
 impl Stage {
+    pub(super) const ALL: [Stage; 5] =
+        [Stage::Starting, Stage::OnTrial, Stage::Serving, Stage::StandingBy, Stage::Draining];
+
     fn of(id: Id, plan: &Plan) -> Stage {
         match () {
             () if plan.is_starting(id) => Stage::Starting,
@@ -282,6 +285,8 @@ mod tests {
         let status = serde_json::to_value(status()).unwrap();
         assert_described(&status, &schema);
         let of = |values: &[Value]| Value::Array(values.to_vec());
+        let state = &schema["properties"]["generations"]["items"]["properties"]["state"];
+        assert_eq!(state["enum"], of(&Stage::ALL.map(|stage| stage.to_string().into())));
         // A reload ends in one of the ways that are counted; a refused one is never the last.
         let mut ends = schema["properties"]["reloads"]["required"].as_array().unwrap().clone();
         assert_eq!(ends.pop(), Some("refused".into()));

@@ -10,6 +10,7 @@ pub mod directed;
 pub mod facts;
 pub mod filter;
 pub mod folder;
+pub mod forms;
 pub mod intercept;
 pub mod json;
 pub mod log;
