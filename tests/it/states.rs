@@ -141,6 +141,14 @@ fn is_running(pid: Pid) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
+/// Wait until its control socket answers.
+#[track_caller]
+fn await_answer(supervisor: &Supervisor) {
+    wait_for("the control socket to answer", || {
+        (supervisor.command("--status", &[]).output().code() == 0).then_some(())
+    });
+}
+
 /// The state is taken over, and the supervisor does everything with it.
 fn is_taken_over(state: &str) {
     is_complete(take_over(state, SERVER, &[]));
@@ -148,9 +156,7 @@ fn is_taken_over(state: &str) {
 
 fn is_complete(mut supervisor: Supervisor) {
     let folder = supervisor.folder.clone();
-    wait_for("the control socket to answer", || {
-        (supervisor.command("--status", &[]).output().code() == 0).then_some(())
-    });
+    await_answer(&supervisor);
     assert_eq!(supervisor.states(), [(1, "draining".into()), (2, "serving".into())], "{}", supervisor.log());
     // The client that waited for the old generation is told when it is gone.
     assert!(!folder.path("replies").exists());
@@ -167,6 +173,7 @@ fn is_complete(mut supervisor: Supervisor) {
     assert!(!is_running(daemon), "{}", supervisor.log());
     assert_eq!(supervisor.states(), [(3, "serving".into())]);
     assert_eq!(asked(&supervisor), supervisor.generation(3));
+    assert!(supervisor.json().contains(&"reloads.succeeded=1".to_owned()));
     // The end takes the socket's file along.
     assert_eq!(supervisor.stop().failure(), (0, ""));
     assert_eq!(supervisor.end().0, 0);
@@ -186,6 +193,20 @@ fn a_state_with_what_is_not_known_yet_is_taken_over() {
 #[test]
 fn a_state_without_what_was_added_later_is_taken_over() {
     is_taken_over(MISSING);
+}
+
+// Of a later release, which knows one more way in which a reload ends.
+#[test]
+fn what_a_state_has_counted_is_counted_on() {
+    let reloads =
+        r#""reloads":{"asked":[],"counts":{"refused":2,"postponed":1},"last":["postponed",{"secs":1,"nanos":0}]}"#;
+    let supervisor = take_over(&WRITTEN.replace(r#""restarts":0"#, &format!(r#"{reloads},"restarts":5"#)), SERVER, &[]);
+    await_answer(&supervisor);
+    assert_eq!(supervisor.reload().failure(), (0, ""), "{}", supervisor.log());
+    let json = supervisor.json();
+    for fact in ["reloads.refused=2", "reloads.succeeded=1", "last_reload='succeeded'", "restarts=5"] {
+        assert!(json.contains(&fact.to_owned()), "{json:?}");
+    }
 }
 
 // A first release that was started with its standard descriptors closed had others at their numbers.
@@ -219,9 +240,7 @@ fn a_state_in_the_middle_of_a_rollout_is_taken_over() {
     );
     let options = ["--ready", "fd:9", "--pid-file", "pid"];
     let mut supervisor = take_over(ROLLOUT, &server, &options);
-    wait_for("the control socket to answer", || {
-        (supervisor.command("--status", &[]).output().code() == 0).then_some(())
-    });
+    await_answer(&supervisor);
     let states = [(1, "draining".into()), (2, "serving".into()), (3, "starting".into())];
     assert_eq!(supervisor.states(), states, "{}", supervisor.log());
     let json = supervisor.json();
@@ -293,9 +312,7 @@ fn a_state_with_a_socket_for_each_generation_is_taken_over() {
         .replace("web = socket.create_server(('127.0.0.1', 0))\n", GROUP)
         .replace("os.dup2(web.fileno(), 3)", "os.dup2(second.fileno(), 3)");
     let mut supervisor = take_over_from(&predecessor, STEERED, SERVER, &["--settle", "50ms"]);
-    wait_for("the control socket to answer", || {
-        (supervisor.command("--status", &[]).output().code() == 0).then_some(())
-    });
+    await_answer(&supervisor);
     assert_eq!(supervisor.states(), [(1, "standing-by".into()), (2, "serving".into())], "{}", supervisor.log());
     serves_alone(&supervisor, 2);
     assert!(!supervisor.folder.path("replies").exists());

@@ -11,85 +11,70 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::failure::plain;
-use crate::saved;
 use crate::supervise::control::status::{Stage, VERSION};
 
-/// A metric, by what follows `handoff_run_` in its name.
-struct Metric {
-    name: &'static str,
-    help: &'static str,
-    /// Its samples, if the status has what they are made of.
-    samples: fn(&Value) -> Option<Vec<Sample>>,
+/// A metric: what follows `handoff_run_` in its name, its help, and what its samples are made of.
+struct Metric(&'static str, &'static str, Source);
+
+/// What is in the status. Where it is not, there is no such metric.
+enum Source {
+    /// The sum for the generations in each state of a field, or how many those are; and one of it, in thousandths.
+    States(Option<&'static str>, u64),
+    /// How many of a list have a field.
+    With(&'static str, &'static str),
+    /// The fields of an object, by this label.
+    Each(&'static str, &'static str),
+    /// A number, or whether something is so.
+    Field(&'static str),
+    /// When something was that has this age.
+    Timestamp(&'static str),
 }
 
-/// A further label, if it has one, and the value.
-type Sample = (Option<(&'static str, String)>, f64);
-
-#[rustfmt::skip]
 const METRICS: [Metric; 12] = [
-    Metric {
-        name: "generations",
-        help: "Generations by state.",
-        samples: |status| by_state(status, 1.0, |_| Some(1)),
-    },
-    Metric {
-        name: "connections",
-        help: "Open connections by the state of the generation that holds them.",
-        samples: |status| by_state(status, 1.0, |generation| generation["connections"].as_u64()),
-    },
-    Metric {
-        name: "share_ratio",
-        help: "Share of new connections by the state of the generation that gets them.",
-        samples: |status| by_state(status, 100.0, |generation| generation["share"].as_u64()),
-    },
-    Metric {
-        name: "stopped_generations",
-        help: "Generations that a signal such as SIGSTOP has stopped.",
-        samples: |status| with(status, "generations", "stopped"),
-    },
-    Metric {
-        name: "listener_problems",
-        help: "Listeners that clients cannot reach.",
-        samples: |status| with(status, "listeners", "problem"),
-    },
-    Metric {
-        name: "stopping",
-        help: "Whether the supervisor stops.",
-        samples: |status| one(status["stopping"].as_bool()?.into()),
-    },
-    Metric {
-        name: "reloads_total",
-        help: "Reloads by how they ended.",
-        samples: |status| {
-            let reloads = status["reloads"].as_object()?.iter();
-            reloads.map(|(outcome, count)| Some((Some(("outcome", outcome.clone())), count.as_f64()?))).collect()
-        },
-    },
-    Metric {
-        name: "last_reload_timestamp_seconds",
-        help: "When the last reload that was not refused ended, in seconds since 1970.",
-        samples: |status| timestamp(status, "last_reload_age"),
-    },
-    Metric {
-        name: "last_reload_age_seconds",
-        help: "How long before this was written the last reload that was not refused ended.",
-        samples: |status| one(status["last_reload_age"].as_f64()?),
-    },
-    Metric {
-        name: "restarts_total",
-        help: "Generations that were started again after one had ended unasked.",
-        samples: |status| one(status["restarts"].as_f64()?),
-    },
-    Metric {
-        name: "last_restart_timestamp_seconds",
-        help: "When a generation was last started again, in seconds since 1970.",
-        samples: |status| timestamp(status, "last_restart_age"),
-    },
-    Metric {
-        name: "last_restart_age_seconds",
-        help: "How long before this was written a generation was last started again.",
-        samples: |status| one(status["last_restart_age"].as_f64()?),
-    },
+    Metric("generations", "Generations by state.", Source::States(None, 1000)),
+    Metric(
+        "connections",
+        "Open connections by the state of the generation that holds them.",
+        Source::States(Some("connections"), 1000),
+    ),
+    Metric(
+        "share_ratio",
+        "Share of new connections by the state of the generation that gets them.",
+        Source::States(Some("share"), 10),
+    ),
+    Metric(
+        "stopped_generations",
+        "Generations that a signal such as SIGSTOP has stopped.",
+        Source::With("generations", "stopped"),
+    ),
+    Metric("listener_problems", "Listeners that clients cannot reach.", Source::With("listeners", "problem")),
+    Metric("stopping", "Whether the supervisor stops.", Source::Field("stopping")),
+    Metric("reloads_total", "Reloads by how they ended.", Source::Each("reloads", "outcome")),
+    Metric(
+        "last_reload_timestamp_seconds",
+        "When the last reload that was not refused ended, in seconds since 1970.",
+        Source::Timestamp("last_reload_age"),
+    ),
+    Metric(
+        "last_reload_age_seconds",
+        "Seconds from the end of the last reload that was not refused until this was written.",
+        Source::Field("last_reload_age"),
+    ),
+    Metric(
+        "restarts_total",
+        "Generations that were started again after one had ended unasked.",
+        Source::Field("restarts"),
+    ),
+    Metric(
+        "last_restart_timestamp_seconds",
+        "When a generation was last started again, in seconds since 1970.",
+        Source::Timestamp("last_restart_age"),
+    ),
+    Metric(
+        "last_restart_age_seconds",
+        "Seconds from when a generation was last started again until this was written.",
+        Source::Field("last_restart_age"),
+    ),
 ];
 
 /// The metrics of the supervisor at `path`, of which this is the status.
@@ -97,51 +82,78 @@ const METRICS: [Metric; 12] = [
 /// # Errors
 /// If it is none, or of another version.
 pub(super) fn render(status: &str, path: &Path) -> Result<String> {
-    let status: Value = saved::parse(status.as_bytes()).context("cannot read the supervisor's status")?;
-    let version = &status["version"];
-    ensure!(*version == VERSION, "the supervisor's status is of version {version}, not {VERSION}");
+    let status: Value = serde_json::from_slice(status.as_bytes()).context("cannot read the supervisor's status")?;
+    let version = status["version"].as_u64().unwrap_or_default();
+    ensure!(version == u64::from(VERSION), "the supervisor's status is of version {version}, not {VERSION}");
     let control = quoted(&text(&absolute(path).map_err(plain)?));
-    let metrics = METRICS.iter().map(|metric| metric.lines(&status, &control).unwrap_or_default());
-    Ok(metrics.collect())
-}
-
-impl Metric {
-    fn lines(&self, status: &Value, control: &str) -> Option<String> {
-        let Metric { name, help, samples } = self;
+    let mut lines = String::new();
+    for Metric(name, help, source) in METRICS {
+        let Some(samples) = source.samples(&status) else { continue };
         let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
-        let mut lines = format!("# HELP handoff_run_{name} {help}\n# TYPE handoff_run_{name} {kind}\n");
-        for (label, value) in samples(status)? {
-            let label = label.map(|(name, value)| format!(",{name}={}", quoted(&value))).unwrap_or_default();
+        lines += &format!("# HELP handoff_run_{name} {help}\n# TYPE handoff_run_{name} {kind}\n");
+        for (label, thousandths) in samples {
+            let value = number(thousandths);
             lines += &format!("handoff_run_{name}{{control={control}{label}}} {value}\n");
         }
-        Some(lines)
+    }
+    Ok(lines)
+}
+
+impl Source {
+    /// Each with a further label, if it has one, and in thousandths.
+    fn samples(&self, status: &Value) -> Option<Vec<(String, u64)>> {
+        let one = |value| Some(vec![(String::new(), value)]);
+        match *self {
+            Source::States(field, unit) => {
+                // A series that ends would be taken for one that is missing, so there is one for each state.
+                let sum = |stage: Stage| Some((label("state", &stage.to_string()), sum(status, stage, field)? * unit));
+                Stage::ALL.into_iter().map(sum).collect()
+            }
+            Source::With(list, field) => {
+                one(status[list].as_array()?.iter().filter(|one| !one[field].is_null()).count() as u64 * 1000)
+            }
+            Source::Each(object, name) => {
+                let fields = status[object].as_object()?.iter();
+                fields.map(|(key, value)| Some((label(name, key), thousandths(value)?))).collect()
+            }
+            Source::Field(field) => one(thousandths(&status[field])?),
+            Source::Timestamp(age) => {
+                let at = thousandths(&status["time"])?.saturating_sub(thousandths(&status[age])?);
+                // To the second, so that it stays the same: both are rounded.
+                one((at + 500) / 1000 * 1000)
+            }
+        }
     }
 }
 
-fn one(value: f64) -> Option<Vec<Sample>> {
-    Some(vec![(None, value)])
+/// Of a field of the generations in a state, or how many those are.
+fn sum(status: &Value, stage: Stage, field: Option<&str>) -> Option<u64> {
+    let state = stage.to_string();
+    let mut sum = 0;
+    for generation in status["generations"].as_array()? {
+        if generation["state"] == *state {
+            sum += field.map_or(Some(1), |field| generation[field].as_u64())?;
+        }
+    }
+    Some(sum)
 }
 
-/// A sum for each state, also for those that no generation is in: a series that ends would be taken for one that is missing.
-fn by_state(status: &Value, unit: f64, value: fn(&Value) -> Option<u64>) -> Option<Vec<Sample>> {
-    let generations = status["generations"].as_array()?;
-    let sum = |stage: Stage| {
-        let state = stage.to_string();
-        let those = generations.iter().filter(|generation| generation["state"] == *state);
-        let sum: u64 = those.map(value).sum::<Option<u64>>()?;
-        Some((Some(("state", state)), sum as f64 / unit))
-    };
-    Stage::ALL.into_iter().map(sum).collect()
+/// All numbers have at most three digits behind the point.
+fn thousandths(value: &Value) -> Option<u64> {
+    let value = value.as_bool().map(f64::from).or(value.as_f64())?;
+    Some((value * 1000.0).round() as u64)
 }
 
-/// How many of a list have this field.
-fn with(status: &Value, list: &str, field: &str) -> Option<Vec<Sample>> {
-    one(status[list].as_array()?.iter().filter(|one| !one[field].is_null()).count() as f64)
+fn number(thousandths: u64) -> String {
+    match (thousandths / 1000, thousandths % 1000) {
+        (whole, 0) => whole.to_string(),
+        (whole, rest) => format!("{whole}.{rest:03}"),
+    }
 }
 
-/// When that was. To the second, so that it stays the same: both are rounded.
-fn timestamp(status: &Value, age: &str) -> Option<Vec<Sample>> {
-    one((status["time"].as_f64()? - status[age].as_f64()?).round())
+/// Behind another.
+fn label(name: &str, value: &str) -> String {
+    format!(",{name}={}", quoted(value))
 }
 
 /// A path as text, also one that is not UTF-8.
@@ -152,7 +164,15 @@ fn text(path: &Path) -> String {
 
 /// The value of a label.
 fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n"))
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '\n' => quoted.push_str("\\n"),
+            '\\' | '"' => quoted.extend(['\\', character]),
+            _ => quoted.push(character),
+        }
+    }
+    quoted + "\""
 }
 
 #[cfg(test)]
@@ -177,9 +197,9 @@ handoff_run_reloads_total{control=\"/run/app.ctl\",outcome=\"succeeded\"} 10
 # HELP handoff_run_last_reload_timestamp_seconds When the last reload that was not refused ended, in seconds since 1970.
 # TYPE handoff_run_last_reload_timestamp_seconds gauge
 handoff_run_last_reload_timestamp_seconds{control=\"/run/app.ctl\"} 1699999940
-# HELP handoff_run_last_reload_age_seconds How long before this was written the last reload that was not refused ended.
+# HELP handoff_run_last_reload_age_seconds Seconds from the end of the last reload that was not refused until this was written.
 # TYPE handoff_run_last_reload_age_seconds gauge
-handoff_run_last_reload_age_seconds{control=\"/run/app.ctl\"} 60.7
+handoff_run_last_reload_age_seconds{control=\"/run/app.ctl\"} 60.700
 ";
         assert_eq!(metrics(status), expected);
     }
@@ -198,7 +218,7 @@ handoff_run_last_reload_age_seconds{control=\"/run/app.ctl\"} 60.7
         for sample in [
             sample("generations", "draining", "2"),
             sample("generations", "starting", "0"),
-            sample("share_ratio", "serving", "0.93"),
+            sample("share_ratio", "serving", "0.930"),
             "handoff_run_stopped_generations{control=\"/run/app.ctl\"} 0\n".to_owned(),
         ] {
             assert!(text.contains(&sample), "{sample} is not in {text}");
