@@ -198,8 +198,7 @@ fn a_state_without_what_was_added_later_is_taken_over() {
 // Of a later release, which knows one more way in which a reload ends.
 #[test]
 fn what_a_state_has_counted_is_counted_on() {
-    let reloads =
-        r#""reloads":{"asked":[],"counts":{"refused":2,"postponed":1},"last":["postponed",{"secs":1,"nanos":0}]}"#;
+    let reloads = r#""reloads":{"asked":[],"counts":{"refused":2,"postponed":1},"last":"postponed","last_at":{"secs":1,"nanos":0}}"#;
     let supervisor = take_over(&WRITTEN.replace(r#""restarts":0"#, &format!(r#"{reloads},"restarts":5"#)), SERVER, &[]);
     await_answer(&supervisor);
     assert_eq!(supervisor.reload().failure(), (0, ""), "{}", supervisor.log());

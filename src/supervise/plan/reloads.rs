@@ -1,14 +1,14 @@
 //! How reloads end, counted. A reload is a generation that was asked for, by however many requests, or one request that is
 //! refused.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::{Id, Transition};
-use crate::saved;
 use crate::sys::Timestamp;
 
 /// How a reload ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
     /// The new generation serves and has settled.
@@ -28,8 +28,7 @@ pub(crate) enum Outcome {
 }
 
 /// How many reloads ended in which way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Counts {
     pub(crate) succeeded: u64,
     pub(crate) failed: u64,
@@ -47,9 +46,11 @@ pub(crate) struct Reloads {
     /// The generations that were asked for and have neither settled nor failed: the one under way and the next.
     asked: Vec<Id>,
     pub(crate) counts: Counts,
-    /// How the last one ended that was not refused, and when. A later version may know more ways.
-    #[serde(deserialize_with = "saved::or_default")]
-    pub(crate) last: Option<(Outcome, Timestamp)>,
+    /// How the last one ended that was not refused. A later version may know more ways.
+    #[serde(deserialize_with = "known")]
+    pub(crate) last: Option<Outcome>,
+    /// When that was.
+    pub(crate) last_at: Option<Timestamp>,
 }
 
 impl Reloads {
@@ -88,9 +89,40 @@ impl Reloads {
         let outcome = Outcome::of(transition, is_reachable)?;
         self.asked.remove(self.asked.iter().position(|asked| *asked == id)?);
         *self.counts.of(outcome) += 1;
-        self.last = Some((outcome, now));
+        (self.last, self.last_at) = (Some(outcome), Some(now));
         Some(outcome)
     }
+}
+
+/// By hand, for the derived code is many times as large: what is no number is none.
+impl<'de> Deserialize<'de> for Counts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Counts, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let count = |name: &str| value[name].as_u64().unwrap_or_default();
+        Ok(Counts {
+            succeeded: count("succeeded"),
+            failed: count("failed"),
+            timed_out: count("timed_out"),
+            rolled_back: count("rolled_back"),
+            unreachable: count("unreachable"),
+            cancelled: count("cancelled"),
+            refused: count("refused"),
+        })
+    }
+}
+
+/// The outcome, if this version knows it.
+fn known<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Outcome>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(match value.as_str().unwrap_or_default() {
+        "succeeded" => Some(Outcome::Succeeded),
+        "failed" => Some(Outcome::Failed),
+        "timed_out" => Some(Outcome::TimedOut),
+        "rolled_back" => Some(Outcome::RolledBack),
+        "unreachable" => Some(Outcome::Unreachable),
+        "cancelled" => Some(Outcome::Cancelled),
+        _ => None,
+    })
 }
 
 impl Counts {
