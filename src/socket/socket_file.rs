@@ -100,13 +100,15 @@ impl Created {
         }
         let mut created = Created::new(path, identity(&file));
         created.leave_both();
-        created.link = SECOND_NAMES.into_iter().map(|suffix| beside(path, suffix)).find(|link| created.is_at(link));
+        created.link = created.second_names().into_iter().find(|link| created.is_at(link));
         Ok(created)
     }
 
-    /// The process that it was taken over from has no need of it any more.
+    /// The process that it was taken over from has no need of it any more, nor of a second name: one that it left goes.
     pub(crate) fn own(&mut self) {
         self.at_end = AtEnd::Remove;
+        let others = self.second_names().into_iter().filter(|name| Some(name) != self.link.as_ref());
+        others.filter(|name| self.is_at(name)).for_each(|name| remove(&name));
     }
 
     /// Leave it, and the second name, to the process that keeps both.
@@ -149,8 +151,9 @@ impl Created {
         }
         // A supervisor that it is taken over from removes its own at its end.
         let is_free = |link: &PathBuf| self.at_end != AtEnd::Leave || !self.is_at(link);
-        let mut names = SECOND_NAMES.into_iter().map(|suffix| beside(&self.path, suffix));
-        let Some(link) = names.find(is_free) else { return };
+        // Where supervisors that were killed left both, any is as good: what its owner removes is made again.
+        let [usual, other] = self.second_names();
+        let link = if !is_free(&usual) && is_free(&other) { other } else { usual };
         match self.link_to(&link) {
             Ok(()) => self.link = Some(link),
             Err(error) => warn!("cannot keep {} should it be removed: {error:#}", self.path.display()),
@@ -212,6 +215,11 @@ impl Created {
         }
     }
 
+    /// What second names of it can be.
+    fn second_names(&self) -> [PathBuf; 2] {
+        SECOND_NAMES.map(|suffix| beside(&self.path, suffix))
+    }
+
     fn is_at(&self, path: &Path) -> bool {
         lstat(path).is_ok_and(|file| identity(&file) == self.inode)
     }
@@ -222,12 +230,16 @@ impl Drop for Created {
         let path = (self.at_end == AtEnd::Remove).then_some(&self.path);
         let link = self.link.as_ref().filter(|_| self.at_end != AtEnd::LeaveBoth);
         for path in path.into_iter().chain(link) {
-            if self.is_at(path)
-                && let Err(error) = unlink(path)
-            {
-                warn!("cannot remove {}: {error}", path.display());
+            if self.is_at(path) {
+                remove(path);
             }
         }
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = unlink(path) {
+        warn!("cannot remove {}: {error}", path.display());
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -127,7 +128,7 @@ fn a_manager_that_asks_for_a_reload_while_the_sockets_are_lent_is_answered() {
     old.signal(Signal::SIGHUP);
     let mut said = String::new();
     wait_for("the end of a reload", || {
-        said += &manager.within(std::time::Duration::from_millis(100))?;
+        said += &manager.within(Duration::from_millis(100))?;
         let reloading = said.find("RELOADING=1\n")?;
         said[reloading..].contains("READY=1\n").then_some(())
     });
@@ -226,4 +227,37 @@ wait_for('ever')";
         (error.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
     });
     assert!(!old.running.has_ended() && !new.running.has_ended(), "both drain");
+}
+
+/// A supervisor that listens at `s` in `folder`, after three that were killed, of which each succeeded the one before, or was
+/// about to.
+fn after_three(folder: &Folder) -> (Supervisor, Vec<Supervisor>) {
+    let path = folder.text("s");
+    let start = |how: &[&str]| {
+        let setup = supervise(Server::Python(SERVE), how).listen(&format!("unix:{path}"));
+        setup.run(|to| to.env("ADDRESS", &path)).serving()
+    };
+    let mut supervisor = start(&[]);
+    let mut killed = Vec::new();
+    for settle in ["60s", "60s", "0"] {
+        supervisor.signal(Signal::SIGKILL);
+        wait_for("the supervisor to be gone", || sockets(supervisor.pid).is_empty().then_some(()));
+        killed.push(supervisor);
+        supervisor = start(&["--from", "auto", "--settle", settle]);
+    }
+    supervisor.wait_log(": gone");
+    wait_for("one generation", || (supervisor.states().len() == 1).then_some(()));
+    (supervisor, killed)
+}
+
+// Each once left its second name of the socket, and where there were both, the next one made none.
+#[test]
+fn a_path_is_kept_after_supervisors_that_were_killed_and_no_name_of_theirs_is_left() {
+    let folder = Folder::new();
+    let (supervisor, _killed) = after_three(&folder);
+    assert_eq!(folder.names().len(), 2, "{:?}", folder.names());
+    fs::remove_file(folder.path("s")).unwrap();
+    wait_for("the path", || folder.path("s").exists().then_some(()));
+    supervisor.stopped();
+    assert_eq!(folder.names(), [""; 0]);
 }
