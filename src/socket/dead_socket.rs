@@ -37,7 +37,7 @@ pub(crate) fn remove_dead(path: &Path) -> Result<()> {
 }
 
 /// Does connect(2) fail with ECONNREFUSED? Not blocking, for a full accept queue may stay full.
-fn is_refused(address: &UnixAddr) -> nix::Result<bool> {
+pub(crate) fn is_refused(address: &UnixAddr) -> nix::Result<bool> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let client = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     Ok(socket::connect(client.as_raw_fd(), address) == Err(Errno::ECONNREFUSED))

@@ -6,7 +6,7 @@ pub(crate) mod announced;
 pub(crate) mod bound_file;
 pub(crate) mod candidate;
 pub(crate) mod control_spec;
-mod dead_socket;
+pub(crate) mod dead_socket;
 pub(crate) mod endpoint;
 pub(crate) mod group;
 mod in_the_way;

@@ -11,6 +11,7 @@ use crate::socket::takeover::{Lender, Predecessor};
 use crate::supervise::Supervisor;
 use crate::supervise::generation::Generation;
 use crate::supervise::generation::descriptors::Role;
+use crate::supervise::generation::notify_socket;
 use crate::supervise::plan::{EARLIER, Id, PREDECESSOR};
 use crate::sys::{self, Timestamp};
 
@@ -20,6 +21,7 @@ impl Supervisor {
         self.reporter.call(PREDECESSOR, predecessor.to_string());
         let is_supervisor = predecessor.is_supervisor();
         let Predecessor { pid, pidfd, started, lender, earlier, .. } = predecessor;
+        notify_socket::remove_left(&notify_socket::folders(&sys::environment()));
         let share = self.sockets.serving();
         let mut generation = Generation::foreign(PREDECESSOR, pid, pidfd, share, since(started));
         if let Some(Lender { connection, .. }) = lender {

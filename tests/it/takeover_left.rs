@@ -1,9 +1,10 @@
 //! `--from` in its later steps: what is stopped, replaced or left behind when one process has nearly succeeded another.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -231,11 +232,11 @@ wait_for('ever')";
 
 /// A supervisor that listens at `s` in `folder`, after three that were killed, of which each succeeded the one before, or was
 /// about to.
-fn after_three(folder: &Folder) -> (Supervisor, Vec<Supervisor>) {
+fn after_three(folder: &Folder, runtime: &Folder, after_each: impl Fn()) -> (Supervisor, Vec<Supervisor>) {
     let path = folder.text("s");
     let start = |how: &[&str]| {
         let setup = supervise(Server::Python(SERVE), how).listen(&format!("unix:{path}"));
-        setup.run(|to| to.env("ADDRESS", &path)).serving()
+        setup.run(|to| to.env("RUNTIME_DIRECTORY", runtime.text("")).env("ADDRESS", &path)).serving()
     };
     let mut supervisor = start(&[]);
     let mut killed = Vec::new();
@@ -243,6 +244,7 @@ fn after_three(folder: &Folder) -> (Supervisor, Vec<Supervisor>) {
         supervisor.signal(Signal::SIGKILL);
         wait_for("the supervisor to be gone", || sockets(supervisor.pid).is_empty().then_some(()));
         killed.push(supervisor);
+        after_each();
         supervisor = start(&["--from", "auto", "--settle", settle]);
     }
     supervisor.wait_log(": gone");
@@ -253,11 +255,38 @@ fn after_three(folder: &Folder) -> (Supervisor, Vec<Supervisor>) {
 // Each once left its second name of the socket, and where there were both, the next one made none.
 #[test]
 fn a_path_is_kept_after_supervisors_that_were_killed_and_no_name_of_theirs_is_left() {
-    let folder = Folder::new();
-    let (supervisor, _killed) = after_three(&folder);
+    let (folder, runtime) = (Folder::new(), Folder::new());
+    let (supervisor, _killed) = after_three(&folder, &runtime, || ());
     assert_eq!(folder.names().len(), 2, "{:?}", folder.names());
     fs::remove_file(folder.path("s")).unwrap();
     wait_for("the path", || folder.path("s").exists().then_some(()));
     supervisor.stopped();
     assert_eq!(folder.names(), [""; 0]);
+}
+
+// Each once left the folders of its generations' notify sockets.
+#[test]
+fn no_notify_socket_is_left_of_supervisors_that_were_killed_but_what_was_just_made_may_live() {
+    let (folder, runtime) = (Folder::new(), Folder::new());
+    let age = || {
+        for made in runtime.names() {
+            let long_ago = SystemTime::now() - Duration::from_secs(60);
+            File::open(runtime.path(&made)).unwrap().set_modified(long_ago).unwrap();
+        }
+    };
+    let (supervisor, _killed) = after_three(&folder, &runtime, age);
+    assert_eq!(runtime.names().len(), 1, "{:?}", runtime.names());
+    supervisor.stopped();
+    let (supervisor, _killed) = after_three(&folder, &runtime, || ());
+    assert_eq!(runtime.names().len(), 4);
+    supervisor.stopped();
+    // A live one of another supervisor, however old, and what only looks like one.
+    ["handoff-run-0", "other-1"].iter().for_each(|made| fs::create_dir(runtime.path(made)).unwrap());
+    let socket = UnixDatagram::bind(runtime.path("handoff-run-0/live")).unwrap();
+    drop(UnixDatagram::bind(runtime.path("other-1/dead")).unwrap());
+    let (supervisor, _killed) = after_three(&folder, &runtime, age);
+    assert!(runtime.path("handoff-run-0/live").exists() && runtime.path("other-1/dead").exists());
+    assert_eq!(runtime.names().len(), 3, "{:?}", runtime.names());
+    supervisor.stopped();
+    drop(socket);
 }

@@ -9,8 +9,9 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use log::debug;
@@ -19,11 +20,16 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, getsoc
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{geteuid, mkdir};
 
+use crate::kernel::holders::NOTIFY_FOLDER;
 use crate::missing::Facility;
+use crate::socket::dead_socket::is_refused;
 use crate::sys;
 
 /// Of a longer notification the lines count that are within this length.
 const LONGEST: usize = 4096;
+
+/// A folder younger than this may be another supervisor's that is just making it.
+const YOUNG: Duration = Duration::from_secs(10);
 
 /// A notification and its sender.
 #[derive(Debug)]
@@ -103,6 +109,30 @@ fn bind_in(folder: &Path, socket: &OwnedFd) -> nix::Result<()> {
     under(0o111, || bind(socket.as_raw_fd(), &address)).inspect_err(|_| {
         let _ = fs::remove_dir(&ours);
     })
+}
+
+/// Remove the notify sockets that supervisors of this user left in `folders` when they were killed.
+pub(crate) fn remove_left(folders: &[PathBuf]) {
+    for folder in folders.iter().flat_map(|folder| entries(folder)).filter(|folder| is_left(folder)) {
+        for socket in entries(&folder) {
+            if UnixAddr::new(&socket).and_then(|address| is_refused(&address)) == Ok(true) {
+                drop(NotifyFile(socket));
+            }
+        }
+    }
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()))
+}
+
+/// Is this a folder for a notify socket, put there by this user, and not just now? A socket that is being bound refuses.
+fn is_left(folder: &Path) -> bool {
+    let prefix = NOTIFY_FOLDER.trim_start_matches('/').as_bytes();
+    let is_named = folder.file_name().is_some_and(|name| name.as_bytes().starts_with(prefix));
+    let Some(found) = fs::symlink_metadata(folder).ok().filter(|_| is_named) else { return false };
+    let is_old = found.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > YOUNG));
+    found.is_dir() && found.uid() == geteuid().as_raw() && is_old
 }
 
 /// May everybody go through this folder, whatever their user?
