@@ -25,6 +25,8 @@ mod client;
 mod clock;
 #[path = "deploys/deployment.rs"]
 mod deployment;
+#[path = "deploys/failure.rs"]
+mod failure;
 #[path = "comparison/handover.rs"]
 mod handover;
 #[path = "deploys/mix.rs"]
@@ -49,6 +51,8 @@ mod subjects;
 mod tally;
 #[path = "comparison/tools.rs"]
 mod tools;
+#[path = "deploys/wait.rs"]
+mod wait;
 #[path = "deploys/waiting.rs"]
 mod waiting;
 

@@ -16,6 +16,8 @@ mod client;
 mod clock;
 #[path = "deploys/deployment.rs"]
 mod deployment;
+#[path = "deploys/failure.rs"]
+mod failure;
 #[path = "deploys/mix.rs"]
 mod mix;
 #[path = "deploys/row.rs"]
@@ -28,6 +30,8 @@ mod session;
 mod site;
 #[path = "deploys/tally.rs"]
 mod tally;
+#[path = "deploys/wait.rs"]
+mod wait;
 #[path = "deploys/waiting.rs"]
 mod waiting;
 

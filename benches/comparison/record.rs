@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::client::{Event, Failure, Kind};
+use super::client::{Event, Kind};
+use super::failure::Failure;
 use super::tally::Tally;
 use super::tools::Tool;
 

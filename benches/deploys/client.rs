@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt};
 
 use super::answer::{Answer, Next};
+use super::failure::Failure;
 
 /// How long one request may take, from connecting to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,18 +53,6 @@ pub enum Event {
     Failed(Failure),
     /// The server closed a connection between two requests, and had not announced that with the last answer.
     Closed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Failure {
-    Refused,
-    Reset,
-    Timeout,
-    /// The server closed before its answer was complete.
-    Short,
-    Other,
-    /// A connection that had brought answers ended without a byte of the next one.
-    Lost,
 }
 
 /// A client, with a request under way or resting.
@@ -229,17 +218,6 @@ impl Exchange {
                 0 => return Ok(()),
                 n => self.answer.extend_from_slice(&chunk[..n]),
             }
-        }
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::ConnectionRefused => Self::Refused,
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Self::Reset,
-            ErrorKind::TimedOut => Self::Timeout,
-            _ => Self::Other,
         }
     }
 }

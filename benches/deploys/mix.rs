@@ -2,12 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollTimeout, poll};
-
 use super::client::{Client, Event, Kind, Target};
-
-/// How often a loop in which nothing happens looks at the clock.
-const TICK: Duration = Duration::from_millis(20);
+use super::wait;
 
 /// Load the server for so long with so many clients of each kind, then wait for what is under way; `count` is given what
 /// comes of each request.
@@ -35,16 +31,5 @@ pub fn run(target: &Target, clients: &[(Kind, u8)], time: Duration, mut count: i
 /// Wait until something happens to a connection, or it is time for a client to go on; to which of them it happened.
 fn wait(clients: &[Client], goes_on: bool) -> Vec<bool> {
     let wakes = clients.iter().filter(|client| goes_on || !client.is_resting()).map(Client::wakes).min();
-    let rest = wakes.map_or(TICK, |wakes| wakes.saturating_duration_since(Instant::now())).min(TICK);
-    // poll(2) counts whole milliseconds: one more, or the last would be spent spinning.
-    let rest = if rest.is_zero() { rest } else { rest + Duration::from_millis(1) };
-    let (numbers, mut fds): (Vec<usize>, Vec<PollFd>) =
-        clients.iter().enumerate().filter_map(|(number, client)| Some((number, client.to_poll()?))).unzip();
-    poll(&mut fds, PollTimeout::try_from(rest).expect("a tick has few milliseconds"))
-        .expect("poll is only given open sockets, and no signal is handled here");
-    let mut stirred = vec![false; clients.len()];
-    for (number, fd) in numbers.into_iter().zip(fds) {
-        stirred[number] = fd.any() != Some(false);
-    }
-    stirred
+    wait::wait(clients.iter().map(Client::to_poll), wakes)
 }

@@ -4,7 +4,8 @@ use std::fmt::{self, Display, Formatter};
 
 use anyhow::Result;
 
-use super::client::{Failure, Kind};
+use super::client::Kind;
+use super::failure::Failure;
 use super::tally::Tally;
 
 /// The head of the table. All columns are of the time with reloads, but for the rate that the ratio refers to, and the last

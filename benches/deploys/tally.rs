@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::client::{Event, Failure, Kind};
+use super::client::{Event, Kind};
+use super::failure::Failure;
 
 #[derive(Default)]
 pub struct Tally {
