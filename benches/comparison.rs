@@ -35,6 +35,8 @@ mod mix;
 mod peers;
 #[path = "comparison/picture.rs"]
 mod picture;
+#[path = "deploys/poll.rs"]
+mod poll;
 #[path = "comparison/record.rs"]
 mod record;
 #[path = "deploys/servers.rs"]
@@ -51,8 +53,6 @@ mod subjects;
 mod tally;
 #[path = "comparison/tools.rs"]
 mod tools;
-#[path = "deploys/wait.rs"]
-mod wait;
 #[path = "deploys/waiting.rs"]
 mod waiting;
 

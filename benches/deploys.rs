@@ -20,6 +20,8 @@ mod deployment;
 mod failure;
 #[path = "deploys/mix.rs"]
 mod mix;
+#[path = "deploys/poll.rs"]
+mod poll;
 #[path = "deploys/row.rs"]
 mod row;
 #[path = "deploys/servers.rs"]
@@ -30,8 +32,6 @@ mod session;
 mod site;
 #[path = "deploys/tally.rs"]
 mod tally;
-#[path = "deploys/wait.rs"]
-mod wait;
 #[path = "deploys/waiting.rs"]
 mod waiting;
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::client::{Client, Event, Kind, Target};
-use super::wait;
+use super::poll;
 
 /// Load the server for so long with so many clients of each kind, then wait for what is under way; `count` is given what
 /// comes of each request.
@@ -31,5 +31,5 @@ pub fn run(target: &Target, clients: &[(Kind, u8)], time: Duration, mut count: i
 /// Wait until something happens to a connection, or it is time for a client to go on; to which of them it happened.
 fn wait(clients: &[Client], goes_on: bool) -> Vec<bool> {
     let wakes = clients.iter().filter(|client| goes_on || !client.is_resting()).map(Client::wakes).min();
-    wait::wait(clients.iter().map(Client::to_poll), wakes)
+    poll::wait(clients.iter().map(Client::to_poll), wakes)
 }
