@@ -88,7 +88,7 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         name: "came while a supervisor was dying of SIGKILL",
-        source: "handoff-run(1), STEERING: what comes while it dies may be reset",
+        source: "handoff-run(1), STEERING: a client that comes while it dies may be reset, and a datagram lost",
         explains: |records, loss| {
             let came = |fault: &Fault| fault.killed <= loss.begun + TRANSIT && loss.begun <= fault.gone;
             (loss.was_reset_unserved() || loss.is_datagram()) && records.of(Kind::KillSupervisor).any(came)

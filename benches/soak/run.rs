@@ -79,8 +79,8 @@ fn strike(scene: &mut Scene, request: &Request, done: &mut Vec<Fault>, start: Ti
         }
         let Some(kind) = drawn.pop() else { break };
         let fault = scene.strike(kind)?;
-        let times = [fault.begun, fault.ended].map(|time| (time - start).as_secs_f64());
-        eprintln!("{times:.1?} {kind:?} {:?}, holding {} connections", fault.victims, fault.held.len());
+        let times = [fault.begun, fault.gone, fault.ended].map(|time| (time - start).as_secs_f64());
+        eprintln!("{times:.3?} {kind:?} {:?}, holding {} connections", fault.victims, fault.held.len());
         done.push(fault);
         next = begun.elapsed().max(next + INTERVAL);
     }
