@@ -95,14 +95,6 @@ pub const CAUSES: &[Cause] = &[
         },
     },
     Cause {
-        name: "a datagram when the successor of a killed supervisor joins",
-        source: "handoff-run(1), TAKEOVER: the first packet at the very moment when ours joins may be dropped",
-        explains: |records, loss| {
-            let was_sent = |fault: &Fault| fault.gone <= loss.begun && loss.begun <= fault.ended;
-            loss.is_datagram() && records.of(Kind::KillSupervisor).any(was_sent)
-        },
-    },
-    Cause {
         name: "kept by its client beyond the drain timeout",
         source: "handoff-run(1), Retired: --drain-timeout after the stop signal all of it is killed",
         explains: |records, loss| {
