@@ -22,6 +22,7 @@ mod deploying;
 mod deploying_units;
 mod drain;
 mod economy;
+mod examples;
 mod exec;
 mod fdstore;
 mod fdstore_kept;
