@@ -250,7 +250,7 @@ pub(crate) struct Cli {
 
     /// Let the old generation of the supervisor at this control socket serve again
     ///
-    /// The new one, which is on trial or has not settled, drains. Ends with 125 if there is none.
+    /// The new one, which is getting ready, on trial or has not settled, is told to stop. Ends with 125 if there is none.
     #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]
     rollback: Option<PathBuf>,
 

@@ -314,9 +314,7 @@ impl Plan {
     /// It accepts no more, though it has not ended.
     fn left(&mut self, id: Id, limits: Limits, now: Timestamp) -> Vec<Order> {
         if let Some(starting) = self.starting.take_if(|starting| starting.id == id) {
-            let mut orders = vec![Order::Report(id, Transition::Failed(1)), self.retire(id, never(), limits, now)];
-            orders.extend(self.failed(starting, 1, limits, now));
-            return orders;
+            return self.end_starting(starting, Transition::Failed(1), 1, limits, now);
         }
         if self.is_unsettled(id) {
             return self.roll_back(Reason::Left, limits, now);
@@ -331,9 +329,7 @@ impl Plan {
 
     fn ended(&mut self, id: Id, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
         if let Some(starting) = self.starting.take_if(|starting| starting.id == id) {
-            let mut orders = vec![Order::Report(id, Transition::Failed(status)), self.retire(id, never(), limits, now)];
-            orders.extend(self.failed(starting, status, limits, now));
-            return orders;
+            return self.end_starting(starting, Transition::Failed(status), status, limits, now);
         }
         if self.is_unsettled(id) {
             return self.roll_back(Reason::Ended(status), limits, now);

@@ -11,7 +11,7 @@ use crate::supervise::control::protocol::{Call, Reply};
 use crate::supervise::control::server::Wait;
 use crate::supervise::control::status::Status;
 use crate::supervise::generation::Generation;
-use crate::supervise::plan::{Answer, Cause, Event, Id, StopMode};
+use crate::supervise::plan::{Answer, Cause, Event, Id, Plan, StopMode};
 use crate::supervise::signals::{Received, Sender};
 use crate::sys;
 
@@ -131,8 +131,10 @@ impl Supervisor {
         match self.reporter.clients.wake(at, flags).map(|Call { request, .. }| request) {
             None => (),
             Some(Request::Reload { until, rollout }) => self.reload_for(at, until, rollout),
-            Some(Request::Promote) => self.end_handover(at, Event::Promote),
-            Some(Request::Rollback) => self.end_handover(at, Event::Rollback),
+            Some(Request::Promote) => {
+                self.end_handover(at, Event::Promote, |plan| plan.trial.is_some() || plan.standing.is_some());
+            }
+            Some(Request::Rollback) => self.end_handover(at, Event::Rollback, Plan::can_roll_back),
             Some(Request::Status(form)) => self.show_status(at, form),
             Some(Request::Lend { control }) => self.lend(at, control),
             Some(Request::Descriptors) => self.send_lent(at),
@@ -148,10 +150,10 @@ impl Supervisor {
         }
     }
 
-    /// End a trial, or the standing by, at the request of a client.
-    fn end_handover(&mut self, at: usize, event: Event) {
+    /// End what is under way, where it can be ended like this, at the request of a client.
+    fn end_handover(&mut self, at: usize, event: Event, can: impl FnOnce(&Plan) -> bool) {
         self.handle_events();
-        if self.plan.trial.is_none() && self.plan.standing.is_none() {
+        if !can(&self.plan) {
             let text = "no generation is on trial, and none stands by";
             return self.client(at, |client| client.end_with_error(text, 125));
         }

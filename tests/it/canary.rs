@@ -98,19 +98,23 @@ fn a_promotion_while_a_check_runs_ends_the_check() {
 
 // "With status 125 if there is no such one."
 #[test]
-fn a_promotion_and_a_rollback_with_nothing_on_trial_are_refused() {
+fn a_promotion_and_a_rollback_with_nothing_on_trial_are_refused_and_what_is_not_ready_can_be_rolled_back() {
     let supervisor = supervise(Server::Directed, &[]).serving();
     for output in [supervisor.promote(), supervisor.rollback()] {
         assert_eq!(output.failure(), (125, NOTHING_ON_TRIAL));
         assert_eq!(output.stdout, "");
     }
     supervisor.folder.close_gate();
-    let _reload = supervisor.command("--reload", &["--canary", STAGE]).start();
+    let reload = supervisor.command("--reload", &["--canary", STAGE]).start();
     supervisor.generation(2);
-    for output in [supervisor.promote(), supervisor.rollback()] {
-        assert_eq!(output.failure(), (125, NOTHING_ON_TRIAL), "it is not ready yet");
-    }
+    assert_eq!(supervisor.promote().failure(), (125, NOTHING_ON_TRIAL), "it is not ready yet");
     assert_eq!(supervisor.states(), [(1, "serving".into()), (2, "starting".into())]);
+    // --rollback: "The new one, which is getting ready".
+    assert_eq!(supervisor.rollback().failure(), (0, ""));
+    let output = reload.output();
+    assert_eq!(output.failure(), (1, "handoff-run: generation 2: is rolled back: generation 1 serves on\n"));
+    supervisor.wait_gone(2);
+    assert_eq!(supervisor.answer().generation, 1);
 }
 
 // "If the old one ends or accepts no more during a trial, the new one serves at once."

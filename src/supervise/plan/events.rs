@@ -20,7 +20,7 @@ pub(crate) enum Event {
     Checked(Id, bool),
     /// The trial, or the standing by, is to end in favour of the new generation.
     Promote,
-    /// The same in favour of the old one.
+    /// The same in favour of the old one; the new one may also be getting ready.
     Rollback,
     /// Its main process ended, or could not be started, with this exit status.
     Ended(Id, u8),
@@ -75,7 +75,7 @@ pub(crate) enum Transition {
     Serves,
     /// It serves, and its predecessor is no longer needed.
     Settled,
-    /// It was on trial, or served and had not settled; its predecessor serves again.
+    /// It was getting ready or on trial, or served and had not settled; its predecessor serves on, or again.
     RolledBack(Reason),
     /// It ended before it was ready, with this exit status.
     Failed(u8),

@@ -71,6 +71,7 @@ impl Plan {
             (None, Some(serving), Some(old)) => {
                 (serving.id, serving.new_until(), Serving { id: old.id, since: old.since })
             }
+            (None, Some(_), None) => return self.give_up_starting(reason, limits, now),
             _ => return vec![],
         };
         self.serving = Some(old);
@@ -86,6 +87,17 @@ impl Plan {
         }
         orders.extend(self.start_queued(limits, now));
         orders
+    }
+
+    /// The new generation, which is not ready, is not wanted any more.
+    fn give_up_starting(&mut self, reason: Reason, limits: Limits, now: Timestamp) -> Vec<Order> {
+        let Some(starting) = self.starting.take() else { return vec![] };
+        self.end_starting(starting, Transition::RolledBack(reason), 1, limits, now)
+    }
+
+    /// Is there one that could be rolled back?
+    pub(crate) fn can_roll_back(&self) -> bool {
+        self.trial.is_some() || self.standing.is_some() || self.starting.is_some() && self.serving.is_some()
     }
 
     /// End what is under way in favour of the new generation.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::stages::{Cause, Serving, Starting};
+use super::stages::{Cause, Serving, Starting, never};
 use super::{Id, Order, Plan, Transition};
 use crate::config::{Limits, Restart};
 use crate::sys::Timestamp;
@@ -15,6 +15,21 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
 impl Plan {
+    /// A generation that was not ready is told to stop, or what is left of it, after this transition.
+    pub(super) fn end_starting(
+        &mut self,
+        starting: Starting,
+        transition: Transition,
+        status: u8,
+        limits: Limits,
+        now: Timestamp,
+    ) -> Vec<Order> {
+        let id = starting.id;
+        let mut orders = vec![Order::Report(id, transition), self.retire(id, never(), limits, now)];
+        orders.extend(self.failed(starting, status, limits, now));
+        orders
+    }
+
     /// What follows when a generation did not get ready.
     pub(super) fn failed(&mut self, starting: Starting, status: u8, limits: Limits, now: Timestamp) -> Vec<Order> {
         match starting.cause {

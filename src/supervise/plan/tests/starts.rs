@@ -21,6 +21,30 @@ fn a_successor_that_fails_before_it_is_ready_changes_nothing_for_the_one_that_se
 }
 
 #[test]
+fn a_successor_that_is_not_wanted_before_it_is_ready_is_told_to_stop_and_the_next_one_starts() {
+    let mut story = Story::serving();
+    assert!(!story.0.can_roll_back());
+    story.at(1, reload());
+    assert!(story.0.can_roll_back());
+    story.at(2, reload());
+    let orders = story.at(3, Event::Rollback);
+    assert_eq!(orders, [rolled_back(2, Reason::Asked), Order::Retire(2), Order::Start(3)]);
+    assert_eq!(story.at(4, Event::Ready(2)), [], "too late");
+    assert!(story.0.is_serving(1));
+    assert_eq!(story.at(33, Event::Tick), killed(2), "it did not stop");
+}
+
+#[test]
+fn a_generation_that_starts_while_none_serves_is_not_rolled_back() {
+    let mut story = Story::serving();
+    story.at(1, reload());
+    story.at(2, Event::Ended(1, 1));
+    assert!(!story.0.can_roll_back());
+    assert_eq!(story.at(3, Event::Rollback), []);
+    assert!(story.0.is_starting(2));
+}
+
+#[test]
 fn a_successor_that_is_not_ready_in_time_is_killed_and_the_one_that_serves_stays() {
     let mut story = Story::serving();
     story.at(1, reload());

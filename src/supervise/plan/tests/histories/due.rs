@@ -101,7 +101,9 @@ impl World {
                 assert!(before.keys().all(|id| !earlier(id).is_standing() || !after(id).is_standing()));
             }
             Event::Rollback => {
-                let mut new = before.keys().filter(|id| is_unsettled(**id, before));
+                let serves = before.values().any(|life| life.is_serving());
+                let is_new = |id: &&Id| is_unsettled(**id, before) || earlier(id).is_starting() && serves;
+                let mut new = before.keys().filter(is_new);
                 assert!(new.all(|id| outcome(id) == Some(Transition::RolledBack(Reason::Asked))));
             }
             Event::Stop(_) => {

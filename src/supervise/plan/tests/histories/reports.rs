@@ -113,7 +113,12 @@ impl World {
             }
             _ => false,
         };
-        assert!(due && (life.is_on_trial() || self.is_unsettled(id)), "{id} is rolled back, which is {life:?}");
+        assert!(due, "{id} is rolled back");
+        if life.is_starting() {
+            assert!(reason == Reason::Asked && self.serving().is_some());
+            return self.end_starting(id, 1, Life::ToRetire);
+        }
+        assert!(life.is_on_trial() || self.is_unsettled(id), "{id} is rolled back, which is {life:?}");
         if let Some(old) = self.standing() {
             let Life::Standing { since, .. } = self.lives[&old] else { unreachable!() };
             // First it, so that never two serve.
@@ -129,7 +134,6 @@ impl World {
 
     fn fail(&mut self, id: Id, life: Life, transition: Transition, event: &Event) -> Life {
         let Life::Starting { deadline } = life else { panic!("{transition:?} of {id}, which is {life:?}") };
-        self.ended_last = Some(id);
         let (status, next) = match transition {
             Transition::Failed(status) => {
                 assert!(*event == Event::Ended(id, status) || (event, status) == (&Event::Left(id), 1));
@@ -141,6 +145,12 @@ impl World {
                 (137, Life::Draining { deadline: None })
             }
         };
+        self.end_starting(id, status, next)
+    }
+
+    /// One that was not ready gets no further.
+    fn end_starting(&mut self, id: Id, status: u8, next: Life) -> Life {
+        self.ended_last = Some(id);
         if id == 1 {
             self.status.get_or_insert(status);
             // What is left of a predecessor that ended by itself is not waited for.
