@@ -103,6 +103,7 @@ mod takeover_who;
 mod terminal;
 mod traced;
 mod transparency;
+mod units;
 mod unix_access;
 mod unix_paths;
 mod unkillable;
