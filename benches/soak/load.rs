@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::client::{Client, Kind, Target, Transport};
-use super::tally::Tally;
 use super::poll;
+use super::tally::Tally;
 
 /// How many clients there are of each kind.
 const CLIENTS: &[(Kind, Transport, u8)] = &[

@@ -20,6 +20,7 @@ mod control_clients;
 mod denied;
 mod deploying;
 mod deploying_units;
+mod development;
 mod drain;
 mod economy;
 mod examples;
