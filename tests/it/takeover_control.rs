@@ -7,7 +7,7 @@ use crate::harness::client::ask;
 use crate::harness::process::sockets;
 use crate::harness::setup::succeeding;
 use crate::harness::socket::listeners_on;
-use crate::harness::{Folder, Server, supervise, wait_for};
+use crate::harness::{Folder, PROGRAM, Run, Server, is_root_to, supervise, wait_for};
 
 // It was once asked for its sockets at the server's own.
 #[test]
@@ -48,6 +48,24 @@ fn a_supervisor_whose_control_socket_was_removed_is_succeeded_as_one_without() {
         }
         next.stopped();
     }
+}
+
+// Once the message was that its process is not known.
+#[test]
+fn a_supervisor_in_another_pid_namespace_is_not_succeeded_and_serves_on() {
+    if !is_root_to("make a PID namespace") {
+        return;
+    }
+    let old = supervise(Server::Hello, &[]).serving();
+    let (address, control) = (old.address(), old.folder.text("control"));
+    let line = ["--pid", "--fork", "--mount-proc", PROGRAM, "-l", &address, "--from", &control, "--", "true"];
+    let message = format!(
+        "handoff-run: cannot take over from the supervisor at {control}: it is in another PID namespace, as in another \
+         container\n"
+    );
+    assert_eq!(Run::of("unshare").args(&line).output().failure(), (125, message.as_str()));
+    assert_eq!(old.answer().generation, 1);
+    old.stopped();
 }
 
 // As they are adopted: each is given to one, in their order.

@@ -46,7 +46,7 @@ pub(crate) fn borrow(
     };
     let context = || format!("cannot take over from the supervisor at {}", path.display());
     ensure_trusted(replies.stream(), path).with_context(context)?;
-    let process = peer(&replies)?.with_context(|| format!("{}: it has ended", context()))?;
+    let process = peer(&replies).with_context(context)?.with_context(|| format!("{}: it has ended", context()))?;
     if let Some(named) = named.filter(|named| (named.pid, named.started) != (process.pid, process.started)) {
         bail!("{}: {process} listens there, and not {named}", context());
     }
@@ -74,7 +74,7 @@ pub(crate) fn borrow(
 /// The process that listens there, held before it is asked for anything; none if it has ended. What the kernel keeps is its
 /// number, which was its own still if it lives when it was opened (SO_PEERPIDFD, Linux 6.5).
 fn peer(replies: &Replies) -> Result<Option<Predecessor>> {
-    let pid = Pid::from_raw(replies.peer().context("its process is not known")?);
+    let pid = Pid::from_raw(replies.peer().context("it is in another PID namespace, as in another container")?);
     let process = Predecessor::of(pid, None)?;
     Ok(process.filter(|_| sys::is_peer_alive(replies.stream())))
 }
