@@ -15,6 +15,7 @@ mod canary_sticky;
 mod canary_upgrade;
 mod cannot_listen;
 mod completions;
+mod container;
 mod control;
 mod control_clients;
 mod denied;

@@ -64,7 +64,7 @@ fn three_deploys_lose_nobody(systemd: &Systemd, words: &[&str]) {
         systemd.succeed(words);
         wait_for("another process", || (ask(ADDRESS).ok()?.pid != before).then_some(()));
     };
-    let (report, ()) = systemd.in_network(|| Load::lasting(address).during(|| (0..3).for_each(deploy)));
+    let ((), report) = systemd.in_network(|| Load::lasting(address).during(|| (0..3).for_each(deploy)));
     assert_eq!(report.failed(), 0, "{words:?}: {report:?} {}", log(systemd));
     assert!(report.by_body.len() > 2, "{words:?}: {report:?}");
 }
@@ -78,7 +78,7 @@ fn is_started_again(systemd: &Systemd, unit: &str) {
         systemd.succeed(&["kill", "-s", "KILL", unit]);
         wait_for("the next one", || ask(ADDRESS).is_ok_and(|answer| answer.pid != serving).then_some(()));
     };
-    let (report, ()) = systemd.in_network(|| Load::lasting(ADDRESS.parse().unwrap()).during(kill));
+    let ((), report) = systemd.in_network(|| Load::lasting(ADDRESS.parse().unwrap()).during(kill));
     assert_eq!(report.refused, 0, "{report:?}");
 }
 
