@@ -75,6 +75,9 @@ impl fmt::Display for Whereabouts {
     }
 }
 
+/// What helps where it would have become ready later.
+const LONGER: &str = "where a start takes longer, as with a build, use --ready-timeout";
+
 /// What was seen.
 #[derive(Debug, Default)]
 pub(crate) struct Diagnosis {
@@ -128,7 +131,10 @@ impl Diagnosis {
             None if self.unobservable && self.awaited.is_none() => {
                 Some("what it waits on cannot be seen: choose with --ready how it shows that it is ready".to_owned())
             }
-            None => (unattended.is_some() && !self.taken_before).then(|| self.whereabouts.to_string()),
+            None if unattended.is_none() => None,
+            // A server that took the socket knows how.
+            None if self.taken_before => Some(LONGER.to_owned()),
+            None => Some(format!("{}; {LONGER}", self.whereabouts)),
         };
         Findings { text, remedy }
     }
@@ -210,7 +216,7 @@ mod tests {
     }
 
     fn take_it() -> Option<String> {
-        Some(Whereabouts::default().to_string())
+        Some(format!("{}; {LONGER}", Whereabouts::default()))
     }
 
     #[test]
@@ -221,7 +227,8 @@ mod tests {
         let first = Diagnosis { unattended: unattended(), ..Diagnosis::default() };
         assert_eq!(late(&first), (nobody.clone(), take_it()));
         let later = Diagnosis { taken_before: true, ..first };
-        assert_eq!(late(&later), (nobody, None), "a server that took the socket knows how");
+        let longer = Some(LONGER.to_owned());
+        assert_eq!(late(&later), (nobody, longer), "a server that took the socket knows how");
         let closed = Diagnosis { unattended: unattended(), unobservable: true, ..Diagnosis::default() };
         let choose = "what it waits on cannot be seen: choose with --ready how it shows that it is ready";
         assert_eq!(late(&closed), ("late".into(), Some(choose.into())));
