@@ -169,7 +169,8 @@ fn work_on(project: &Project) {
         assert_eq!(begun.answer(), 3);
     });
     assert_eq!(report.failed(), 0, "{report:?} {}", supervisor.log());
-    assert!(report.by_body.len() > 2, "{report:?}");
+    // The load may end before the last one has answered it.
+    assert!(report.by_body.len() > 1, "{report:?}");
     begun.interrupt();
 }
 
@@ -229,6 +230,17 @@ fn python_with_one_that_opens_its_port_itself() {
 fn flask_run() {
     let needs = &["flask"];
     work_on(&Project { line: "flask --app app run --port @PORT@", options: "--intercept", needs, ..PYTHON });
+}
+
+#[test]
+fn ctrl_c_during_a_build_ends_that_too() {
+    let line = "sh -c 'test ! -e slow || sleep 1000; exec python3 app.py'";
+    let begun = Project { line, ..PYTHON }.begin(LINE);
+    begun.supervisor.folder.open("slow");
+    let reload = begun.supervisor.command("--reload", &[]).start();
+    begun.supervisor.generation(2);
+    begun.interrupt();
+    assert_eq!(reload.output().failure(), (125, "handoff-run: the supervisor is stopping\n"));
 }
 
 /// How many files entr watches that was started in this folder.
