@@ -18,7 +18,7 @@ use super::tools::Running;
 use super::waiting::wait_for;
 
 const BOOT: &str = include_str!("../../tests/it/harness/boot-systemd.sh");
-const CLEAR: &str = include_str!("../../tests/it/harness/clear-systemd.sh");
+const CLEAR: &str = include_str!("../../tests/it/harness/clear-cgroup.sh");
 
 struct Systemd<'a> {
     site: &'a Site,

@@ -2,6 +2,7 @@
 
 pub(crate) mod accepting;
 pub(crate) mod caller;
+pub(crate) mod cgroup;
 pub(crate) mod connections;
 pub(crate) mod descriptors;
 pub(crate) mod elsewhere;

@@ -7,6 +7,7 @@ use log::{debug, error, warn};
 use nix::unistd::Pid;
 
 use crate::failure::ExitStatus;
+use crate::kernel::cgroup::Cgroup;
 use crate::pid_file::PidFile;
 use crate::supervise::Supervisor;
 use crate::supervise::diagnosis::{cut_short, gone_to_background};
@@ -77,17 +78,24 @@ impl Supervisor {
 
     fn launch(&mut self, id: Id, share: Share) -> Result<Generation> {
         let program = &self.config.exec.program;
+        let cgroup = self.delegation.as_ref().and_then(|delegation| delegation.make(id));
         let launch = Launch {
             program,
             handout: self.sockets.handout(share, program),
             dispositions: self.signals.dispositions(),
             directory: self.directory.as_deref(),
             generation: id,
+            cgroup: cgroup.as_ref(),
             variables: Vec::<CString>::new(),
             filter: self.filter(),
             watchdog: self.reporter.manager.watchdog(),
         };
-        let mut generation = Generation::start(launch, share, &self.config.ready, self.sockets.reach(), sys::now())?;
+        let started = Generation::start(launch, share, &self.config.ready, self.sockets.reach(), sys::now());
+        if started.is_err() {
+            let _ = cgroup.as_ref().map(Cgroup::remove);
+        }
+        let mut generation = started?;
+        cgroup.into_iter().for_each(|cgroup| generation.confine(cgroup));
         if program.handing == Handing::Descriptors {
             generation.given = self.sockets.set(share).inodes;
         }
@@ -208,6 +216,10 @@ impl Supervisor {
                 self.generations.get_mut(id).into_iter().for_each(Generation::receive_notifier);
             }
             Role::Notifier => self.answer_binds(id),
+            Role::Cgroup => {
+                self.generations.get_mut(id).into_iter().for_each(Generation::see_events);
+                self.collect_gone();
+            }
             Role::ExecError | Role::Lender | Role::Other => (),
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use log::{debug, warn};
 use nix::errno::Errno;
+use nix::poll::PollFlags;
 use nix::sys::signal::kill;
 use nix::sys::wait::{Id as WaitId, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, geteuid};
@@ -83,6 +84,10 @@ impl Generations {
             }
             table.until(generation.watch.as_ref().and_then(|watch| watch.deadline()));
             table.until(generation.next_look());
+            if let Some(events) = generation.awaited_events() {
+                // It can be read at any time.
+                table.events(Source::Generation(generation.id, Role::Cgroup), events, PollFlags::POLLPRI);
+            }
             if let Some((fd, flags)) = generation.watch.as_ref().and_then(Watch::polled) {
                 table.events(Source::Generation(generation.id, Role::Probe), fd, flags);
             }
@@ -160,6 +165,7 @@ impl Generations {
         for generation in &mut self.all {
             generation.members.learn(processes, &apart);
         }
+        self.adopt_confined(processes);
         let all: Vec<&Members> = self.all.iter().map(|generation| &generation.members).collect();
         let unknown: Vec<Process> = strangers(processes, Pid::this(), &all).copied().collect();
         for stranger in unknown {
@@ -169,6 +175,19 @@ impl Generations {
             // One that writes its title over its environment, as nginx does, has a socket that no other generation has.
             if let Some(owner) = marked.or_else(|| self.only_owner_of(&stranger)) {
                 self.all[owner].members.adopt(&stranger);
+            }
+        }
+    }
+
+    /// What is in a generation's cgroup and no other generation's by descent is its own.
+    fn adopt_confined(&mut self, processes: &Processes) {
+        for at in 0..self.all.len() {
+            for pid in self.all[at].confined() {
+                let process = processes.get(pid).copied().or_else(|| Process::read(pid));
+                let is_known = |process: &Process| self.all.iter().any(|one| one.members.contains(process));
+                if let Some(process) = process.filter(|process| !is_known(process)) {
+                    self.all[at].members.adopt(&process);
+                }
             }
         }
     }
@@ -201,7 +220,7 @@ impl Generations {
         }
         // The end of one that does not drain yet is still to be handled.
         let gone = self.all.extract_if(.., |generation| generation.is_over() && drains(generation.id)).collect();
-        if self.all.iter().any(|generation| generation.ended.is_some()) {
+        if self.all.iter().any(|generation| generation.ended.is_some() && !generation.is_end_reported()) {
             self.next_collection.get_or_insert(sys::now() + REMAINDER_INTERVAL);
         }
         gone

@@ -5,6 +5,7 @@
 
 mod act;
 pub(crate) mod control;
+mod delegation;
 mod diagnosis;
 mod examine;
 pub(crate) mod generation;
@@ -48,6 +49,7 @@ use crate::sys;
 use crate::target::Handing;
 use control::connection::WaitingFor;
 use control::server::Clients;
+use delegation::Delegation;
 use generations::{Generations, warn_without_proc};
 use plan::{Event, KILLED, PREDECESSOR, Plan};
 use poll::{Source, Table};
@@ -77,6 +79,8 @@ struct Supervisor {
     events: VecDeque<Event>,
     sockets: Sockets,
     generations: Generations,
+    /// The cgroup in which each of them has its own.
+    delegation: Option<Delegation>,
     reporter: Reporter,
     upgrade: Upgrade,
     store: Option<Store>,
@@ -141,6 +145,7 @@ impl Supervisor {
             events: VecDeque::new(),
             sockets,
             generations: Generations::default(),
+            delegation: Delegation::enter(),
             reporter: Reporter::new(clients, manager, None),
             upgrade: Upgrade::new(upgrade::own_program()),
             store,

@@ -16,6 +16,7 @@ use crate::pid_file::PidFile;
 use crate::saved::{self, SavedPath};
 use crate::socket::takeover::Claim;
 use crate::supervise::control::server::Clients;
+use crate::supervise::delegation::Delegation;
 use crate::supervise::generation::Generation;
 use crate::supervise::generations::Generations;
 use crate::supervise::lowest;
@@ -36,6 +37,8 @@ pub(crate) fn take_over(config: Supervise, state: State, claimed: Claimed) -> Re
         sys::set_name(&name);
     }
     let (mut supervisor, orders) = Supervisor::resume(config, state, claimed)?;
+    // The predecessor may be of a version that had none.
+    supervisor.delegation = Delegation::enter();
     supervisor.sockets.keep_names();
     // What is wrong with one is not in the state, nor what is watched of generations.
     supervisor.look_after_sockets();
@@ -110,6 +113,7 @@ impl Supervisor {
             events,
             sockets,
             generations,
+            delegation: None,
             upgrade: Upgrade::new(if state.program.0.as_os_str().is_empty() {
                 upgrade::own_program()
             } else {

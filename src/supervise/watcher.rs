@@ -263,6 +263,7 @@ impl Supervisor {
             events: Default::default(),
             sockets,
             generations: Generations::default(),
+            delegation: None,
             reporter,
             upgrade: Upgrade::new(Default::default()),
             store: None,

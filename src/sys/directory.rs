@@ -67,10 +67,30 @@ pub(crate) fn identity_of(file: impl AsFd) -> nix::Result<(u64, u64)> {
 
 /// Has the file capabilities, which exec would add (capabilities(7))?
 pub(crate) fn has_capabilities(path: &Path) -> bool {
-    let name = c"security.capability".as_ptr();
-    // SAFETY: the call reads two strings, which end with NUL and live through it, and writes nothing for a size of 0.
-    let size = path.with_nix_path(|path| unsafe { libc::getxattr(path.as_ptr(), name, std::ptr::null_mut(), 0) });
-    size.is_ok_and(|size| size > 0)
+    attribute(path, c"security.capability", &mut []).is_ok_and(|size| size > 0)
+}
+
+/// Has the file the extended attribute `name` with this value, which has to be short?
+pub(crate) fn has_attribute(path: &Path, name: &CStr, value: &[u8]) -> bool {
+    let mut buffer = [0; 16];
+    attribute(path, name, &mut buffer).is_ok_and(|size| buffer[..size] == *value)
+}
+
+/// getxattr(2): its size; an empty buffer only asks for that.
+fn attribute(path: &Path, name: &CStr, buffer: &mut [u8]) -> nix::Result<usize> {
+    let (name, value, size) = (name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len());
+    // SAFETY: the call reads two strings, which end with NUL, and writes at most `size` bytes; all live through it.
+    let size = path.with_nix_path(|path| unsafe { libc::getxattr(path.as_ptr(), name, value, size) })?;
+    Errno::result(size).map(|size| size as usize)
+}
+
+/// setxattr(2): give the file the extended attribute `name`, or another value of it.
+pub(crate) fn set_attribute(path: &Path, name: &CStr, value: &[u8]) -> nix::Result<()> {
+    let (name, size) = (name.as_ptr(), value.len());
+    let value = value.as_ptr().cast();
+    // SAFETY: the call reads two strings, which end with NUL, and `size` bytes; all live through it.
+    let set = path.with_nix_path(|path| unsafe { libc::setxattr(path.as_ptr(), name, value, size, 0) })?;
+    Errno::result(set).map(drop)
 }
 
 /// renameat2(2), RENAME_NOREPLACE: give the file at `from` the name `to` if nothing has it. musl has no function for it.

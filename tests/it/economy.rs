@@ -60,7 +60,7 @@ fn a_status_with_2000_connections_costs_little() {
 }
 
 /// It makes no system call for as long: none but one that waits for something.
-fn sleeps_soundly(pid: Pid) {
+pub fn sleeps_soundly(pid: Pid) {
     let woken = || status_field(pid, "voluntary_ctxt_switches");
     let mut since = (woken(), Instant::now());
     wait_for("two seconds of sleep", || {

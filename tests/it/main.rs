@@ -14,6 +14,7 @@ mod canary_metrics;
 mod canary_sticky;
 mod canary_upgrade;
 mod cannot_listen;
+mod cgroups;
 mod completions;
 mod container;
 mod control;

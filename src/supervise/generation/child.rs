@@ -8,11 +8,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use libc::sock_filter;
+use log::info;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{ForkResult, Pid, chdir, pipe2, setpgid};
 
 use crate::failure::Failure;
+use crate::kernel::cgroup::Cgroup;
 use crate::manager::Watchdog;
 use crate::supervise::plan::Id;
 use crate::supervise::signals::Dispositions;
@@ -41,6 +43,8 @@ pub(crate) struct Launch<'a> {
     /// The directory by its logical name, which may lead to another one by now.
     pub(crate) directory: Option<&'a Path>,
     pub(crate) generation: Id,
+    /// Where it is to be before it becomes the program.
+    pub(crate) cgroup: Option<&'a Cgroup>,
     pub(crate) variables: Vec<CString>,
     /// What is reported of its system calls.
     pub(crate) filter: Option<Vec<sock_filter>>,
@@ -87,6 +91,7 @@ impl Launch<'_> {
     fn enter(&self, ready: Option<ReadyPipe>) -> Result<Instance> {
         let own_group = Pid::from_raw(0);
         setpgid(own_group, own_group).context("cannot make a process group")?;
+        self.enter_cgroup();
         self.dispositions.restore().context("cannot restore the signals")?;
         if let Some(directory) = self.directory {
             // If the name is gone, the child stays in the inherited directory.
@@ -101,6 +106,14 @@ impl Launch<'_> {
             variables.push(CString::new(format!("WATCHDOG_PID={}", Pid::this()))?);
         }
         Ok(Instance { generation: self.generation, variables })
+    }
+
+    /// By ourselves and after fork, for CLONE_INTO_CGROUP needs clone3(2), which filters refuse as a rule. What is started from
+    /// now on is in it. If it cannot be entered, the generation is as one without.
+    fn enter_cgroup(&self) {
+        if let Some(Err(error)) = self.cgroup.map(Cgroup::enter) {
+            info!("generation {}: cannot enter its cgroup: {error}", self.generation);
+        }
     }
 
     /// Have the bind(2)s of this process reported from now on.

@@ -24,6 +24,8 @@ pub(crate) enum Role {
     NotifierChannel,
     /// What reports its bind(2)s.
     Notifier,
+    /// The events of its cgroup.
+    Cgroup,
     /// The control socket's connection to a supervisor that lent its sockets.
     Lender,
     /// The request of `--ready http:PATH`, which is never handed on.

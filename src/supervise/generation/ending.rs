@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
+use crate::kernel::cgroup::Cgroup;
 use crate::kernel::processes::Process;
 use crate::supervise::control::borrow;
 use crate::supervise::generation::Generation;
@@ -44,9 +45,10 @@ impl Generation {
     pub(crate) fn kill(&mut self) {
         self.watch = None;
         self.killed = true;
+        let confined = self.kill_confined();
         self.signal_all(Signal::SIGKILL);
         // Another user's by now, as after setuid(2), where we may not signal those.
-        let may_not = |pid: &Pid| kill(*pid, None) == Err(Errno::EPERM);
+        let may_not = |pid: &Pid| kill(*pid, None) == Err(Errno::EPERM) && !confined.contains(pid);
         self.unkillable = self.members.alive().into_iter().filter(may_not).collect();
     }
 
@@ -88,13 +90,18 @@ impl Generation {
     /// Is nothing left but its unreaped main process, and what may not be killed?
     pub(crate) fn is_over(&self) -> bool {
         let is_given_up = |pid: &Pid| self.unkillable.contains(pid);
-        (self.ended.is_some() || is_given_up(&self.pid)) && self.members.alive().iter().all(is_given_up)
+        (self.ended.is_some() || is_given_up(&self.pid))
+            && self.members.alive().iter().all(is_given_up)
+            && self.is_vacated()
     }
 
     /// Reap the main process; the last thing to be done.
     pub(crate) fn reap(self) {
         // It may have been reaped already.
         let _ = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
+        if let Some(Err(error)) = self.cgroup.as_ref().map(Cgroup::remove) {
+            debug!("generation {}: its cgroup stays: {error}", self.id);
+        }
     }
 }
 

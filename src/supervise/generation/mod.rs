@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod child;
+mod confined;
 pub(crate) mod descriptors;
 mod ending;
 mod handover;
@@ -26,6 +27,7 @@ use nix::unistd::{Pid, getpgid, pipe2, read};
 
 use crate::config::Ready;
 use crate::kernel::accepting::observe;
+use crate::kernel::cgroup::Cgroup;
 use crate::kernel::connections::{held_by, open_connections};
 use crate::kernel::descriptors::{ForeignFd, SocketInode, sockets};
 use crate::kernel::members::Members;
@@ -70,6 +72,8 @@ pub(crate) struct Generation {
     /// While it gets ready.
     pub(crate) watch: Option<Watch>,
     pub(crate) members: Members,
+    /// Its own, where one is delegated to the supervisor.
+    cgroup: Option<Cgroup>,
     pub(crate) started: Timestamp,
     /// At how many looks in a row it was not seen to serve.
     unseen: u32,
@@ -190,6 +194,7 @@ impl Generation {
             _notify_file: None,
             watch: None,
             members,
+            cgroup: None,
             started,
             killed: false,
             unkillable: vec![],
@@ -227,7 +232,7 @@ impl Generation {
         self.descriptors.iter().filter(|(role, _)| match role {
             Role::Pidfd => self.ended.is_none(),
             Role::Notify | Role::Ready | Role::NotifierChannel | Role::Notifier => true,
-            Role::ExecError | Role::Lender | Role::Probe | Role::Other => false,
+            Role::ExecError | Role::Cgroup | Role::Lender | Role::Probe | Role::Other => false,
         })
     }
 

@@ -6,10 +6,11 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Ready;
+use crate::kernel::cgroup::Cgroup;
 use crate::kernel::descriptors::SocketInode;
 use crate::kernel::members::Members;
 use crate::kernel::processes::Process;
-use crate::saved;
+use crate::saved::{self, SavedPath};
 use crate::supervise::generation::Generation;
 use crate::supervise::generation::descriptors::{Descriptors, Role, SavedDescriptor};
 use crate::supervise::generation::notify_socket::NotifyFile;
@@ -46,6 +47,9 @@ pub(crate) struct SavedGeneration {
     /// The groups and sessions that members are in, but for the main process' own.
     #[serde(default)]
     groups: Vec<i32>,
+    /// The directory of its cgroup, whose events are among the descriptors.
+    #[serde(default)]
+    cgroup: Option<SavedPath>,
     /// The inodes of the sockets that it was given.
     #[serde(default)]
     given: Vec<u64>,
@@ -95,6 +99,7 @@ impl Generation {
             watch: self.watch.as_ref().map(Watch::save),
             members: self.members.known().iter().map(SavedProcess::from).collect(),
             groups: self.members.led().iter().map(|number| number.as_raw()).collect(),
+            cgroup: self.cgroup.as_ref().map(|cgroup| SavedPath(cgroup.directory().to_owned())),
             handshakes: self.handshakes.clone(),
             present: self.present.clone(),
         }
@@ -129,6 +134,7 @@ impl Generation {
             killed: saved.killed,
             ended: saved.ended,
             given: saved.given.into_iter().map(SocketInode).collect(),
+            cgroup: saved.cgroup.map(|SavedPath(directory)| Cgroup::at(directory)),
             handshakes: saved.handshakes,
             present: saved.present,
             ..Generation::new(saved.id, pid, saved.share, descriptors, members, saved.started)

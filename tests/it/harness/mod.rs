@@ -3,6 +3,7 @@
 pub mod by_hand;
 pub mod canary;
 pub mod case;
+pub mod cgroup;
 pub mod client;
 pub mod control;
 pub mod deploy;

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
+use super::cgroup::Cgroup;
 use super::client::{self, Answer};
 use super::namespace::in_network_of;
 use super::process::{children, sockets};
@@ -14,9 +15,8 @@ use super::{Folder, Output, Run, Running, skip, wait_for};
 
 const SYSTEMD: &str = "/lib/systemd/systemd";
 
-/// What unshare runs for it, and what clears up after it.
+/// What unshare runs for it.
 const BOOT: &str = include_str!("boot-systemd.sh");
-const CLEAR: &str = include_str!("clear-systemd.sh");
 
 /// A running systemd. What is last is dropped last.
 pub struct Systemd {
@@ -24,12 +24,6 @@ pub struct Systemd {
     unshare: Option<Running>,
     _cgroup: Cgroup,
     pub folder: Folder,
-}
-
-/// The cgroup of one, as a path from the root that we see, and the test's folder; removed at the end.
-struct Cgroup {
-    path: String,
-    folder: String,
 }
 
 impl Systemd {
@@ -54,18 +48,12 @@ impl Systemd {
         if let Some(file) = missing {
             return Err(format!("{file} is missing"));
         }
-        for name in ["cgroup", "units"] {
-            fs::create_dir(folder.path(name)).unwrap();
-        }
+        fs::create_dir(folder.path("units")).unwrap();
         fs::write(folder.path("units/test.target"), "[Unit]\nDefaultDependencies=no\n").unwrap();
         for (name, text) in units {
             fs::write(folder.path("units").join(name), text).unwrap();
         }
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
-        let own = own.lines().find_map(|line| line.strip_prefix("0::")).ok_or("there is no unified tree of cgroups")?;
-        let name = folder.as_ref().file_name().unwrap().to_str().unwrap();
-        let path = format!("{}/{name}", own.trim_end_matches('/'));
-        let cgroup = Cgroup { path, folder: folder.as_ref().to_str().unwrap().to_owned() };
+        let cgroup = Cgroup::below_ours(&folder)?;
         let namespaces = ["--pid", "--mount", "--uts", "--ipc", "--net", "--fork", "--kill-child"];
         let words = ["--propagation", "private", "sh", "-ec", BOOT, "sh", &cgroup.folder, &cgroup.path];
         let run = Run::of("unshare").args(&namespaces).args(&words).args(&[SYSTEMD]);
@@ -140,14 +128,5 @@ impl Drop for Systemd {
         // Everything in its namespace goes with it, and unshare when all is gone.
         let _ = kill(self.pid, Signal::SIGKILL);
         self.unshare.take().map(Running::status);
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let words = ["--mount", "sh", "-ec", CLEAR, "sh", &self.folder, &self.path];
-        let cleared = Run::of("unshare").args(&words).output();
-        // What failed before matters more.
-        assert!(thread::panicking() || cleared.failure() == (0, ""), "{cleared:?}");
     }
 }

@@ -1,0 +1,119 @@
+//! The cgroup that is delegated to the supervisor: itself in a leaf of it, each generation in another one beside that.
+//!
+//! Who belongs to a generation, and its end, are then the kernel's word, whatever it forks, renames or forgets. Where none
+//! is delegated, nothing is created, and generations are told apart by what /proc shows.
+
+use std::ffi::CStr;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use log::{debug, info};
+use nix::unistd::{AccessFlags, access};
+
+use crate::kernel::cgroup::{Cgroup, ROOT};
+use crate::supervise::plan::Id;
+use crate::sys;
+
+/// The supervisor's own. No process may be in the cgroup itself whose controllers are to account for those in it.
+const LEAF: &str = "supervisor";
+/// What a generation's begins with.
+const PREFIX: &str = "generation-";
+/// A generation's is called otherwise where a supervisor that was killed left one of that name, but not more often.
+const MOST_NAMES: u32 = 100;
+
+/// What a generation's cgroup accounts for. That of the processor's time needs no controller, and with it a generation that
+/// drains takes no more of the processor than the one that serves.
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+
+/// What systemd marks a cgroup by that it delegates (Delegate=yes); only the first can be read by everybody, since 251.
+const MARKS: [&CStr; 2] = [c"user.delegate", c"trusted.delegate"];
+
+/// The cgroup in which others may be made.
+#[derive(Debug)]
+pub(crate) struct Delegation(Cgroup);
+
+impl Delegation {
+    /// Move this process into its leaf, if there is such a cgroup.
+    pub(crate) fn enter() -> Option<Delegation> {
+        let own = Cgroup::of_this_process()?;
+        let Some(delegated) = delegated(&own) else {
+            debug!("{} is not delegated", own.directory().display());
+            return None;
+        };
+        let entered = if delegated == own { enter_leaf(&own.child(LEAF)) } else { Ok(()) };
+        if let Err(error) = entered {
+            info!("the cgroup is delegated, but cannot be used ({error}): processes are told apart without");
+            return None;
+        }
+        // A shell that somebody else runs in it is in the way, which costs only the figures.
+        if let Err(error) = delegated.enable(&CONTROLLERS) {
+            debug!("cannot enable the controllers: {error}");
+        }
+        Some(Delegation(delegated))
+    }
+
+    /// A new cgroup for a generation; none where that fails.
+    pub(crate) fn make(&self, id: Id) -> Option<Cgroup> {
+        let made = make(|attempt| self.0.child(&name(id, attempt)));
+        let made = made.inspect_err(|error| info!("generation {id}: has no cgroup of its own: {error}"));
+        let cgroup = made.ok()?;
+        // As the program would be told of its cgroup without us. One of its own supervisors, or a container, may use it.
+        let _ = sys::set_attribute(cgroup.directory(), MARKS[0], b"1");
+        Some(cgroup)
+    }
+}
+
+/// The cgroup that is delegated to a process in `own`: that or, with DelegateSubgroup= or for one that became another program,
+/// the one that it is in.
+fn delegated(own: &Cgroup) -> Option<Cgroup> {
+    if is_marked(own.directory()) || is_container(own.directory()) {
+        return Some(own.clone());
+    }
+    let name = own.directory().file_name()?.to_str()?;
+    // Beside a unit's (`a.service`) are those of other units, and beside a generation's those of its supervisor.
+    let is_subgroup = !name.contains('.') && !name.starts_with(PREFIX);
+    let is_home = |parent: &Path| is_subgroup && is_marked(parent) || name == LEAF && is_container(parent);
+    own.parent().filter(|parent| is_home(parent.directory()))
+}
+
+/// Is it systemd's word that processes in it may make others?
+fn is_marked(directory: &Path) -> bool {
+    MARKS.iter().any(|mark| sys::has_attribute(directory, mark, b"1"))
+}
+
+/// Is it the root of a cgroup namespace, mounted so that it can be written to? A systemd in the container has it for itself
+/// (sd_booted(3)).
+fn is_container(directory: &Path) -> bool {
+    directory == Path::new(ROOT)
+        && access(directory, AccessFlags::W_OK).is_ok()
+        && !Path::new("/run/systemd/system").exists()
+}
+
+/// Another supervisor may be in it: each only makes cgroups of new names.
+fn enter_leaf(leaf: &Cgroup) -> io::Result<()> {
+    match leaf.make() {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+        _ => leaf.enter(),
+    }
+}
+
+/// The first of `candidates` that is not there, or that nothing is in.
+fn make(candidate: impl Fn(u32) -> Cgroup) -> io::Result<Cgroup> {
+    let mut made = Err(ErrorKind::AlreadyExists.into());
+    for cgroup in (1..=MOST_NAMES).map(candidate) {
+        // Not used as it is, for it may have been given limits.
+        let _ = cgroup.remove();
+        made = cgroup.make().map(|()| cgroup);
+        if !made.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists) {
+            break;
+        }
+    }
+    made
+}
+
+fn name(id: Id, attempt: u32) -> String {
+    match attempt {
+        1 => format!("{PREFIX}{id}"),
+        _ => format!("{PREFIX}{id}-{attempt}"),
+    }
+}
