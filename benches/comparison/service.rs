@@ -128,8 +128,8 @@ impl Drop for Systemd<'_> {
         // Everything in its namespace goes with it, and unshare when all is gone.
         self.pid().map(|pid| kill(pid, Signal::SIGKILL));
         let ended = self.session.end();
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-ec", CLEAR, "sh"]).arg(self.site.folder()).arg(&self.cgroup);
+        let mut command = Command::new("timeout");
+        command.args(["30", "unshare", "--mount", "sh", "-ec", CLEAR, "sh"]).arg(self.site.folder()).arg(&self.cgroup);
         // What cannot be removed is an empty cgroup, and does no harm there.
         let _ = ended.is_ok().then(|| command.status());
     }

@@ -1,11 +1,12 @@
-//! One cgroup of the unified hierarchy (Documentation/admin-guide/cgroup-v2.rst): who is in it, and their end, by its
-//! files.
+//! One cgroup of the unified hierarchy (Documentation/admin-guide/cgroup-v2.rst): who is in it, what they use, and their
+//! end, by its files.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::uio::pread;
@@ -119,6 +120,16 @@ impl Cgroup {
         fs::remove_dir(&self.0)
     }
 
+    /// The bytes of memory that they use, if the controller is enabled.
+    pub(crate) fn memory(&self) -> Option<u64> {
+        self.read("memory.current").ok()?.trim_end().parse().ok()
+    }
+
+    /// The time of the processor that they have used, those included that have ended.
+    pub(crate) fn processor_time(&self) -> Option<Duration> {
+        value_of("usage_usec", &self.read("cpu.stat").ok()?).map(Duration::from_micros)
+    }
+
     fn read(&self, file: &str) -> io::Result<String> {
         fs::read_to_string(self.0.join(file))
     }
@@ -157,6 +168,16 @@ mod tests {
         cgroup.make().unwrap();
         files.iter().for_each(|(file, text)| fs::write(cgroup.0.join(file), text).unwrap());
         cgroup
+    }
+
+    #[test]
+    fn what_is_used_is_read_from_the_files_of_the_controllers() {
+        let stat = "usage_usec 1250000\nuser_usec 1000000\nsystem_usec 250000\n";
+        let all = files("all", &[("memory.current", "12345678\n"), ("cpu.stat", stat)]);
+        assert_eq!((all.memory(), all.processor_time()), (Some(12_345_678), Some(Duration::from_millis(1250))));
+        let none = files("none", &[("memory.current", "max\n"), ("cpu.stat", "nr_periods 7\n")]);
+        assert_eq!((none.memory(), none.processor_time()), (None, None));
+        [all, none].iter().for_each(|made| fs::remove_dir_all(&made.0).unwrap());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 
 use crate::harness::cgroup::Home;
 use crate::harness::facts::done;
+use crate::harness::json::flat;
 use crate::harness::log::gone;
 use crate::harness::process::{Left, exists, stat, status_field};
 use crate::harness::{PROGRAM, Server, Supervisor, wait_for};
@@ -95,6 +96,8 @@ fn without_delegation_nothing_is_created_and_all_is_as_it_was() {
     assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
     assert!(exists(daemon.0));
     assert_eq!(home.cgroups(), ["a"]);
+    let status = flat(supervisor.status(&["--json"]).trim_end());
+    assert_eq!([&status["generations.0.memory"], &status["generations.0.cpu_time"]], ["None", "None"]);
     let log = supervisor.stopped();
     assert!(!log.contains("cgroup"), "{log}");
 }
@@ -260,4 +263,25 @@ fn what_is_left_of_a_generation_is_waited_for_without_a_look() {
     supervisor.wait_gone(1);
     assert_eq!(home.cgroups(), ["generation-2", "supervisor"]);
     crate::economy::sleeps_soundly(supervisor.pid);
+}
+
+// handoff-run(1), CGROUPS: "--status shows the memory, where the kernel accounts for it, and the time of the processor".
+#[test]
+fn a_status_shows_what_each_generation_uses() {
+    let Some(home) = Home::make() else { return };
+    let script = "
+while gen == '1' and time.process_time() < 0.3: pass
+serve()";
+    let supervisor = home.supervise("", Server::Python(script), &[]).serving();
+    let status = flat(supervisor.status(&["--json"]).trim_end());
+    let used: f64 = status["generations.0.cpu_time"].parse().unwrap();
+    assert!((0.3..30.0).contains(&used), "{used}");
+    // Only where the machine has the controller in this hierarchy.
+    let memory = fs::read_to_string(home.path("generation-1/memory.current"));
+    assert_eq!(memory.is_ok(), status["generations.0.memory"] != "None");
+    let table = supervisor.table();
+    assert_eq!(table[0][6..], ["MEMORY", "CPU"]);
+    let shown = &table[1][table[1].len() - 3..];
+    assert_eq!((shown[0] == "?", &*shown[2]), (memory.is_err(), "s"), "{table:?}");
+    supervisor.stopped();
 }

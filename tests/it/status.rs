@@ -45,13 +45,17 @@ fn a_status_shows_every_generation_with_its_state_and_its_connections() {
     let (first, second) = (supervisor.generation(1), supervisor.generation(2));
     let expected = [
         "generations.0.connections=5".into(),
+        "generations.0.cpu_time=None".into(),
         "generations.0.generation=1".into(),
+        "generations.0.memory=None".into(),
         format!("generations.0.pid={first}"),
         "generations.0.share=None".into(),
         "generations.0.state='draining'".into(),
         "generations.0.stopped=None".into(),
         "generations.1.connections=1".into(),
+        "generations.1.cpu_time=None".into(),
         "generations.1.generation=2".into(),
+        "generations.1.memory=None".into(),
         format!("generations.1.pid={second}"),
         "generations.1.share=None".into(),
         "generations.1.state='serving'".into(),

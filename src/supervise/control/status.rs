@@ -62,6 +62,10 @@ struct GenerationStatus {
     share: Option<u8>,
     /// Open connections that its processes hold, if the kernel can be asked.
     connections: Option<usize>,
+    /// The bytes of memory that its processes use, and the seconds of the processor that they have used, if it has a cgroup of
+    /// its own.
+    memory: Option<u64>,
+    cpu_time: Option<f64>,
     /// What its main process is stopped by.
     stopped: Option<&'static str>,
 }
@@ -101,6 +105,8 @@ impl Status {
                 1 => open.len(),
                 _ => held_by(&generation.members.alive(), open),
             }),
+            memory: generation.usage().0,
+            cpu_time: generation.usage().1.map(seconds),
             stopped: generation.stopped_by().map(Signal::as_str),
         };
         let listeners = sockets.listeners().zip(sockets.problems()).map(|(listener, problem)| ListenerStatus {
@@ -127,16 +133,32 @@ impl Status {
 
     /// A table with a line for each generation, and the rest below it.
     pub(crate) fn table(&self) -> Vec<String> {
+        let is_used_known = self.generations.iter().any(|generation| generation.cpu_time.is_some());
+        let used = |memory: &str, cpu: &str| match is_used_known {
+            true => format!("  {memory:>8}  {cpu:>9}"),
+            false => String::new(),
+        };
         let mut lines = vec![format!(
-            "{:<10} {:>8}  {:<11} {:>9}  {:>5}  {:>11}",
-            "GENERATION", "PID", "STATE", "AGE", "SHARE", "CONNECTIONS"
+            "{:<10} {:>8}  {:<11} {:>9}  {:>5}  {:>11}{}",
+            "GENERATION",
+            "PID",
+            "STATE",
+            "AGE",
+            "SHARE",
+            "CONNECTIONS",
+            used("MEMORY", "CPU")
         )];
-        for GenerationStatus { generation, pid, state, age, share, connections, .. } in &self.generations {
+        for GenerationStatus { generation, pid, state, age, share, connections, memory, cpu_time, .. } in
+            &self.generations
+        {
+            let memory = memory.map_or("?".to_owned(), show_memory);
+            let cpu_time = cpu_time.map_or("?".to_owned(), show_seconds);
+            let used = used(&memory, &cpu_time);
             let share = share.map_or("-".to_owned(), |percent| format!("{percent}%"));
             let connections = connections.map_or("?".to_owned(), |count| count.to_string());
             let age = show_seconds(*age);
             let state = state.to_string();
-            lines.push(format!("{generation:<10} {pid:>8}  {state:<11} {age:>9}  {share:>5}  {connections:>11}"));
+            lines.push(format!("{generation:<10} {pid:>8}  {state:<11} {age:>9}  {share:>5}  {connections:>11}{used}"));
         }
         for GenerationStatus { generation, stopped, .. } in &self.generations {
             let stopped =
@@ -215,6 +237,11 @@ fn seconds(time: Duration) -> f64 {
     time.as_millis() as f64 / 1000.0
 }
 
+/// Mebibytes, as systemctl(1) shows them.
+fn show_memory(bytes: u64) -> String {
+    format!("{:.1}M", bytes as f64 / f64::from(1 << 20))
+}
+
 fn show_seconds(seconds: f64) -> String {
     show(Duration::from_millis((seconds * 1000.0) as u64))
 }
@@ -237,6 +264,8 @@ mod tests {
             age: 1.5,
             share: Some(95),
             connections: Some(2),
+            memory: Some(12_345_678),
+            cpu_time: Some(1.25),
             stopped: Some("SIGTTIN"),
         };
         Status {
@@ -258,7 +287,7 @@ mod tests {
 
     #[test]
     fn json_is_one_line_with_every_field() {
-        let expected = r#"{"version":1,"time":1700000000.25,"pid":800,"stopping":false,"restarts":1,"last_restart_age":0.5,"reloads":{"succeeded":0,"failed":1,"timed_out":2,"rolled_back":0,"unreachable":0,"cancelled":0,"refused":0},"last_reload":"timed_out","last_reload_age":0.75,"last_failure":"said \"no\"\n","last_failure_age":61.25,"listeners":[{"name":"web","address":"[::]:80","problem":null}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"share":95,"connections":2,"stopped":"SIGTTIN"}]}"#;
+        let expected = r#"{"version":1,"time":1700000000.25,"pid":800,"stopping":false,"restarts":1,"last_restart_age":0.5,"reloads":{"succeeded":0,"failed":1,"timed_out":2,"rolled_back":0,"unreachable":0,"cancelled":0,"refused":0},"last_reload":"timed_out","last_reload_age":0.75,"last_failure":"said \"no\"\n","last_failure_age":61.25,"listeners":[{"name":"web","address":"[::]:80","problem":null}],"generations":[{"generation":3,"pid":812,"state":"serving","age":1.5,"share":95,"connections":2,"memory":12345678,"cpu_time":1.25,"stopped":"SIGTTIN"}]}"#;
         assert_eq!(status().json(), expected);
     }
 
@@ -297,7 +326,14 @@ mod tests {
 
     #[test]
     fn the_table_has_a_line_for_each_generation() {
-        let table = status().table();
+        let mut status = status();
+        let table = status.table();
+        assert_eq!(table[0], "GENERATION      PID  STATE             AGE  SHARE  CONNECTIONS    MEMORY        CPU");
+        assert_eq!(table[1], "3               812  serving        1.50 s    95%            2     11.8M     1.25 s");
+        status.generations[0].memory = None;
+        assert!(status.table()[1].ends_with("2         ?     1.25 s"));
+        status.generations[0].cpu_time = None;
+        let table = status.table();
         assert_eq!(table[0], "GENERATION      PID  STATE             AGE  SHARE  CONNECTIONS");
         assert_eq!(table[1], "3               812  serving        1.50 s    95%            2");
         assert_eq!(table[2], "generation 3 is stopped by SIGTTIN: it serves nobody");

@@ -1,6 +1,7 @@
 //! A generation in a cgroup of its own: what the kernel shows of it, however its processes hide.
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use log::info;
 use nix::errno::Errno;
@@ -64,5 +65,11 @@ impl Generation {
         let confined = self.confined();
         let killed = self.cgroup.as_ref().is_some_and(|cgroup| cgroup.kill().is_ok());
         if killed { confined } else { vec![] }
+    }
+
+    /// The bytes of memory that its processes use, and the time of the processor that they have used.
+    pub(crate) fn usage(&self) -> (Option<u64>, Option<Duration>) {
+        let cgroup = self.cgroup.as_ref();
+        (cgroup.and_then(Cgroup::memory), cgroup.and_then(Cgroup::processor_time))
     }
 }
