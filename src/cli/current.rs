@@ -16,6 +16,8 @@ use crate::target::environ;
 use crate::target::preset::{self, Preset};
 
 const SOURCE: &str = include_str!("../../man/handoff-run.1.in");
+/// The unit that a test boots.
+const UNIT: &str = include_str!("../../examples/systemd/app-full.service");
 
 /// Compare the committed file with what it should be; with BLESS=1, make it so.
 fn check(file: &str, expected: &[u8]) {
@@ -71,6 +73,7 @@ fn the_manual_is_current() {
         .replace("@TITLE@\n", &title)
         .replace("@OPTIONS@\n", &options_section())
         .replace("@SPEC_OPTIONS@\n", &spec_options())
+        .replace("@UNIT@\n", &UNIT.lines().map(|line| roff(line) + "\n").collect::<String>())
         .replace("@SERVERS@\n", &servers());
     check("man/handoff-run.1", page.as_bytes());
 }

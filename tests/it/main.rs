@@ -93,6 +93,7 @@ mod steering_upgrade;
 mod steering_waiting;
 mod straits;
 mod systemd;
+mod systemd_full;
 mod takeover;
 mod takeover_control;
 mod takeover_descriptors;
