@@ -2,25 +2,29 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::chown;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use crate::economy::sleeps_soundly;
 use crate::harness::cgroup::Home;
 use crate::harness::facts::done;
 use crate::harness::json::flat;
 use crate::harness::log::gone;
 use crate::harness::process::{Left, exists, stat, status_field};
-use crate::harness::{PROGRAM, Server, Supervisor, wait_for};
+use crate::harness::{PROGRAM, Run, Server, Supervisor, wait_for};
 
 /// Marks its cgroup, first of all, and serves.
-const PLAIN: &str = "
+pub const PLAIN: &str = "
 mark('in-' + gen, open('/proc/self/cgroup').read().split('0::')[1].strip())
+held = [f'/proc/self/fd/{number}' for number in os.listdir('/proc/self/fd')]
+mark('held-' + gen, ' '.join(os.readlink(link) for link in held if os.path.exists(link)))
 serve()";
 
 /// When the gate `leave` opens, the first generation leaves a daemon that nothing leads to: it has no group, parent, environment
 /// or socket of the generation, and does not end when it is asked to.
-const DAEMON: &str = "
+pub const DAEMON: &str = "
 import threading
 def leave():
     wait_for('leave')
@@ -36,7 +40,7 @@ if gen == '1': threading.Thread(target=leave).start()
 serve()";
 
 /// Have the first generation leave that daemon while the supervisor looks away.
-fn daemon(supervisor: &Supervisor) -> Pid {
+pub fn daemon(supervisor: &Supervisor) -> Pid {
     supervisor.signal(Signal::SIGSTOP);
     supervisor.folder.open("leave");
     let pid = Pid::from_raw(supervisor.folder.read("daemon").parse().unwrap());
@@ -48,7 +52,7 @@ fn daemon(supervisor: &Supervisor) -> Pid {
 }
 
 /// The short drain of a daemon that does not end by itself.
-const SHORT: [&str; 2] = ["--drain-timeout", "300ms"];
+pub const SHORT: [&str; 2] = ["--drain-timeout", "300ms"];
 
 // handoff-run(1), CGROUPS: "each generation is in a cgroup of its own beside it".
 #[test]
@@ -62,6 +66,7 @@ fn each_generation_is_in_a_cgroup_of_its_own_from_the_start_and_it_goes_with_it(
     assert_eq!(home.cgroups(), ["generation-2", "supervisor"]);
     for generation in [1, 2] {
         assert_eq!(home.folder.read(&format!("in-{generation}")), format!("/generation-{generation}"));
+        assert!(!home.folder.read(&format!("held-{generation}")).contains("cgroup"));
     }
     // One that fails leaves nothing either.
     supervisor.rewrite(Server::Python("sys.exit(3)"));
@@ -139,25 +144,30 @@ fn a_cgroup_that_is_delegated_but_read_only_is_not_used_which_is_logged_once() {
     }
 }
 
-// handoff-run(1), CGROUPS: "also what is frozen, or another user's".
-#[test]
-fn what_is_frozen_and_another_users_is_killed_at_the_deadline() {
-    let Some(home) = Home::make() else { return };
+/// A supervisor that may not signal other users' processes, whose first generation has a worker that becomes one.
+pub fn worker(home: &Home) -> Supervisor {
     let script = "
 if gen == '1' and os.fork() == 0:
     os.setsid()
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
-    mark('worker', str(os.getpid()))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    mark('worker', str(os.getpid()))
     wait_for('never')
+if gen == '1': wait_for('worker')
 serve()";
     // Capability 5 is CAP_KILL of capabilities(7).
     // SAFETY: this operation takes integers.
     let without_kill = || -> io::Result<()> { done(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, 5, 0, 0, 0) }) };
-    let open = |home: &Home| std::os::unix::fs::chown(&*home.folder, Some(65534), None).unwrap();
-    open(&home);
+    chown(&*home.folder, Some(65534), None).unwrap();
     let setup = home.supervise("", Server::Python(script), &SHORT);
-    let supervisor = setup.run(|run| run.before_exec(without_kill)).serving();
+    setup.run(|run| run.before_exec(without_kill)).serving()
+}
+
+// handoff-run(1), CGROUPS: "also what is frozen, or another user's".
+#[test]
+fn what_is_frozen_and_another_users_is_killed_at_the_deadline() {
+    let Some(home) = Home::make() else { return };
+    let supervisor = worker(&home);
     let worker = Pid::from_raw(home.folder.read("worker").parse().unwrap());
     assert!(status_field(worker, "Uid").starts_with("65534"));
     fs::write(home.path("generation-1/cgroup.freeze"), "1").unwrap();
@@ -249,20 +259,21 @@ fn a_supervisor_in_a_generation_of_another_has_its_cgroups_in_that_ones() {
     assert_eq!(home.cgroups(), ["supervisor"]);
 }
 
-// handoff-run(1), CGROUPS: "The end of what is left is reported by the kernel".
+// handoff-run(1), CGROUPS: "The end of what is left is reported by the kernel", also of what is no descendant.
 #[test]
 fn what_is_left_of_a_generation_is_waited_for_without_a_look() {
     let Some(home) = Home::make() else { return };
-    let supervisor = home.supervise("", Server::Python(DAEMON), &[]).serving();
-    let daemon = daemon(&supervisor);
+    let supervisor = home.supervise("", Server::Python(PLAIN), &[]).serving();
+    let left = Run::of("env").args(&["--ignore-signal=TERM", "sleep", "100"]).start();
+    fs::write(home.path("generation-1/cgroup.procs"), left.pid().to_string()).unwrap();
     assert_eq!(supervisor.reload().failure(), (0, ""));
     wait_for("the main process to end", || (stat(supervisor.generation(1))?[0] == "Z").then_some(()));
-    crate::economy::sleeps_soundly(supervisor.pid);
+    sleeps_soundly(supervisor.pid);
     assert_eq!(supervisor.states(), [(1, "draining".into()), (2, "serving".into())]);
-    kill(daemon, Signal::SIGKILL).unwrap();
+    drop(left);
     supervisor.wait_gone(1);
     assert_eq!(home.cgroups(), ["generation-2", "supervisor"]);
-    crate::economy::sleeps_soundly(supervisor.pid);
+    sleeps_soundly(supervisor.pid);
 }
 
 // handoff-run(1), CGROUPS: "--status shows the memory, where the kernel accounts for it, and the time of the processor".

@@ -15,6 +15,7 @@ mod canary_sticky;
 mod canary_upgrade;
 mod cannot_listen;
 mod cgroups;
+mod cgroups_without;
 mod completions;
 mod container;
 mod control;
