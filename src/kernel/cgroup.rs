@@ -1,18 +1,21 @@
 //! One cgroup of the unified hierarchy (Documentation/admin-guide/cgroup-v2.rst): who is in it, what they use, and their
 //! end, by its files.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 use nix::sys::uio::pread;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, mkdir, write};
 
 use crate::kernel::processes::process_number;
+use crate::sys;
 
 /// Where systemd and container managers mount that hierarchy if it is the only one. In the "hybrid" layout, where it is
 /// below and has no controllers, cgroups are not used.
@@ -55,19 +58,19 @@ impl Cgroup {
         Cgroup(self.0.join(name))
     }
 
-    pub(crate) fn make(&self) -> io::Result<()> {
-        fs::create_dir(&self.0)
+    pub(crate) fn make(&self) -> nix::Result<()> {
+        mkdir(&self.0, Mode::from_bits_retain(0o755))
     }
 
     /// Move the calling process into it.
-    pub(crate) fn enter(&self) -> io::Result<()> {
+    pub(crate) fn enter(&self) -> nix::Result<()> {
         self.write("cgroup.procs", "0")
     }
 
     /// Have the cgroups in it account for what they use, by these controllers as far as there are such. None is
     /// enabled while a process is in the cgroup itself (EBUSY).
-    pub(crate) fn enable(&self, controllers: &[&str]) -> io::Result<()> {
-        let available = self.read("cgroup.controllers")?;
+    pub(crate) fn enable(&self, controllers: &[&str]) -> nix::Result<()> {
+        let available = self.read("cgroup.controllers").unwrap_or_default();
         let mut done = Ok(());
         for name in available.split_ascii_whitespace().filter(|name| controllers.contains(name)) {
             // One write each: of several in one, none is enabled if one cannot be.
@@ -77,8 +80,8 @@ impl Cgroup {
     }
 
     /// What shows whether anything is in it: POLLPRI when that changes, until it is read.
-    pub(crate) fn open_events(&self) -> io::Result<OwnedFd> {
-        File::open(self.0.join(EVENTS)).map(OwnedFd::from)
+    pub(crate) fn open_events(&self) -> nix::Result<OwnedFd> {
+        self.open(EVENTS, OFlag::O_RDONLY)
     }
 
     /// The processes in it and in the cgroups below it.
@@ -99,18 +102,15 @@ impl Cgroup {
         if fs::metadata(&self.0).is_ok_and(|directory| directory.nlink() <= 2) {
             return vec![];
         }
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        entries
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| Cgroup(entry.path()))
-            .collect()
+        let names = sys::directories_in(&self.0).unwrap_or_default();
+        names.into_iter().map(|name| Cgroup(self.0.join(name))).collect()
     }
 
     /// End everything in it and below it, whoever's it is, and whatever it forks meanwhile.
     ///
     /// # Errors
     /// ENOENT before Linux 5.14.
-    pub(crate) fn kill(&self) -> io::Result<()> {
+    pub(crate) fn kill(&self) -> nix::Result<()> {
         self.write("cgroup.kill", "1")
     }
 
@@ -134,8 +134,12 @@ impl Cgroup {
         fs::read_to_string(self.0.join(file))
     }
 
-    fn write(&self, file: &str, text: &str) -> io::Result<()> {
-        OpenOptions::new().write(true).open(self.0.join(file))?.write_all(text.as_bytes())
+    fn write(&self, file: &str, text: &str) -> nix::Result<()> {
+        write(self.open(file, OFlag::O_WRONLY)?, text.as_bytes()).map(drop)
+    }
+
+    fn open(&self, file: &str, way: OFlag) -> nix::Result<OwnedFd> {
+        open(&self.0.join(file), way | OFlag::O_CLOEXEC, Mode::empty())
     }
 }
 

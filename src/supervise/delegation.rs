@@ -4,10 +4,10 @@
 //! is delegated, nothing is created, and generations are told apart by what /proc shows.
 
 use std::ffi::CStr;
-use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use log::{debug, info};
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use crate::kernel::cgroup::{Cgroup, ROOT};
@@ -90,21 +90,21 @@ fn is_container(directory: &Path) -> bool {
 }
 
 /// Another supervisor may be in it: each only makes cgroups of new names.
-fn enter_leaf(leaf: &Cgroup) -> io::Result<()> {
+fn enter_leaf(leaf: &Cgroup) -> nix::Result<()> {
     match leaf.make() {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-        _ => leaf.enter(),
+        Ok(()) | Err(Errno::EEXIST) => leaf.enter().inspect_err(|_| drop(leaf.remove())),
+        Err(errno) => Err(errno),
     }
 }
 
 /// The first of `candidates` that is not there, or that nothing is in.
-fn make(candidate: impl Fn(u32) -> Cgroup) -> io::Result<Cgroup> {
-    let mut made = Err(ErrorKind::AlreadyExists.into());
+fn make(candidate: impl Fn(u32) -> Cgroup) -> nix::Result<Cgroup> {
+    let mut made = Err(Errno::EEXIST);
     for cgroup in (1..=MOST_NAMES).map(candidate) {
         // Not used as it is, for it may have been given limits.
         let _ = cgroup.remove();
         made = cgroup.make().map(|()| cgroup);
-        if !made.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists) {
+        if made != Err(Errno::EEXIST) {
             break;
         }
     }

@@ -1,9 +1,10 @@
 //! Directories: the numbers that name the entries of one of /proc, a rename that replaces nothing, and the mode of a file
 //! that is only looked at.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr, OsString};
 use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::NixPath;
@@ -17,21 +18,34 @@ pub(crate) fn numbers_in(directory: &str) -> nix::Result<Vec<i32>> {
     list_numbers(&open_directory(directory)?)
 }
 
-pub(super) fn open_directory(path: &str) -> nix::Result<OwnedFd> {
+pub(super) fn open_directory(path: &(impl NixPath + ?Sized)) -> nix::Result<OwnedFd> {
     open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 pub(super) fn list_numbers(directory: &OwnedFd) -> nix::Result<Vec<i32>> {
-    let mut numbers: Vec<i32> = Vec::new();
+    list(directory, |_, name| name.to_str().ok()?.parse().ok())
+}
+
+/// The directories in a directory of a kernel's file system, where every entry shows its type.
+pub(crate) fn directories_in(path: &Path) -> nix::Result<Vec<OsString>> {
+    list(&open_directory(path)?, |kind, name| {
+        let is_below = kind == libc::DT_DIR && name != c"." && name != c"..";
+        is_below.then(|| OsStr::from_bytes(name.to_bytes()).to_owned())
+    })
+}
+
+/// What `read` makes of the type and the name of each entry.
+fn list<T>(directory: &OwnedFd, read: impl Fn(u8, &CStr) -> Option<T>) -> nix::Result<Vec<T>> {
+    let mut found = Vec::new();
     // A few descriptors fit a page of entries; more only take more calls.
     let mut page = [0u8; 2048];
     loop {
         let length = getdents64(directory, &mut page)?;
         // Less than a page is not the end: a signal that is pending cuts a call short.
         if length == 0 {
-            return Ok(numbers);
+            return Ok(found);
         }
-        numbers.extend(entry_names(&page[..length]).filter_map(|name| name.to_str().ok()?.parse::<i32>().ok()));
+        found.extend(entries(&page[..length]).filter_map(|(kind, name)| read(kind, name)));
     }
 }
 
@@ -42,14 +56,15 @@ fn getdents64(directory: &OwnedFd, page: &mut [u8]) -> nix::Result<usize> {
     Errno::result(length).map(|length| length as usize)
 }
 
-/// The names in what getdents64(2) wrote, one `dirent64` after another.
-fn entry_names(mut entries: &[u8]) -> impl Iterator<Item = &CStr> {
+/// The types and names in what getdents64(2) wrote, one `dirent64` after another.
+fn entries(mut entries: &[u8]) -> impl Iterator<Item = (u8, &CStr)> {
     std::iter::from_fn(move || {
         let length = entries.get(offset_of!(libc::dirent64, d_reclen)..)?.first_chunk()?;
         let length = usize::from(u16::from_ne_bytes(*length));
         let (entry, rest) = entries.split_at_checked(length)?;
         entries = rest;
-        CStr::from_bytes_until_nul(entry.get(offset_of!(libc::dirent64, d_name)..)?).ok()
+        let kind = *entry.get(offset_of!(libc::dirent64, d_type))?;
+        Some((kind, CStr::from_bytes_until_nul(entry.get(offset_of!(libc::dirent64, d_name)..)?).ok()?))
     })
 }
 

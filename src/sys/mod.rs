@@ -28,7 +28,8 @@ pub(crate) use bpf::{choose_by, choose_by_hash, drop_packets, pass_packets};
 pub(crate) use clock::{Timestamp, now, processor_time, time};
 pub(crate) use close::close_in_time;
 pub(crate) use directory::{
-    change_mode, has_attribute, has_capabilities, identity_of, numbers_in, rename_to_free, set_attribute,
+    change_mode, directories_in, has_attribute, has_capabilities, identity_of, numbers_in, rename_to_free,
+    set_attribute,
 };
 #[cfg(not(test))]
 pub(crate) use fd::claim;

@@ -137,7 +137,7 @@ fn a_cgroup_that_is_delegated_but_read_only_is_not_used_which_is_logged_once() {
         let supervisor = home.supervise(name, Server::Python(PLAIN), &[]).serving();
         assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
         let log = supervisor.stopped();
-        let line = "handoff-run: the cgroup is delegated, but cannot be used (Read-only file system (os error 30)): ";
+        let line = "handoff-run: the cgroup is delegated, but cannot be used (EROFS: Read-only file system): ";
         assert_eq!(log.matches(line).count(), times, "{log}");
         assert_eq!(log.matches("cgroup").count(), times, "{log}");
         assert_eq!(home.cgroups(), ["a"]);

@@ -239,7 +239,8 @@ fn seconds(time: Duration) -> f64 {
 
 /// Mebibytes, as systemctl(1) shows them.
 fn show_memory(bytes: u64) -> String {
-    format!("{:.1}M", bytes as f64 / f64::from(1 << 20))
+    let tenths = bytes.saturating_mul(10) >> 20;
+    format!("{}.{}M", tenths / 10, tenths % 10)
 }
 
 fn show_seconds(seconds: f64) -> String {
@@ -329,7 +330,7 @@ mod tests {
         let mut status = status();
         let table = status.table();
         assert_eq!(table[0], "GENERATION      PID  STATE             AGE  SHARE  CONNECTIONS    MEMORY        CPU");
-        assert_eq!(table[1], "3               812  serving        1.50 s    95%            2     11.8M     1.25 s");
+        assert_eq!(table[1], "3               812  serving        1.50 s    95%            2     11.7M     1.25 s");
         status.generations[0].memory = None;
         assert!(status.table()[1].ends_with("2         ?     1.25 s"));
         status.generations[0].cpu_time = None;
