@@ -263,7 +263,7 @@ fn a_supervisor_in_a_generation_of_another_has_its_cgroups_in_that_ones() {
 #[test]
 fn what_is_left_of_a_generation_is_waited_for_without_a_look() {
     let Some(home) = Home::make() else { return };
-    let supervisor = home.supervise("", Server::Python(PLAIN), &[]).serving();
+    let supervisor = home.supervise("", Server::Python(PLAIN), &["--drain-timeout", "1h"]).serving();
     let left = Run::of("env").args(&["--ignore-signal=TERM", "sleep", "100"]).start();
     fs::write(home.path("generation-1/cgroup.procs"), left.pid().to_string()).unwrap();
     assert_eq!(supervisor.reload().failure(), (0, ""));

@@ -8,7 +8,7 @@ use crate::harness::process::{stat, status_field};
 use crate::harness::{Server, supervise, wait_for};
 
 /// What a process has used of the processor, in clock ticks, of which there are a hundred a second.
-pub fn ticks(pid: Pid) -> u64 {
+fn ticks(pid: Pid) -> u64 {
     let stat = stat(pid).unwrap();
     stat[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
