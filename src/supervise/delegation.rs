@@ -8,7 +8,7 @@ use std::path::Path;
 
 use log::{debug, info};
 use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, Pid, access};
 
 use crate::kernel::cgroup::{Cgroup, ROOT};
 use crate::supervise::plan::Id;
@@ -81,10 +81,12 @@ fn is_marked(directory: &Path) -> bool {
     MARKS.iter().any(|mark| sys::has_attribute(directory, mark, b"1"))
 }
 
-/// Is it the root of a cgroup namespace, mounted so that it can be written to? A systemd in the container has it for itself
-/// (sd_booted(3)).
+/// Is it the root of a cgroup namespace, mounted so that it can be written to, and the container's only task that of this
+/// process: is it the first one, or what that started? A systemd in the container has it for itself (sd_booted(3)), as may
+/// anything else that runs several services.
 fn is_container(directory: &Path) -> bool {
     directory == Path::new(ROOT)
+        && [Pid::this(), Pid::parent()].contains(&Pid::from_raw(1))
         && access(directory, AccessFlags::W_OK).is_ok()
         && !Path::new("/run/systemd/system").exists()
 }

@@ -57,7 +57,7 @@ pub const SHORT: [&str; 2] = ["--drain-timeout", "300ms"];
 // handoff-run(1), CGROUPS: "each generation is in a cgroup of its own beside it".
 #[test]
 fn each_generation_is_in_a_cgroup_of_its_own_from_the_start_and_it_goes_with_it() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let supervisor = home.supervise("", Server::Python(PLAIN), &[]).serving();
     assert_eq!(home.cgroups(), ["generation-1", "supervisor"]);
     assert_eq!(home.processes("supervisor"), [supervisor.pid]);
@@ -80,7 +80,7 @@ fn each_generation_is_in_a_cgroup_of_its_own_from_the_start_and_it_goes_with_it(
 // handoff-run(1), CGROUPS: "whatever it forks, renames or forgets".
 #[test]
 fn a_daemon_to_which_nothing_leads_ends_with_its_generation() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let supervisor = home.supervise("", Server::Python(DAEMON), &SHORT).serving();
     let daemon = daemon(&supervisor);
     let output = supervisor.reload_and_wait();
@@ -127,6 +127,22 @@ fn a_cgroup_that_is_marked_is_used_and_of_a_subgroup_the_one_that_it_is_in() {
     supervisor.stopped();
 }
 
+// handoff-run(1), CGROUPS: "where the supervisor is pid 1 or started by that". Another's tree may begin there.
+#[test]
+fn the_root_of_a_container_is_used_by_its_first_process_alone() {
+    let Some(home) = Home::make() else { return };
+    home.supervise("", Server::Python(PLAIN), &[]).serving().stopped();
+    assert_eq!(home.cgroups(), [""; 0]);
+    let mut supervisor = home.contain("", Server::Python(PLAIN), &[]).serving();
+    assert_eq!(home.cgroups(), ["generation-1", "supervisor"]);
+    assert_eq!(home.processes("supervisor"), [supervisor.pid]);
+    supervisor.upgrade();
+    assert_eq!(supervisor.reload_and_wait().failure(), (0, ""));
+    assert_eq!(home.cgroups(), ["generation-2", "supervisor"]);
+    assert_eq!(supervisor.end_by(Signal::SIGTERM).0, 0);
+    assert_eq!(home.cgroups(), ["supervisor"]);
+}
+
 // handoff-run(1), CGROUPS: "what is wrong is logged once".
 #[test]
 fn a_cgroup_that_is_delegated_but_read_only_is_not_used_which_is_logged_once() {
@@ -166,7 +182,7 @@ serve()";
 // handoff-run(1), CGROUPS: "also what is frozen, or another user's".
 #[test]
 fn what_is_frozen_and_another_users_is_killed_at_the_deadline() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let supervisor = worker(&home);
     let worker = Pid::from_raw(home.folder.read("worker").parse().unwrap());
     assert!(status_field(worker, "Uid").starts_with("65534"));
@@ -180,7 +196,7 @@ fn what_is_frozen_and_another_users_is_killed_at_the_deadline() {
 
 #[test]
 fn a_supervisor_that_replaced_itself_knows_the_cgroups_of_its_generations() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let supervisor = home.supervise("", Server::Python(DAEMON), &SHORT).serving();
     let daemon = daemon(&supervisor);
     let before = supervisor.descriptors(0).len();
@@ -196,7 +212,7 @@ fn a_supervisor_that_replaced_itself_knows_the_cgroups_of_its_generations() {
 // handoff-run(1), CGROUPS: "One that a supervisor left which was killed is not used again while something is in it".
 #[test]
 fn what_a_killed_supervisor_left_is_left_alone_and_what_is_empty_is_made_anew() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let mut killed =
         home.supervise("", Server::Python("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nserve()"), &[]).serving();
     let left = Left(killed.generation(1));
@@ -218,7 +234,7 @@ fn what_a_killed_supervisor_left_is_left_alone_and_what_is_empty_is_made_anew() 
 // handoff-run(1), CGROUPS: "It may make cgroups in its own".
 #[test]
 fn cgroups_that_a_server_makes_in_its_own_are_a_part_of_it_as_is_a_process_that_moves_itself_out() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let script = "
 def move(cgroup): open(cgroup + '/cgroup.procs', 'w').write('0')
 def worker(name, cgroup):
@@ -247,7 +263,7 @@ serve()";
 // A supervisor inside a generation has the cgroup of that delegated.
 #[test]
 fn a_supervisor_in_a_generation_of_another_has_its_cgroups_in_that_ones() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let setup = home.supervise("", Server::Python(PLAIN), &[]);
     let inner = [PROGRAM, "--supervise", "--control", &home.folder.text("inner"), "--"];
     let line: Vec<String> =
@@ -262,7 +278,7 @@ fn a_supervisor_in_a_generation_of_another_has_its_cgroups_in_that_ones() {
 // handoff-run(1), CGROUPS: "The end of what is left is reported by the kernel", also of what is no descendant.
 #[test]
 fn what_is_left_of_a_generation_is_waited_for_without_a_look() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let supervisor = home.supervise("", Server::Python(PLAIN), &["--drain-timeout", "1h"]).serving();
     let left = Run::of("env").args(&["--ignore-signal=TERM", "sleep", "100"]).start();
     fs::write(home.path("generation-1/cgroup.procs"), left.pid().to_string()).unwrap();
@@ -279,7 +295,7 @@ fn what_is_left_of_a_generation_is_waited_for_without_a_look() {
 // handoff-run(1), CGROUPS: "--status shows the memory, where the kernel accounts for it, and the time of the processor".
 #[test]
 fn a_status_shows_what_each_generation_uses() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let script = "
 while gen == '1' and time.process_time() < 0.3: pass
 serve()";

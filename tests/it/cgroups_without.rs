@@ -19,7 +19,7 @@ fn without_kill(home: &Home, generation: u64) {
 
 #[test]
 fn where_a_cgroup_cannot_be_killed_its_processes_are() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let supervisor = home.supervise("", Server::Python(DAEMON), &SHORT).serving();
     without_kill(&home, 1);
     let daemon = daemon(&supervisor);
@@ -31,7 +31,7 @@ fn where_a_cgroup_cannot_be_killed_its_processes_are() {
 // A reload that waits would never end: the cgroup is never empty.
 #[test]
 fn where_a_cgroup_cannot_be_killed_another_users_process_is_reported_and_left() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let supervisor = worker(&home);
     without_kill(&home, 1);
     let pid = Pid::from_raw(home.folder.read("worker").parse().unwrap());
@@ -48,7 +48,7 @@ fn where_a_cgroup_cannot_be_killed_another_users_process_is_reported_and_left() 
 
 #[test]
 fn where_no_more_cgroups_may_be_made_a_generation_goes_on_without_one_which_is_logged() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     // The holder's, the leaf, and the first generation's.
     fs::write(home.path("cgroup.max.descendants"), "3").unwrap();
     let supervisor = home.supervise("", Server::Python(PLAIN), &[]).serving();
@@ -67,7 +67,7 @@ fn where_no_more_cgroups_may_be_made_a_generation_goes_on_without_one_which_is_l
 // Somebody who cleans up, when the last process has moved itself out.
 #[test]
 fn a_cgroup_that_was_removed_is_no_cause_to_spin_or_to_wait() {
-    let Some(home) = Home::make() else { return };
+    let Some(home) = Home::delegated() else { return };
     let script = "
 if gen == '1':
     if os.fork() == 0:

@@ -31,7 +31,7 @@ exec sleep 1000' sh "$1""#;
 
 /// Begin in the cgroup $1, and be $3 and so on in the namespaces that $2 holds.
 const BEGIN: &str = r#"
-mkdir -p "$1"
+[ -d "$1" ] || mkdir "$1"
 echo $$ > "$1/cgroup.procs"
 holder=$2
 shift 2
@@ -89,6 +89,13 @@ impl Home {
         }
     }
 
+    /// The same, with its root delegated.
+    pub fn delegated() -> Option<Home> {
+        let home = Home::make()?;
+        home.mark("");
+        Some(home)
+    }
+
     fn hold(cgroup: Cgroup, folder: Arc<Folder>) -> Result<Home, String> {
         let words = ["--mount", "--propagation", "private", "sh", "-ec", HOLD, "sh", &cgroup.folder, &cgroup.path];
         let mut holder = Run::of("unshare").args(&words).start();
@@ -123,16 +130,23 @@ impl Home {
 
     /// A supervisor that begins in the cgroup of this name, or in the root of what it sees.
     pub fn supervise(&self, name: &str, server: Server, options: &[&str]) -> Setup {
-        self.supervise_by(name, &[PROGRAM], server, options)
+        supervise_in(&self.folder, server, options).by(self.begin(name, &[PROGRAM]))
     }
 
-    /// The same by a line whose last word is the program.
-    pub fn supervise_by(&self, name: &str, line: &[&str], server: Server, options: &[&str]) -> Setup {
+    /// The same as the first process of a PID namespace.
+    pub fn contain(&self, name: &str, server: Server, options: &[&str]) -> Setup {
+        let contain = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", PROGRAM];
+        let run = self.begin(name, &contain);
+        supervise_in(&self.folder, server, options).by_parent(run)
+    }
+
+    /// Run this from the cgroup of this name on.
+    fn begin(&self, name: &str, line: &[&str]) -> Run {
         let holder = self.holder().to_string();
         let begin = format!("{}/cgroup{}/{name}", self.cgroup.folder, self.cgroup.path);
         let folder = format!("--wdns={}", self.cgroup.folder);
         let words = ["-t", &holder, "-m", &folder, "--", "sh", "-ec", BEGIN, "sh", &begin, &holder];
-        supervise_in(&self.folder, server, options).by(Run::of("nsenter").args(&words).args(line))
+        Run::of("nsenter").args(&words).args(line)
     }
 
     /// The cgroups in it, and those in them, by their paths, but for the holder's.
