@@ -1,7 +1,7 @@
 //! A real systemd, booted as pid 1 of namespaces of its own, with the units of the test's folder.
 
 use std::path::Path;
-use std::{env, fs, thread};
+use std::{env, fs};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
