@@ -7,6 +7,9 @@ echo $$ > "$1/cgroup$2/cgroup.procs"
 exec unshare --cgroup sh -ec '
 umount "$1/cgroup"
 mount -t proc proc /proc
+# It would set limits of the kernel for all.
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
