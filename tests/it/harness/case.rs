@@ -10,7 +10,7 @@ use std::{env, fs, process};
 use nix::sys::signal::Signal;
 use nix::unistd::setsid;
 
-use super::{Folder, Run, handoff_run_with, skip};
+use super::{DEADLINE, Folder, Run, handoff_run_with, skip};
 
 /// What a test says of its server.
 pub struct Case {
@@ -146,9 +146,9 @@ pub fn fill_by(folder: &Folder, files: &str, change: impl Fn(&str) -> String) {
     }
 }
 
-/// Run a shell command in `folder`, to succeed.
+/// Run a shell command in `folder`, to succeed. To compile takes its time on a busy machine.
 pub fn run(command: &str, folder: &Folder) {
-    let output = shell(command, folder).output();
+    let output = shell(command, folder).start().output_within(DEADLINE * 10);
     assert!(output.status.success(), "{command}: {output:?}");
 }
 

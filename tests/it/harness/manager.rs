@@ -54,6 +54,8 @@ impl Manager {
         self.socket.set_read_timeout(Some(time)).unwrap();
         let mut buffer = [0; 4096];
         match self.socket.recv(&mut buffer) {
+            // signal(7): so ends a wait with a timeout when the process was stopped meanwhile.
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.within(time),
             Ok(length) => Some(String::from_utf8(buffer[..length].to_vec()).unwrap()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => None,
             Err(error) => panic!("{error}"),
