@@ -281,11 +281,18 @@ fn no_notify_socket_is_left_of_supervisors_that_were_killed_but_what_was_just_ma
     assert_eq!(runtime.names().len(), 4);
     supervisor.stopped();
     // A live one of another supervisor, however old, and what only looks like one.
-    ["handoff-run-0", "other-1"].iter().for_each(|made| fs::create_dir(runtime.path(made)).unwrap());
-    let socket = UnixDatagram::bind(runtime.path("handoff-run-0/live")).unwrap();
-    drop(UnixDatagram::bind(runtime.path("other-1/dead")).unwrap());
+    let [live, sources] = ["handoff-run-0123456789abcdef", "handoff-run-1.0.0"];
+    [live, sources].iter().for_each(|made| fs::create_dir(runtime.path(made)).unwrap());
+    let socket = UnixDatagram::bind(runtime.path(&format!("{live}/live"))).unwrap();
+    drop(UnixDatagram::bind(runtime.path(&format!("{sources}/dead"))).unwrap());
+    // connect(2) to a file that is no socket once passed for a socket that is dead, and the file was removed.
+    [live, sources].iter().for_each(|made| runtime.write(&format!("{made}/README"), "text"));
     let (supervisor, _killed) = after_three(&folder, &runtime, age);
-    assert!(runtime.path("handoff-run-0/live").exists() && runtime.path("other-1/dead").exists());
+    for kept in
+        [format!("{live}/live"), format!("{sources}/dead"), format!("{live}/README"), format!("{sources}/README")]
+    {
+        assert!(runtime.path(&kept).exists(), "{kept}");
+    }
     assert_eq!(runtime.names().len(), 3, "{:?}", runtime.names());
     supervisor.stopped();
     drop(socket);

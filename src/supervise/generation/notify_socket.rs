@@ -9,7 +9,7 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -115,7 +115,9 @@ fn bind_in(folder: &Path, socket: &OwnedFd) -> nix::Result<()> {
 pub(crate) fn remove_left(folders: &[PathBuf]) {
     for folder in folders.iter().flat_map(|folder| entries(folder)).filter(|folder| is_left(folder)) {
         for socket in entries(&folder) {
-            if UnixAddr::new(&socket).and_then(|address| is_refused(&address)) == Ok(true) {
+            // Whatever is no socket refuses too.
+            let is_socket = fs::symlink_metadata(&socket).is_ok_and(|found| found.file_type().is_socket());
+            if is_socket && UnixAddr::new(&socket).and_then(|address| is_refused(&address)) == Ok(true) {
                 drop(NotifyFile(socket));
             }
         }
@@ -128,8 +130,11 @@ fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
 
 /// Is this a folder for a notify socket, put there by this user, and not just now? A socket that is being bound refuses.
 fn is_left(folder: &Path) -> bool {
-    let prefix = NOTIFY_FOLDER.trim_start_matches('/').as_bytes();
-    let is_named = folder.file_name().is_some_and(|name| name.as_bytes().starts_with(prefix));
+    let prefix = NOTIFY_FOLDER.trim_start_matches('/');
+    let number = folder.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_prefix(prefix));
+    // The folder of this program's sources begins alike.
+    let is_named =
+        number.is_some_and(|number| number.len() == 16 && number.bytes().all(|byte| byte.is_ascii_hexdigit()));
     let Some(found) = fs::symlink_metadata(folder).ok().filter(|_| is_named) else { return false };
     let is_old = found.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > YOUNG));
     found.is_dir() && found.uid() == geteuid().as_raw() && is_old
