@@ -1,7 +1,7 @@
 //! One cgroup of the unified hierarchy (Documentation/admin-guide/cgroup-v2.rst): who is in it, what they use, and their
 //! end, by its files.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -79,9 +79,19 @@ impl Cgroup {
         done
     }
 
-    /// What shows whether anything is in it: POLLPRI when that changes, until it is read.
-    pub(crate) fn open_events(&self) -> nix::Result<OwnedFd> {
-        self.open(EVENTS, OFlag::O_RDONLY)
+    /// What shows whether anything is in it: POLLPRI when that changes, until it is read. Only one supervisor has it.
+    ///
+    /// # Errors
+    /// EWOULDBLOCK if another has it, and ENOENT or ENODEV if it was removed.
+    pub(crate) fn claim(&self) -> nix::Result<OwnedFd> {
+        let events = File::from(self.open(EVENTS, OFlag::O_RDONLY)?);
+        // It may have been somebody's before, and removed, and then another is there by now.
+        events.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Errno::EWOULDBLOCK,
+            TryLockError::Error(error) => Errno::from_raw(error.raw_os_error().unwrap_or_default()),
+        })?;
+        is_populated(&events)?;
+        Ok(events.into())
     }
 
     /// The processes in it and in the cgroups below it.
@@ -189,7 +199,7 @@ mod tests {
         let cgroup = files("events", &[]);
         for (text, populated) in [("populated 0\nfrozen 0\n", false), ("frozen 0\npopulated 1\n", true), ("", true)] {
             fs::write(cgroup.0.join(EVENTS), text).unwrap();
-            assert_eq!(is_populated(cgroup.open_events().unwrap()), Ok(populated), "{text}");
+            assert_eq!(is_populated(cgroup.claim().unwrap()), Ok(populated), "{text}");
         }
         fs::remove_dir_all(&cgroup.0).unwrap();
     }

@@ -78,24 +78,25 @@ impl Supervisor {
 
     fn launch(&mut self, id: Id, share: Share) -> Result<Generation> {
         let program = &self.config.exec.program;
-        let cgroup = self.delegation.as_ref().and_then(|delegation| delegation.make(id));
+        let confinement = self.delegation.as_ref().and_then(|delegation| delegation.make(id));
+        let cgroup = confinement.as_ref().map(|(cgroup, _)| cgroup);
         let launch = Launch {
             program,
             handout: self.sockets.handout(share, program),
             dispositions: self.signals.dispositions(),
             directory: self.directory.as_deref(),
             generation: id,
-            cgroup: cgroup.as_ref(),
+            cgroup,
             variables: Vec::<CString>::new(),
             filter: self.filter(),
             watchdog: self.reporter.manager.watchdog(),
         };
         let started = Generation::start(launch, share, &self.config.ready, self.sockets.reach(), sys::now());
         if started.is_err() {
-            let _ = cgroup.as_ref().map(Cgroup::remove);
+            let _ = cgroup.map(Cgroup::remove);
         }
         let mut generation = started?;
-        cgroup.into_iter().for_each(|cgroup| generation.confine(cgroup));
+        confinement.into_iter().for_each(|(cgroup, events)| generation.confine(cgroup, events));
         if program.handing == Handing::Descriptors {
             generation.given = self.sockets.set(share).inodes;
         }

@@ -4,6 +4,7 @@
 //! is delegated, nothing is created, and generations are told apart by what /proc shows.
 
 use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use log::{debug, info};
@@ -52,14 +53,13 @@ impl Delegation {
         Some(Delegation(delegated))
     }
 
-    /// A new cgroup for a generation; none where that fails.
-    pub(crate) fn make(&self, id: Id) -> Option<Cgroup> {
+    /// A new cgroup for a generation, with its events; none where that fails.
+    pub(crate) fn make(&self, id: Id) -> Option<(Cgroup, OwnedFd)> {
         let made = make(|attempt| self.0.child(&name(id, attempt)));
-        let made = made.inspect_err(|error| info!("generation {id}: has no cgroup of its own: {error}"));
-        let cgroup = made.ok()?;
+        let made = made.inspect_err(|error| info!("generation {id}: has no cgroup of its own: {error}")).ok()?;
         // As the program would be told of its cgroup without us. One of its own supervisors, or a container, may use it.
-        let _ = sys::set_attribute(cgroup.directory(), MARKS[0], b"1");
-        Some(cgroup)
+        let _ = sys::set_attribute(made.0.directory(), MARKS[0], b"1");
+        Some(made)
     }
 }
 
@@ -99,18 +99,30 @@ fn enter_leaf(leaf: &Cgroup) -> nix::Result<()> {
     }
 }
 
-/// The first of `candidates` that is not there, or that nothing is in.
-fn make(candidate: impl Fn(u32) -> Cgroup) -> nix::Result<Cgroup> {
+/// The first of the candidates that is not there, or that nothing is in and no supervisor has.
+fn make(candidate: impl Fn(u32) -> Cgroup) -> nix::Result<(Cgroup, OwnedFd)> {
     let mut made = Err(Errno::EEXIST);
     for cgroup in (1..=MOST_NAMES).map(candidate) {
-        // Not used as it is, for it may have been given limits.
-        let _ = cgroup.remove();
-        made = cgroup.make().map(|()| cgroup);
-        if made != Err(Errno::EEXIST) {
+        made = make_anew(&cgroup).map(|events| (cgroup, events));
+        if !matches!(made, Err(Errno::EEXIST | Errno::EWOULDBLOCK | Errno::ENOENT | Errno::ENODEV)) {
             break;
         }
     }
     made
+}
+
+/// Make it, also in the place of one that a supervisor left.
+fn make_anew(cgroup: &Cgroup) -> nix::Result<OwnedFd> {
+    match cgroup.make() {
+        Err(Errno::EEXIST) => {
+            let _left = cgroup.claim()?;
+            // Not used as it is, for it may have been given limits.
+            let _ = cgroup.remove();
+            cgroup.make()?;
+        }
+        made => made?,
+    }
+    cgroup.claim()
 }
 
 fn name(id: Id, attempt: u32) -> String {

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io;
+use std::mem;
 use std::os::unix::fs::chown;
+use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -13,7 +15,7 @@ use crate::harness::facts::done;
 use crate::harness::json::flat;
 use crate::harness::log::gone;
 use crate::harness::process::{Left, exists, stat, status_field};
-use crate::harness::{PROGRAM, Run, Server, Supervisor, wait_for};
+use crate::harness::{Folder, PROGRAM, Run, Server, Supervisor, wait_for};
 
 /// Marks its cgroup, first of all, and serves.
 pub const PLAIN: &str = "
@@ -258,6 +260,28 @@ serve()";
     assert!(!exists(inside) && !exists(outside));
     assert_eq!(home.cgroups(), ["generation-2", "supervisor"]);
     supervisor.stopped();
+}
+
+// The other one once took its place, and was killed with it.
+#[test]
+fn a_cgroup_that_another_supervisor_has_is_left_to_it_also_while_nothing_is_in_it() {
+    let Some(mut home) = Home::delegated() else { return };
+    let script = "
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open('/sys/fs/cgroup/beside/cgroup.procs', 'w').write('0')
+serve()";
+    let supervisor = home.supervise("", Server::Python(script), &SHORT).serving();
+    assert_eq!(home.processes("generation-1"), []);
+    let folder = mem::replace(&mut home.folder, Arc::new(Folder::new()));
+    let other = home.supervise("supervisor", Server::Hello, &[]).serving();
+    home.folder = folder;
+    assert_eq!(home.processes("generation-1-2"), [other.generation(1)]);
+    assert_eq!(home.cgroups(), ["generation-1", "generation-1-2", "supervisor"]);
+    supervisor.signal(Signal::SIGTERM);
+    supervisor.wait_gone(1);
+    assert_eq!(home.cgroups(), ["generation-1-2", "supervisor"]);
+    assert!(exists(other.generation(1)), "{}", other.log());
+    other.stopped();
 }
 
 // A supervisor inside a generation has the cgroup of that delegated.

@@ -1,9 +1,8 @@
 //! A generation in a cgroup of its own: what the kernel shows of it, however its processes hide.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use log::info;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
@@ -12,15 +11,10 @@ use crate::supervise::generation::Generation;
 use crate::supervise::generation::descriptors::Role;
 
 impl Generation {
-    /// It was started in this one.
-    pub(crate) fn confine(&mut self, cgroup: Cgroup) {
-        match cgroup.open_events() {
-            Ok(events) => {
-                self.descriptors.add(Role::Cgroup, events);
-                self.cgroup = Some(cgroup);
-            }
-            Err(error) => info!("generation {}: its cgroup cannot be observed: {error}", self.id),
-        }
+    /// It was started in this one, which has these events.
+    pub(crate) fn confine(&mut self, cgroup: Cgroup, events: OwnedFd) {
+        self.descriptors.add(Role::Cgroup, events);
+        self.cgroup = Some(cgroup);
     }
 
     /// The processes that are in it. One may have moved itself out: what is known of members counts besides.
