@@ -262,26 +262,40 @@ serve()";
     supervisor.stopped();
 }
 
-// The other one once took its place, and was killed with it.
-#[test]
-fn a_cgroup_that_another_supervisor_has_is_left_to_it_also_while_nothing_is_in_it() {
+/// The first generation of a supervisor leaves its cgroup and does this; another supervisor makes one of this name; then the
+/// first supervisor stops.
+fn beside_another(then: &str, expected: &str) {
     let Some(mut home) = Home::delegated() else { return };
-    let script = "
+    let script = format!(
+        "
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open('/sys/fs/cgroup/beside/cgroup.procs', 'w').write('0')
-serve()";
-    let supervisor = home.supervise("", Server::Python(script), &SHORT).serving();
+{then}
+serve()"
+    );
+    let supervisor = home.supervise("", Server::Python(&script), &SHORT).serving();
     assert_eq!(home.processes("generation-1"), []);
     let folder = mem::replace(&mut home.folder, Arc::new(Folder::new()));
     let other = home.supervise("supervisor", Server::Hello, &[]).serving();
     home.folder = folder;
-    assert_eq!(home.processes("generation-1-2"), [other.generation(1)]);
-    assert_eq!(home.cgroups(), ["generation-1", "generation-1-2", "supervisor"]);
+    assert_eq!(home.processes(expected), [other.generation(1)]);
     supervisor.signal(Signal::SIGTERM);
     supervisor.wait_gone(1);
-    assert_eq!(home.cgroups(), ["generation-1-2", "supervisor"]);
+    assert_eq!(home.cgroups(), [expected, "supervisor"]);
     assert!(exists(other.generation(1)), "{}", other.log());
     other.stopped();
+}
+
+// The other one once took its place, and was killed with it.
+#[test]
+fn a_cgroup_that_another_supervisor_has_is_left_to_it_also_while_nothing_is_in_it() {
+    beside_another("", "generation-1-2");
+}
+
+// All in it was killed once.
+#[test]
+fn a_cgroup_of_another_supervisor_that_has_the_name_of_one_that_was_removed_is_left_alone() {
+    beside_another("os.rmdir('/sys/fs/cgroup/generation-1')", "generation-1");
 }
 
 // A supervisor inside a generation has the cgroup of that delegated.

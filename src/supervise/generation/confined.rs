@@ -17,9 +17,15 @@ impl Generation {
         self.cgroup = Some(cgroup);
     }
 
+    /// Its own, unless it was removed: another supervisor's may have that name by now.
+    pub(super) fn cgroup(&self) -> Option<&Cgroup> {
+        let events = self.descriptors.get(Role::Cgroup)?;
+        self.cgroup.as_ref().filter(|_| is_populated(events) != Err(Errno::ENODEV))
+    }
+
     /// The processes that are in it. One may have moved itself out: what is known of members counts besides.
     pub(crate) fn confined(&self) -> Vec<Pid> {
-        self.cgroup.as_ref().map(Cgroup::processes).unwrap_or_default()
+        self.cgroup().map(Cgroup::processes).unwrap_or_default()
     }
 
     /// To be waited for by POLLPRI: only when the main process has ended does anything follow from what is left.
@@ -57,13 +63,13 @@ impl Generation {
     /// End all in it. The processes that it ends, whoever's they are.
     pub(super) fn kill_confined(&self) -> Vec<Pid> {
         let confined = self.confined();
-        let killed = self.cgroup.as_ref().is_some_and(|cgroup| cgroup.kill().is_ok());
+        let killed = self.cgroup().is_some_and(|cgroup| cgroup.kill().is_ok());
         if killed { confined } else { vec![] }
     }
 
     /// The bytes of memory that its processes use, and the time of the processor that they have used.
     pub(crate) fn usage(&self) -> (Option<u64>, Option<Duration>) {
-        let cgroup = self.cgroup.as_ref();
+        let cgroup = self.cgroup();
         (cgroup.and_then(Cgroup::memory), cgroup.and_then(Cgroup::processor_time))
     }
 }

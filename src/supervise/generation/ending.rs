@@ -99,7 +99,7 @@ impl Generation {
     pub(crate) fn reap(self) {
         // It may have been reaped already.
         let _ = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
-        if let Some(Err(error)) = self.cgroup.as_ref().map(Cgroup::remove) {
+        if let Some(Err(error)) = self.cgroup().map(Cgroup::remove) {
             debug!("generation {}: its cgroup stays: {error}", self.id);
         }
     }
