@@ -42,8 +42,7 @@ impl Supervisor {
     }
 
     fn report(&mut self, id: Id, transition: Transition) {
-        let is_reachable = self.reporter.broken.is_empty();
-        if self.plan.reloads.end(id, transition, is_reachable, sys::now()) == Some(Outcome::Succeeded) {
+        if self.plan.reloads.end(id, transition, &self.reporter.broken, sys::now()) == Some(Outcome::Succeeded) {
             // What failed before is mended.
             self.reporter.last_failure = None;
         }

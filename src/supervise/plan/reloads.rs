@@ -17,7 +17,7 @@ pub(crate) enum Outcome {
     Failed,
     /// It was not ready in time.
     TimedOut,
-    /// It was on trial, or had not settled, and the old one serves again.
+    /// It was getting ready or on trial, or had not settled, and the old one serves on, or again.
     RolledBack,
     /// It serves and has settled, and clients cannot reach a listener.
     Unreachable,
@@ -78,15 +78,10 @@ impl Reloads {
         *self.counts.of(Outcome::Refused) += 1;
     }
 
-    /// A transition of this generation is reported: count the reload that ends with it, if one does.
-    pub(crate) fn end(
-        &mut self,
-        id: Id,
-        transition: Transition,
-        is_reachable: bool,
-        now: Timestamp,
-    ) -> Option<Outcome> {
-        let outcome = Outcome::of(transition, is_reachable)?;
+    /// A transition of this generation is reported: count the reload that ends with it, if one does. `broken` is what keeps
+    /// clients from a listener.
+    pub(crate) fn end(&mut self, id: Id, transition: Transition, broken: &[String], now: Timestamp) -> Option<Outcome> {
+        let outcome = Outcome::of(transition, broken)?;
         self.asked.remove(self.asked.iter().position(|asked| *asked == id)?);
         *self.counts.of(outcome) += 1;
         (self.last, self.last_at) = (Some(outcome), Some(now));
@@ -155,9 +150,9 @@ impl Counts {
 
 impl Outcome {
     /// How a reload ends with this transition of its generation, if it does.
-    fn of(transition: Transition, is_reachable: bool) -> Option<Outcome> {
+    fn of(transition: Transition, broken: &[String]) -> Option<Outcome> {
         match transition {
-            Transition::Settled if is_reachable => Some(Outcome::Succeeded),
+            Transition::Settled if broken.is_empty() => Some(Outcome::Succeeded),
             Transition::Settled => Some(Outcome::Unreachable),
             Transition::RolledBack(_) => Some(Outcome::RolledBack),
             Transition::Failed(_) => Some(Outcome::Failed),

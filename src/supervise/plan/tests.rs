@@ -72,7 +72,7 @@ impl Story {
         let orders = self.0.handle(event, self.1, seconds(second));
         for order in &orders {
             if let Order::Report(id, transition) = *order {
-                self.0.reloads.end(id, transition, true, seconds(second));
+                self.0.reloads.end(id, transition, &[], seconds(second));
             }
         }
         orders

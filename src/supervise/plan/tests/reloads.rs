@@ -63,7 +63,8 @@ fn a_start_that_nobody_asked_for_is_no_reload_and_one_that_was_asked_for_where_n
 #[test]
 fn a_reload_that_leaves_a_listener_unreachable_is_no_success() {
     let mut story = Story::settling();
-    assert_eq!(story.0.reloads.end(2, Transition::Settled, false, seconds(110)), Some(Outcome::Unreachable));
+    let broken = ["its path is another file's now".to_owned()];
+    assert_eq!(story.0.reloads.end(2, Transition::Settled, &broken, seconds(110)), Some(Outcome::Unreachable));
     assert_eq!(counts(&story), Counts { unreachable: 1, ..Counts::default() });
 }
 
@@ -95,6 +96,6 @@ fn a_state_without_reloads_or_with_a_way_to_end_that_is_not_known_is_read() {
     assert_eq!(read, Plan { reloads: Reloads::default(), ..story.0.clone() });
     // Such a predecessor left which generation was asked for, beside the plan.
     read.reloads.resume(story.0.reloads.first_asked());
-    read.reloads.end(3, Transition::TimedOut, true, seconds(171));
+    read.reloads.end(3, Transition::TimedOut, &[], seconds(171));
     assert_eq!(read.reloads.counts, Counts { timed_out: 1, ..Counts::default() });
 }

@@ -22,7 +22,7 @@ impl World {
             Order::Retire(id) => self.retire(id, event),
             Order::Kill(id) => assert!(self.killed.insert(id), "{id} is killed twice"),
             Order::Report(id, transition) => {
-                self.plan.reloads.end(id, transition, true, self.now);
+                self.plan.reloads.end(id, transition, &[], self.now);
                 self.report(id, transition, event, before);
             }
             Order::Finish(status) => {
