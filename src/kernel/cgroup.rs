@@ -1,5 +1,5 @@
-//! One cgroup of the unified hierarchy (Documentation/admin-guide/cgroup-v2.rst): who is in it, what they use, and their
-//! end, by its files.
+//! One cgroup of the unified hierarchy (Documentation/admin-guide/cgroup-v2.rst): which processes are in it, what they use,
+//! and their end, by its files.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -116,7 +116,7 @@ impl Cgroup {
         names.into_iter().map(|name| Cgroup(self.0.join(name))).collect()
     }
 
-    /// End everything in it and below it, whoever's it is, and whatever it forks meanwhile.
+    /// End every process in it and below it, also another user's, and what it forks meanwhile.
     ///
     /// # Errors
     /// ENOENT before Linux 5.14.

@@ -1,7 +1,7 @@
 //! The cgroup that is delegated to the supervisor: itself in a leaf of it, each generation in another one beside that.
 //!
-//! Who belongs to a generation, and its end, are then the kernel's word, whatever it forks, renames or forgets. Where none
-//! is delegated, nothing is created, and generations are told apart by what /proc shows.
+//! Which processes belong to a generation, and that it has ended, is then known from the kernel, whatever it forks, renames
+//! or forgets. Where none is delegated, nothing is created, and generations are told apart by what /proc shows.
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
@@ -19,7 +19,7 @@ use crate::sys;
 const LEAF: &str = "supervisor";
 /// What a generation's begins with.
 const PREFIX: &str = "generation-";
-/// A generation's is called otherwise where a supervisor that was killed left one of that name, but not more often.
+/// How many names are tried for a generation's: another supervisor may have it, or may have left it with something in it.
 const MOST_NAMES: u32 = 100;
 
 /// What a generation's cgroup accounts for. That of the processor's time needs no controller, and with it a generation that
@@ -76,7 +76,7 @@ fn delegated(own: &Cgroup) -> Option<Cgroup> {
     own.parent().filter(|parent| is_home(parent.directory()))
 }
 
-/// Is it systemd's word that processes in it may make others?
+/// Has systemd marked it as one in which processes may make others?
 fn is_marked(directory: &Path) -> bool {
     MARKS.iter().any(|mark| sys::has_attribute(directory, mark, b"1"))
 }
@@ -91,7 +91,7 @@ fn is_container(directory: &Path) -> bool {
         && !Path::new("/run/systemd/system").exists()
 }
 
-/// Another supervisor may be in it: each only makes cgroups of new names.
+/// Another supervisor may be in it: none uses a cgroup that another has.
 fn enter_leaf(leaf: &Cgroup) -> nix::Result<()> {
     match leaf.make() {
         Ok(()) | Err(Errno::EEXIST) => leaf.enter().inspect_err(|_| drop(leaf.remove())),

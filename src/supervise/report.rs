@@ -211,8 +211,8 @@ impl Reporter {
         self.next_live = Some(sys::now());
     }
 
-    /// A generation that was getting ready or on trial, or had not settled, is rolled back. `ending` is how its main process, or the check,
-    /// ended, if it has, and `held` how many connections it had when that was last seen.
+    /// A generation that was getting ready or on trial, or had not settled, is rolled back. `ending` is how its main process, or
+    /// the check, ended, if it has, and `held` how many connections it had when that was last seen.
     pub(crate) fn rolled_back(
         &mut self,
         id: Id,

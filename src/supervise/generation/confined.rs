@@ -60,7 +60,7 @@ impl Generation {
         !confined.is_empty() && self.members.alive().iter().all(|process| confined.contains(process))
     }
 
-    /// End all in it. The processes that it ends, whoever's they are.
+    /// End all in it, and return the processes that this ends, also other users'.
     pub(super) fn kill_confined(&self) -> Vec<Pid> {
         let confined = self.confined();
         let killed = self.cgroup().is_some_and(|cgroup| cgroup.kill().is_ok());
