@@ -89,6 +89,11 @@ fn shell(command: &str, folder: &Folder) -> Run {
         .before_exec(|| Ok(setsid().map(drop)?))
 }
 
+/// Where the line has its temporary files, whose name is two words.
+fn temporary(folder: &Folder) -> PathBuf {
+    folder.path("for now")
+}
+
 impl Project {
     /// Begin by a line of the manual, where @ADDR@ and @LINE@ are to be replaced.
     fn begin(&self, words: &str) -> Begun {
@@ -96,11 +101,12 @@ impl Project {
         let port = free_port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         fill(&folder, "development", port);
+        fs::create_dir(temporary(&folder)).unwrap();
         let warm_up = shell(self.warm_up, &folder).output();
         assert!(warm_up.status.success(), "{warm_up:?}");
         let words = words.replace("@ADDR@", &address.to_string()).replace("@OPTIONS@", self.options);
         let line = format!("exec {words} {} >&2", self.line.replace("@PORT@", &port.to_string()));
-        let run = shell(&line, &folder).env("TMPDIR", folder.path(""));
+        let run = shell(&line, &folder).env("TMPDIR", temporary(&folder));
         let mut supervisor = Supervisor::start(folder, run, Role::Supervisor);
         supervisor.expect_at(&address.to_string());
         supervisor.wait_ready(1);
@@ -260,10 +266,11 @@ fn the_example_watches_the_sources_builds_what_has_changed_and_ends_with_ctrl_c(
         return;
     }
     let watch = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/development/watch @ADDR@ --settle 50ms @OPTIONS@ --");
-    let warm_up = "git init -q . && printf '%s\n' log 'tmp.*' '*.new' >.gitignore";
+    let warm_up = "git init -q . && printf '%s\n' log 'for now' '*.new' >.gitignore && touch grün.py";
     let begun = Project { warm_up, ..PYTHON }.begin(watch);
     let sources = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/development")).unwrap().count();
-    wait_for("the sources to be watched", || (watched(&begun.supervisor.folder) >= sources).then_some(()));
+    // These, the two above, and their folder.
+    wait_for("the sources to be watched", || (watched(&begun.supervisor.folder) >= sources + 3).then_some(()));
     let serves = |number: u64| wait_for("the answer", || (begun.answer() == number).then_some(()));
     let ((), report) = Load::lasting(begun.address).during(|| {
         PYTHON.change(&begun, 1, 2);
@@ -281,5 +288,5 @@ fn the_example_watches_the_sources_builds_what_has_changed_and_ends_with_ctrl_c(
     let folder = begun.supervisor.folder.clone();
     begun.interrupt();
     // Its folder with the control socket goes last.
-    wait_for("the watcher to end", || folder.names().iter().all(|name| !name.starts_with("tmp.")).then_some(()));
+    wait_for("the watcher to end", || fs::read_dir(temporary(&folder)).unwrap().next().is_none().then_some(()));
 }
