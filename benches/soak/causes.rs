@@ -1,9 +1,10 @@
 //! What explains a loss, and a deploy that failed: nothing but what is in this table.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::client::{self, Transport};
+use super::clock::Time;
 use super::deploys::Deploy;
 use super::diary::Life;
 use super::failure::Failure;
@@ -55,14 +56,11 @@ pub const CAUSES: &[Cause] = &[
         name: "waited for a generation that was killed during a deploy",
         source: "handoff-run(1), STEERING: if a new one was getting ready, that takes its place, and what waited is reset",
         explains: |records, loss| {
-            let is_deployed = |fault: &Fault| {
-                records.deploys.iter().any(|deploy| deploy.begun <= fault.killed && fault.killed <= deploy.ended)
-            };
             let waited = |fault: &Fault| {
-                fault.stopped <= loss.begun + TRANSIT && loss.begun <= fault.ended && is_deployed(fault)
+                let mut ends = records.under_way(fault.killed).map(|deploy| deploy.ended.min(fault.ended));
+                ends.any(|end| loss.is_of_queue(fault.stopped, end))
             };
-            let mut killed = records.of(Kind::KillGroup).chain(records.of(Kind::KillMain));
-            (loss.was_reset_unserved() || loss.is_datagram()) && killed.any(waited)
+            records.of(Kind::KillGroup).chain(records.of(Kind::KillMain)).any(waited)
         },
     },
     Cause {
@@ -70,7 +68,10 @@ pub const CAUSES: &[Cause] = &[
         source: "handoff-run(1), Settled: lost are the connections that the new one had accepted",
         explains: |records, loss| {
             let mut deaths = records.lives.values().filter_map(|life| life.died.as_ref());
-            loss.was_cut() && deaths.any(|(time, held)| *time <= loss.ended && held.contains(&loss.client))
+            let held = |(time, held): &(Time, HashSet<String>)| {
+                loss.opened <= *time && *time <= loss.ended && held.contains(&loss.client)
+            };
+            loss.was_cut() && deaths.any(held)
         },
     },
     Cause {
@@ -81,17 +82,16 @@ pub const CAUSES: &[Cause] = &[
                 let deaths = records.lives.values().filter_map(|life| Some(life.died.as_ref()?.0));
                 let ends = deaths.chain(records.unsettled().map(|fault| fault.stopped));
                 let end = ends.filter(|time| deploy.begun <= *time && *time <= deploy.ended).max();
-                end.is_some_and(|time| time <= loss.begun + TRANSIT && loss.begun <= deploy.ended)
+                end.is_some_and(|time| loss.is_of_queue(time, deploy.ended))
             };
-            (loss.was_reset_unserved() || loss.is_datagram()) && records.failed().any(waited)
+            records.failed().any(waited)
         },
     },
     Cause {
         name: "came while a supervisor was dying of SIGKILL",
         source: "handoff-run(1), STEERING: a client that comes while it dies may be reset, and a datagram lost",
         explains: |records, loss| {
-            let came = |fault: &Fault| fault.killed <= loss.begun + TRANSIT && loss.begun <= fault.gone;
-            (loss.was_reset_unserved() || loss.is_datagram()) && records.of(Kind::KillSupervisor).any(came)
+            records.of(Kind::KillSupervisor).any(|fault| loss.is_of_queue(fault.killed, fault.gone))
         },
     },
     Cause {
@@ -121,6 +121,11 @@ impl Records<'_> {
         self.faults.iter().filter(move |fault| fault.kind == kind)
     }
 
+    /// Deploys that were under way at this time.
+    fn under_way(&self, time: Time) -> impl Iterator<Item = &Deploy> {
+        self.deploys.iter().filter(move |deploy| deploy.begun <= time && time <= deploy.ended)
+    }
+
     fn failed(&self) -> impl Iterator<Item = &Deploy> {
         self.deploys.iter().filter(|deploy| deploy.status == 1)
     }
@@ -137,7 +142,12 @@ impl Records<'_> {
             "hangs" => 124,
             _ => 0,
         };
-        let meanwhile = self.faults.iter().filter(|fault| fault.begun <= deploy.ended && deploy.begun <= fault.ended);
+        let meanwhile = |fault: &&Fault| {
+            // The generation that it strikes is that of the deploy which was under way then, and of no later one.
+            let end = if fault.is_of_unsettled() { fault.stopped } else { fault.ended };
+            fault.begun <= deploy.ended && deploy.begun <= end
+        };
+        let meanwhile = self.faults.iter().filter(meanwhile);
         deploy.status == usual || meanwhile.flat_map(allowed).any(|status| *status == deploy.status)
     }
 }
@@ -172,7 +182,15 @@ impl Loss {
         self.failure == Failure::Reset && self.transport == Transport::Tcp && self.server.is_none()
     }
 
+    /// A refused one is none: somebody has the socket at any time.
     fn is_datagram(&self) -> bool {
-        self.transport == Transport::Udp && matches!(self.failure, Failure::Timeout | Failure::Refused)
+        self.transport == Transport::Udp && self.failure == Failure::Timeout
+    }
+
+    /// It came between these times, and waited where nobody accepted it any more: it was reset by their end, or is a datagram,
+    /// which is only missed.
+    fn is_of_queue(&self, begun: Time, ended: Time) -> bool {
+        let was_reset = self.was_reset_unserved() && self.ended <= ended + SLOWNESS;
+        (was_reset || self.is_datagram()) && begun <= self.begun + TRANSIT && self.begun <= ended
     }
 }
