@@ -9,8 +9,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 build=$1
 shift
 # The supervisor runs it with a shell.
-check="'$here/error-rate.sh'"
-for word; do check="$check '$word'"; done
+quote() { printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"; }
+check=$(quote "$here/error-rate.sh")
+for word; do check="$check $(quote "$word")"; done
 set --
 for stage in $stages; do set -- "$@" --canary "$stage"; done
 exec "$here/deploy.sh" "$build" "$@" --check "$check"

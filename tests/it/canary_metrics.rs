@@ -40,7 +40,8 @@ serve()"#;
 fn deploy(supervisor: &Supervisor, fault: &str, limits: &[&str], connections: usize) -> (Output, Report) {
     let server = python::write(&supervisor.folder, COUNTING);
     build(&supervisor.folder, fault, &format!("exec {} -IS {} {fault}", python::python().display(), server.display()));
-    let url = format!("http://{}/metrics", supervisor.address());
+    // curl sends no fragment; the shell has to pass on the quote.
+    let url = format!("http://{}/metrics#it's", supervisor.address());
     let canary = script(&supervisor.folder, "canary.sh", &[&[fault, &url], limits].concat());
     let canary = canary.env("STAGES", "20%:100ms 50%:100ms");
     Load { connections, ..Load::lasting(supervisor.address().parse().unwrap()) }.during(|| canary.output())
