@@ -14,6 +14,9 @@ use crate::harness::systemd::Systemd;
 use crate::harness::{Folder, PROGRAM, Run, wait_for};
 use crate::load::Load;
 
+/// The units of examples/systemd.
+const ALL: [&str; 6] =
+    ["app.service", "app.socket", "app-exec.service", "app-exec.socket", "app-fdstore.service", "app-full.service"];
 const ADDRESS: &str = "127.0.0.1:8000";
 
 fn example(name: &str) -> String {
@@ -141,12 +144,12 @@ fn systemd_finds_nothing_wrong_with_the_units() {
         return;
     }
     let (folder, _) = folder_with(&[]);
-    for name in ["app.service", "app.socket", "app-exec.service", "app-exec.socket", "app-fdstore.service"] {
+    for name in ALL {
         let text = example(name).replace("/usr/local/bin/handoff-run", &folder.text("handoff-run"));
         // What an older one does not know yet.
         folder.write(name, &text.replace("FileDescriptorStorePreserve=yes\n", ""));
     }
-    for name in ["app.service", "app.socket", "app-exec.service", "app-exec.socket", "app-fdstore.service"] {
+    for name in ALL {
         let output = Run::of("systemd-analyze").args(&["verify", "--man=no", &folder.text(name)]).output();
         // Of other units on this machine it may complain.
         let found: Vec<&str> = output.stderr.lines().filter(|line| line.contains("app")).collect();
