@@ -101,7 +101,10 @@ pub const CAUSES: &[Cause] = &[
             let life = loss.server.and_then(|(_, pid)| records.lives.get(&pid));
             let was_kept = |life: &&Life| loss.kind == client::Kind::WebSocket || life.release == "stays";
             let asked = life.filter(was_kept).and_then(|life| life.asked);
-            let is_late = |asked| loss.opened <= asked && asked + DRAIN_TIMEOUT <= loss.ended + SLOWNESS;
+            let is_late = |asked| {
+                let sent = loss.server.map_or(asked, |(_, pid)| records.sent(pid, asked));
+                loss.opened <= asked && sent + DRAIN_TIMEOUT <= loss.ended + SLOWNESS
+            };
             loss.was_cut() && asked.is_some_and(is_late)
         },
     },
@@ -119,6 +122,13 @@ impl Records<'_> {
 
     fn of(&self, kind: Kind) -> impl Iterator<Item = &Fault> {
         self.faults.iter().filter(move |fault| fault.kind == kind)
+    }
+
+    /// When at the earliest a signal was sent which a process has seen at this time: one that is stopped sees it when it goes on.
+    fn sent(&self, pid: i32, seen: Time) -> Time {
+        let was_stopped =
+            |fault: &&Fault| fault.victims.contains(&pid) && fault.stopped <= seen && seen <= fault.ended + SLOWNESS;
+        self.of(Kind::StopGroup).find(was_stopped).map_or(seen, |fault| fault.stopped)
     }
 
     /// Deploys that were under way at this time.
