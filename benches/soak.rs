@@ -58,6 +58,8 @@ use std::{env, io, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use faults::{ALL, Kind};
 use site::Site;
@@ -88,25 +90,27 @@ fn soak() -> Result<ExitCode> {
     let request = Request::of_line()?;
     // What a killed supervisor leaves is ours, so that we see whether it ends.
     prctl::set_child_subreaper(true)?;
+    // Before there is another thread, which would end of them.
+    let interrupts = server::signals(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP], SfdFlags::SFD_NONBLOCK)?;
     let site = Site::new()?;
     println!("SECONDS={} SEED={}; log: {}", request.time.as_secs(), request.seed, request.log.display());
     if !site.is_small {
         eprintln!("soak: FullDisk skipped: only root can mount a small file system");
     }
-    let summary = with_log(&request, &site)?;
+    let summary = with_log(&request, &site, &interrupts)?;
     println!("{summary}");
     Ok(if summary.is_as_promised() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Do it, while another thread reads what the supervisor logs.
-fn with_log(request: &Request, site: &Site) -> Result<Summary> {
+fn with_log(request: &Request, site: &Site, interrupts: &SignalFd) -> Result<Summary> {
     let mut log = File::create(&request.log)?;
     let (reads, stop) = (AtomicBool::new(true), AtomicBool::new(false));
     let (reader, writer) = io::pipe()?;
     let start = clock::now();
     thread::scope(|scope| {
         let keeper = scope.spawn(|| supervisor::keep_log(reader, &mut log, start, &reads, &stop));
-        let summary = run::run(request, site, writer, &reads, start);
+        let summary = run::run(request, site, interrupts, writer, &reads, start);
         stop.store(true, Ordering::Relaxed);
         keeper.join().ok().context("the log's reader panicked")??;
         summary

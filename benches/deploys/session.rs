@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, setsid};
 
 use super::waiting::wait_for;
@@ -25,9 +25,11 @@ impl Session {
         // Also when this program is interrupted, what it started is asked to stop.
         let alone = || {
             setsid()?;
+            // A signal mask outlives exec.
+            SigSet::empty().thread_set_mask()?;
             Ok(prctl::set_pdeathsig(Signal::SIGTERM)?)
         };
-        // SAFETY: between fork and exec only setsid and prctl are called, which are system calls and no more.
+        // SAFETY: between fork and exec only setsid, pthread_sigmask and prctl are called, which are system calls and no more.
         let command = unsafe { command.pre_exec(alone) };
         Ok(Session(command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?))
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, ensure};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 
 use super::causes::Records;
@@ -27,7 +28,14 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const WARM_UP: u64 = 8;
 
 /// Start the supervisor, do all that was asked for, and stop it.
-pub fn run(request: &Request, site: &Site, stderr: PipeWriter, reads: &AtomicBool, start: Time) -> Result<Summary> {
+pub fn run(
+    request: &Request,
+    site: &Site,
+    interrupts: &SignalFd,
+    stderr: PipeWriter,
+    reads: &AtomicBool,
+    start: Time,
+) -> Result<Summary> {
     let (pid, all, stop) = (AtomicI32::new(0), Mutex::new(Vec::new()), AtomicBool::new(false));
     let mut random = Random::new(request.seed);
     let mut supervisor = Supervisor::start(site, &pid, stderr)?;
@@ -40,7 +48,7 @@ pub fn run(request: &Request, site: &Site, stderr: PipeWriter, reads: &AtomicBoo
     let (tally, struck) = thread::scope(|scope| {
         let load = scope.spawn(|| load::run(&target, &stop));
         let deployer = scope.spawn(|| deploys::run(site, &pid, deploying, &all, &stop));
-        let struck = strike(&mut scene, request, &mut faults, start);
+        let struck = strike(&mut scene, request, interrupts, &mut faults, start);
         stop.store(true, Ordering::Relaxed);
         deployer.join().ok().context("the deployer panicked")??;
         Ok::<_, Error>((load.join().ok().context("the load panicked")?, struck))
@@ -63,13 +71,21 @@ fn warm_up(site: &Site, deploys: u64) -> Result<()> {
     Ok(())
 }
 
-/// Strike now and then; the first fault that the supervisor does not survive is the last.
-fn strike(scene: &mut Scene, request: &Request, done: &mut Vec<Fault>, start: Time) -> Result<()> {
+/// Strike now and then; the first fault that the supervisor does not survive is the last, as is one with an interrupt. What
+/// runs then ends with its values.
+fn strike(
+    scene: &mut Scene,
+    request: &Request,
+    interrupts: &SignalFd,
+    done: &mut Vec<Fault>,
+    start: Time,
+) -> Result<()> {
     let mut drawn: Vec<Kind> = Vec::new();
     let (begun, mut next) = (Instant::now(), INTERVAL.min(request.time / 2));
     while next < request.time {
         while begun.elapsed() < next {
             thread::sleep(Duration::from_millis(50));
+            ensure!(interrupts.read_signal()?.is_none(), "interrupted");
             usage::reap();
         }
         if drawn.is_empty() {

@@ -45,7 +45,7 @@ pub fn main() -> Result<ExitCode> {
         },
         _ => {}
     }
-    let signals = signals(&[Signal::SIGTERM, Signal::SIGCHLD])?;
+    let signals = signals(&[Signal::SIGTERM, Signal::SIGCHLD], SfdFlags::empty())?;
     let mut sockets: Vec<OwnedFd> = SOCKETS.map(announced).into();
     let (mut worker, mut is_asked) = (start_worker()?, false);
     loop {
@@ -76,10 +76,11 @@ fn start_worker() -> io::Result<Child> {
     Command::new(env::current_exe()?).arg(WORKER).spawn()
 }
 
-fn signals(which: &[Signal]) -> Result<SignalFd> {
+/// Signals that are only to be read from now on.
+pub fn signals(which: &[Signal], flags: SfdFlags) -> Result<SignalFd> {
     let set: SigSet = which.iter().copied().collect();
     set.thread_block()?;
-    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?)
+    Ok(SignalFd::with_flags(&set, flags | SfdFlags::SFD_CLOEXEC)?)
 }
 
 struct Worker {
@@ -105,7 +106,7 @@ struct Connection {
 }
 
 pub fn work() -> Result<ExitCode> {
-    let signals = signals(&[Signal::SIGTERM])?;
+    let signals = signals(&[Signal::SIGTERM], SfdFlags::empty())?;
     let [tcp, unix, udp] = SOCKETS.map(announced);
     let (tcp, unix, udp) = (TcpListener::from(tcp), UnixListener::from(unix), UdpSocket::from(udp));
     tcp.set_nonblocking(true)?;
