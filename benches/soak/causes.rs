@@ -140,6 +140,12 @@ impl Records<'_> {
         self.deploys.iter().filter(|deploy| deploy.status == 1)
     }
 
+    /// How many generations the last supervisor had at a time, with those that one before it had left.
+    pub fn most_generations(&self) -> usize {
+        let most = self.faults.iter().map(|fault| fault.states.len()).max().unwrap_or_default();
+        most + self.of(Kind::KillSupervisor).last().map_or(0, |fault| fault.states.len())
+    }
+
     /// Why this was lost, if that is known.
     pub fn explain(&self, loss: &Loss) -> Option<&'static str> {
         CAUSES.iter().find(|cause| (cause.explains)(self, loss)).map(|cause| cause.name)

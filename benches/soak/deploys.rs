@@ -15,7 +15,7 @@ use super::site::Site;
 use super::supervisor::{Generation, ask, status};
 
 const INTERVAL: Duration = Duration::from_secs(2);
-/// One in so many is asked for by a signal, whose outcome is what `--status` shows in time.
+/// One in eight is asked for by a signal, whose outcome is what `--status` shows in time.
 const SIGNALS: u64 = 8;
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(10);
 

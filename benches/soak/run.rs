@@ -25,7 +25,7 @@ use super::{Request, deploys, diary, load};
 /// Time from one fault to the next, if they do not take longer.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// More deploys than there are in a drain timeout.
-const WARM_UP: u64 = 8;
+pub const WARM_UP: u64 = 8;
 
 /// Start the supervisor, do all that was asked for, and stop it.
 pub fn run(
@@ -96,7 +96,8 @@ fn strike(
         let Some(kind) = drawn.pop() else { break };
         let fault = scene.strike(kind)?;
         let times = [fault.begun, fault.gone, fault.ended].map(|time| (time - start).as_secs_f64());
-        eprintln!("{times:.3?} {kind:?} {:?}, holding {} connections", fault.victims, fault.held.len());
+        let (victims, held, generations) = (&fault.victims, fault.held.len(), fault.states.len());
+        eprintln!("{times:.3?} {kind:?} {victims:?}, holding {held} connections, of {generations} generations");
         done.push(fault);
         next = begun.elapsed().max(next + INTERVAL);
     }

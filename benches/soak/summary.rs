@@ -7,10 +7,11 @@ use anyhow::Result;
 
 use super::causes::{CAUSES, Records};
 use super::clock::{Time, now};
+use super::run::WARM_UP;
 use super::tally::Tally;
 use super::usage::Usage;
 
-/// At most so many unexplained losses are printed: more have the same cause.
+/// Unexplained losses that are printed at most: more have the same cause.
 const MOST: usize = 20;
 
 pub struct Summary {
@@ -47,8 +48,9 @@ impl Summary {
         let mut usage = vec![("start", before)];
         match after {
             Ok(after) => {
-                unexplained
-                    .extend(after.growth(&usage[0].1).into_iter().map(|what| format!("more than before: {what}")));
+                let more = records.most_generations().saturating_sub(WARM_UP as usize);
+                let growth = after.growth(&usage[0].1, more);
+                unexplained.extend(growth.into_iter().map(|what| format!("more than before: {what}")));
                 usage.push(("end", after));
             }
             Err(error) => unexplained.push(format!("{error:#}")),

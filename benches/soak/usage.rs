@@ -12,9 +12,11 @@ use super::site::Site;
 
 /// How much more of memory the end may show, in KiB: the allocator's rounding, not one request's worth.
 const GROWTH: u64 = 512;
-/// How many more descriptors it may have at the end: slots stay, a TCP and a UDP socket for each generation that ever drained
-/// beside the others, and a fault may have made that four more than the warm-up.
-const SLOTS: usize = 8;
+/// How many more descriptors it may have at the end, for each generation that there were more of at a time than in the warm-up:
+/// slots stay, with a TCP and a UDP socket.
+const SLOT: usize = 2;
+/// The same for generations that nobody saw, beside those of `--status` before each fault.
+const UNSEEN: usize = 4;
 /// How many generations the supervisor that was killed last may have left the folders of: no successor has removed them yet.
 const LEFT: usize = 10;
 
@@ -62,12 +64,12 @@ impl Usage {
         })
     }
 
-    /// What there is more of than there was, if anything.
-    pub fn growth(&self, before: &Usage) -> Vec<String> {
+    /// What there is more of than there was, if anything; there were up to `generations` more at a time than before.
+    pub fn growth(&self, before: &Usage, generations: usize) -> Vec<String> {
         let grown = [
             (
                 format!("descriptors, of {:?} {:?}", before.kinds, self.kinds),
-                self.descriptors > before.descriptors + SLOTS,
+                self.descriptors > before.descriptors + SLOT * (generations + UNSEEN),
             ),
             ("memory".into(), self.memory > before.memory + GROWTH),
             ("zombies".into(), self.zombies > 0),
