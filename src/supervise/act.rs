@@ -321,9 +321,13 @@ impl Supervisor {
 
     /// One that has not settled and is stopped serves nobody.
     pub(super) fn see_stopped(&mut self) {
-        let mut unsettled = self.generations.iter().filter(|generation| self.plan.is_unsettled(generation.id));
-        let stopped = unsettled.find(|generation| generation.is_stopped()).map(|generation| generation.id);
-        self.events.extend(stopped.map(Event::Left));
+        let is_stopped = |generation: &&Generation| self.plan.is_unsettled(generation.id) && generation.is_stopped();
+        let stopped = self.generations.iter().find(is_stopped).map(|generation| generation.id);
+        if let Some(id) = stopped {
+            // Its SIGCHLD may still be on its way, and the cause is reported first.
+            self.see_stops();
+            self.events.push_back(Event::Left(id));
+        }
     }
 
     /// Repair what generations did to their sockets. At the end of all they may do as they like, unless somebody has those
