@@ -54,7 +54,8 @@ pub const CAUSES: &[Cause] = &[
     },
     Cause {
         name: "waited for a generation that was killed during a deploy",
-        source: "handoff-run(1), STEERING: if a new one was getting ready, that takes its place, and what waited is reset",
+        source: "handoff-run(1), STEERING: if a new one was getting ready, that takes its place, and what waited is answered \
+                 by the processes that are left of the old one, ... or is reset",
         explains: |records, loss| {
             let waited = |fault: &Fault| {
                 let mut ends = records.under_way(fault.killed).map(|deploy| deploy.ended.min(fault.ended));

@@ -336,15 +336,15 @@ impl Plan {
         }
         if let Some(standing) = self.standing.take_if(|standing| standing.id == id) {
             // There is nothing to roll back to.
-            let retired = self.retire(id, standing.new_until(), limits, now);
-            return [retired].into_iter().chain(self.settle(limits, now)).collect();
+            let released = self.release(id, standing.new_until(), standing.relieved, limits, now);
+            return [released].into_iter().chain(self.settle(limits, now)).collect();
         }
         if let Some(serving) = self.serving.take_if(|serving| serving.id == id) {
             return self.crashed(serving, status, limits, now);
         }
-        // It drains: what is left of it is asked to stop, too.
-        let told = self.tell(|draining| draining.id == id, limits, now);
-        if told.is_empty() { self.is_draining(id).then_some(Order::Retire(id)).into_iter().collect() } else { told }
+        // It drains: what is left of it is asked to stop, too, unless something is still waited for.
+        let is_told = |draining: &Draining| draining.id == id && draining.stop.is_none();
+        self.draining.iter().any(is_told).then_some(Order::Retire(id)).into_iter().collect()
     }
 
     fn gone(&mut self, id: Id) -> Vec<Order> {

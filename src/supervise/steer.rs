@@ -248,7 +248,7 @@ impl Supervisor {
         let drain_how = if id < EARLIER { self.config.limits.drain_how } else { Drain::Idle };
         match self.generations.get_mut(id) {
             Some(generation) if id >= EARLIER => generation.begin_release(drain_how, sys::now()),
-            Some(generation) if matches!(generation.share, Share::Slot(_)) => {
+            Some(generation) if matches!(generation.share, Share::Slot(_)) && !generation.is_over() => {
                 generation.begin_release(drain_how, sys::now());
             }
             _ => self.events.push_back(Event::Released(id)),

@@ -170,3 +170,74 @@ while True:
     });
     supervisor.stopped();
 }
+
+/// In generation 1 or 2, as the test wants, a worker accepts, which lives on when the main process is killed, has no graceful
+/// stop, and accepts nothing between its first client and the word to go on.
+fn with_worker(generation: u64) -> Server<'static> {
+    let code = format!(
+        "
+if gen == '{generation}':
+    if os.fork(): signal.pause()
+    select.select([s], [], [])
+    mark('deaf')
+    wait_for('go')
+    while True:
+        select.select([s], [], [])
+        signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})
+        answer(s.accept()[0])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {{signal.SIGTERM}})
+if gen == '2': wait_for('start')
+serve()"
+    );
+    Server::Python(code.leak())
+}
+
+/// Kill the main process of this generation while five clients wait for it, which is seen by this line: the worker answers
+/// them before it is told to stop.
+#[track_caller]
+fn is_answered_by_the_worker(supervisor: &Supervisor, generation: u64, clients: Vec<Client>, line: &str) {
+    supervisor.folder.read("deaf");
+    kill(supervisor.generation(generation), Signal::SIGKILL).unwrap();
+    supervisor.wait_log(line);
+    supervisor.folder.open("go");
+    for mut client in clients {
+        assert_eq!(client.answer().unwrap().generation, generation, "{}", supervisor.log());
+    }
+}
+
+// A soak once found clients that waited until the worker was killed: it was told to stop at once, and accepted no more.
+#[test]
+fn what_waits_for_a_generation_whose_main_process_ends_while_another_starts_is_answered_by_its_worker() {
+    let supervisor = supervise(with_worker(1), &[]).serving();
+    let clients = waiting(&supervisor, 5);
+    let reload = supervisor.command("--reload", &[]).start();
+    supervisor.generation(2);
+    is_answered_by_the_worker(&supervisor, 1, clients, "generation 1: was ended by SIGKILL\n");
+    supervisor.folder.open("start");
+    assert_eq!(reload.output().failure(), (0, ""));
+    serves_alone(&supervisor, 2);
+    assert!(!supervisor.stopped().contains("reset"));
+}
+
+#[test]
+fn what_waits_for_a_generation_whose_main_process_ends_while_it_stands_by_is_answered_by_its_worker() {
+    let supervisor = supervise(with_worker(1), &["--settle", "1h"]).serving();
+    let clients = waiting(&supervisor, 5);
+    supervisor.folder.open("start");
+    supervisor.signal(Signal::SIGHUP);
+    supervisor.wait_ready(2);
+    is_answered_by_the_worker(&supervisor, 1, clients, "generation 2: settled\n");
+    serves_alone(&supervisor, 2);
+    assert!(!supervisor.stopped().contains("reset"));
+}
+
+#[test]
+fn what_waits_for_a_generation_whose_main_process_ends_before_it_has_settled_is_answered_by_its_worker() {
+    let supervisor = supervise(with_worker(2), &["--settle", "1h"]).serving();
+    supervisor.signal(Signal::SIGHUP);
+    supervisor.wait_ready(2);
+    let clients = waiting(&supervisor, 5);
+    is_answered_by_the_worker(&supervisor, 2, clients, "generation 2: was ended by SIGKILL before it had settled");
+    serves_alone(&supervisor, 1);
+    assert!(!supervisor.stopped().contains("reset"));
+}

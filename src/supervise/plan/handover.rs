@@ -39,8 +39,15 @@ impl Plan {
         orders
     }
 
-    /// Tell a generation, which was relieved by another, to stop when nothing waits for it.
-    fn release(&mut self, id: Id, new_until: Timestamp, relieved: Timestamp, limits: Limits, now: Timestamp) -> Order {
+    /// Tell a generation, which was relieved by another, to stop when nothing waits for it; or what is left of it.
+    pub(super) fn release(
+        &mut self,
+        id: Id,
+        new_until: Timestamp,
+        relieved: Timestamp,
+        limits: Limits,
+        now: Timestamp,
+    ) -> Order {
         let longest = relieved + limits.drain;
         let stop = match limits.drain_how {
             Drain::Signal => longest.min(now + LONGEST_RELEASE),
@@ -76,11 +83,8 @@ impl Plan {
         };
         self.serving = Some(old);
         let mut orders = vec![Order::Steer(old.id), Order::Report(id, Transition::RolledBack(reason))];
-        orders.push(match reason {
-            Reason::Ended(_) => self.retire(id, new_until, limits, now),
-            // It holds clients.
-            _ => self.release(id, new_until, now, limits, now),
-        });
+        // It holds clients, or if it has ended, its workers may.
+        orders.push(self.release(id, new_until, now, limits, now));
         if old.id == PREDECESSOR {
             let status = if let Reason::Ended(status) = reason { status } else { 1 };
             orders.extend(self.give_up_first(status));

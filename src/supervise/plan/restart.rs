@@ -59,8 +59,14 @@ impl Plan {
             // Whatever comes from now on waits for the one that starts.
             None => orders.extend(self.starting.as_ref().map(|starting| Order::Steer(starting.id))),
         }
+        let is_replaced = self.serving.is_some() || self.starting.is_some();
         orders.extend(self.restart_or_stop(serving.id, status, limits.restart, now));
-        orders.push(self.retire(serving.id, serving.new_until(), limits, now));
+        orders.push(match is_replaced {
+            // Its workers may still accept what waits for it.
+            true => self.release(serving.id, serving.new_until(), now, limits, now),
+            // What waits is for the one that is started again, on the same socket.
+            false => self.retire(serving.id, serving.new_until(), limits, now),
+        });
         orders
     }
 

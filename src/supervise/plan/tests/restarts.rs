@@ -75,7 +75,7 @@ fn backoffs_begin_anew_after_ten_seconds_of_service() {
 fn a_successor_under_way_takes_the_place_of_one_that_crashes() {
     let mut story = Story::serving();
     story.at(1, reload());
-    let orders = [reported(1, Transition::Crashed(1)), Order::Steer(2), Order::Retire(1)];
+    let orders = [reported(1, Transition::Crashed(1)), Order::Steer(2), Order::Release(1)];
     assert_eq!(story.at(2, Event::Ended(1, 1)), orders, "whatever comes from now on waits for it");
     story.at(2, Event::Gone(1));
     assert_eq!(story.0.deadline(), Some(seconds(61)), "nothing else is to be started");
@@ -162,7 +162,7 @@ fn a_restart_that_fails_belongs_to_the_row_and_is_no_success() {
 fn a_successor_under_way_takes_the_place_also_where_nothing_is_started_again() {
     let mut story = restarting(Restart::No);
     story.at(1, reload());
-    let orders = [reported(1, Transition::Crashed(0)), Order::Steer(2), Order::Retire(1)];
+    let orders = [reported(1, Transition::Crashed(0)), Order::Steer(2), Order::Release(1)];
     assert_eq!(story.at(1, Event::Ended(1, 0)), orders);
     let mut fails = story.clone();
     assert_eq!(story.at(2, Event::Ready(2)), serves(2));

@@ -20,7 +20,7 @@ fn new_connections_go_where_they_went() {
     story.at(1, reload());
     assert_eq!(handed_on(&story, 2).1, [Order::Steer(1)]);
     story.at(2, Event::Ended(1, 1));
-    assert_eq!(handed_on(&story, 3).1, [Order::Steer(2)]);
+    assert_eq!(handed_on(&story, 3).1, [Order::Steer(2), Order::Release(1)]);
     assert_eq!(handed_on(&Story::settling(), 101).1, [Order::Steer(2)]);
     assert_eq!(handed_on(&Story::on_trial(None), 101).1, [Order::Share(2, 5)]);
 

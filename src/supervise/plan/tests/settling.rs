@@ -81,11 +81,11 @@ fn with_drain_idle_connections_are_waited_for_the_drain_timeout_from_its_relief_
 }
 
 #[test]
-fn a_generation_that_ends_while_it_waits_to_be_told_drains_what_is_left_of_it() {
+fn what_is_left_of_a_generation_that_ends_while_it_is_waited_for_is_told_when_nothing_waits() {
     let mut story = released(LIMITS);
-    assert_eq!(story.at(111, Event::Ended(1, 0)), [Order::Retire(1)]);
+    assert_eq!(story.at(111, Event::Ended(1, 0)), []);
+    assert_eq!(story.at(111, Event::Released(1)), [Order::Retire(1)]);
     assert_eq!(story.deadline(), Some(141));
-    assert_eq!(story.at(111, Event::Released(1)), []);
     assert_eq!(story.at(112, Event::Gone(1)), [reported(1, Transition::Gone)]);
 }
 
@@ -93,9 +93,9 @@ fn a_generation_that_ends_while_it_waits_to_be_told_drains_what_is_left_of_it() 
 fn a_new_generation_that_ends_before_it_has_settled_is_rolled_back() {
     for restart in [Restart::Always, Restart::No] {
         let mut story = Story::settling().with(Limits { restart, ..LIMITS });
-        let orders = [Order::Steer(1), rolled_back(2, Reason::Ended(3)), Order::Retire(2)];
+        let orders = [Order::Steer(1), rolled_back(2, Reason::Ended(3)), Order::Release(2)];
         assert_eq!(story.at(109, Event::Ended(2, 3)), orders);
-        assert_eq!(story.deadline(), Some(139));
+        assert_eq!(story.deadline(), Some(114));
         assert_eq!(story.at(110, Event::Gone(2)), [reported(2, Transition::Gone)]);
         assert_eq!(story.0, story.as_before(), "nothing is started again");
     }
@@ -144,8 +144,8 @@ fn a_new_generation_that_has_settled_is_not_rolled_back() {
 #[test]
 fn where_the_old_generation_ends_while_it_stands_by_the_new_one_has_settled() {
     let mut story = Story::settling();
-    assert_eq!(story.at(101, Event::Ended(1, 1)), [Order::Retire(1), reported(2, Transition::Settled)]);
-    assert_eq!(story.deadline(), Some(131), "until what is left of the old one is killed");
+    assert_eq!(story.at(101, Event::Ended(1, 1)), [Order::Release(1), reported(2, Transition::Settled)]);
+    assert_eq!(story.deadline(), Some(106), "until what is left of the old one is told");
     assert_eq!(story.at(101, Event::Rollback), [], "there is nothing to roll back to");
     assert_eq!(story.at(102, Event::Ended(2, 1))[0], reported(2, Transition::Crashed(1)));
 }

@@ -75,14 +75,14 @@ fn a_stop_leaves_the_predecessor_serving_until_it_is_no_longer_needed() {
 fn where_the_predecessor_ends_by_itself_its_successor_serves_as_soon_as_it_is_ready() {
     let mut story = Story::succeeding();
     let orders = story.at(1, Event::Ended(PREDECESSOR, 1));
-    let expected = [reported(PREDECESSOR, Transition::Crashed(1)), Order::Steer(1), Order::Retire(PREDECESSOR)];
+    let expected = [reported(PREDECESSOR, Transition::Crashed(1)), Order::Steer(1), Order::Release(PREDECESSOR)];
     assert_eq!(orders, expected);
     story.at(1, Event::Gone(PREDECESSOR));
     let orders = story.at(2, Event::Ready(1));
     assert_eq!(orders, [Order::Steer(1), reported(1, Transition::Serves), reported(1, Transition::Settled)]);
     let mut story = Story::succeeded();
     let orders = story.at(1, Event::Ended(PREDECESSOR, 1));
-    assert_eq!(orders, [Order::Retire(PREDECESSOR), reported(1, Transition::Settled)]);
+    assert_eq!(orders, [Order::Release(PREDECESSOR), reported(1, Transition::Settled)]);
 }
 
 // Once a generation was started again that the supervisor left behind when the failed one had drained.

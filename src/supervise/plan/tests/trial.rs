@@ -56,7 +56,7 @@ fn a_check_that_fails_or_does_not_end_in_time_rolls_back() {
 #[test]
 fn a_generation_on_trial_that_ends_changes_nothing_for_the_one_that_serves() {
     for mut story in [Story::on_trial(None), checked()] {
-        let orders = [Order::Steer(1), rolled_back(2, Reason::Ended(3)), Order::Retire(2)];
+        let orders = [Order::Steer(1), rolled_back(2, Reason::Ended(3)), Order::Release(2)];
         assert_eq!(story.at(121, Event::Ended(2, 3)), orders);
         story.at(121, Event::Gone(2));
         assert_eq!(story.0, story.as_before());
@@ -118,11 +118,11 @@ fn where_the_serving_one_ends_during_a_trial_the_one_on_trial_serves_at_once() {
                 Order::Steer(2),
                 reported(2, Transition::Serves),
                 reported(2, Transition::Settled),
-                Order::Retire(1),
+                Order::Release(1),
             ];
             assert_eq!(story.at(121, Event::Ended(1, 1)), orders);
             assert_eq!(story.0.serving, Some(Serving { id: 2, since: seconds(121) }));
-            assert_eq!(story.deadline(), Some(151), "until what is left of the old one is killed");
+            assert_eq!(story.deadline(), Some(126), "until what is left of the old one is told");
         }
     }
 }

@@ -87,9 +87,7 @@ impl World {
             Event::Left(id) if earlier(id).is_serving() && before.values().any(|life| life.is_on_trial()) => {
                 assert!(after(id).is_leaving());
             }
-            Event::Ended(id, _) if earlier(id) != Life::Gone => {
-                assert!(matches!(after(id), Life::Draining { .. }));
-            }
+            Event::Ended(id, _) if earlier(id) != Life::Gone => assert!(after(id).is_leaving()),
             Event::Released(id) if earlier(id).is_leaving() => assert!(matches!(after(id), Life::Draining { .. })),
             Event::Checked(id, passed) if matches!(earlier(id), Life::OnTrial { checked: true, .. }) => {
                 let failed = outcome(id) == Some(Transition::RolledBack(Reason::Check));

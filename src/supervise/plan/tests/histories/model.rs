@@ -94,7 +94,7 @@ impl World {
         self.foresee(&event);
         let orders = self.plan.handle(event.clone(), self.limits, self.now);
         if let Event::Ended(id, _) = event
-            && before.get(&id).is_some_and(|life| life.is_leaving())
+            && matches!(before.get(&id), Some(Life::Draining { .. }))
         {
             assert!(orders.contains(&Order::Retire(id)), "what is left of {id} is not asked to stop");
         }
@@ -129,6 +129,11 @@ impl World {
                 }
                 self.status.get_or_insert(0);
                 self.restart = None;
+            }
+            (Event::Ended(id, _), _) => {
+                if let Some(Life::Standing { relieved, .. }) = self.lives.get(id).copied() {
+                    self.lives.insert(*id, Life::ToRelease { relieved });
+                }
             }
             _ => (),
         }

@@ -78,10 +78,9 @@ impl World {
         match self.lives[&id] {
             Life::Draining { .. } => return assert!(ended),
             Life::ToRetire => (),
-            Life::Standing { .. } => assert!(ended || stops),
-            Life::Serving { .. } => assert!(stops),
+            Life::Standing { .. } | Life::Serving { .. } => assert!(stops),
             Life::Waiting { stop } => {
-                assert!(ended || stops || *event == Event::Released(id) || self.is_tick(event, Some(stop)));
+                assert!(stops || *event == Event::Released(id) || self.is_tick(event, Some(stop)));
             }
             life => panic!("{life:?} is retired"),
         }

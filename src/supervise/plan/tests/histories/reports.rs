@@ -122,14 +122,14 @@ impl World {
         if let Some(old) = self.standing() {
             let Life::Standing { since, .. } = self.lives[&old] else { unreachable!() };
             // First it, so that never two serve.
-            self.lives.insert(id, Life::ToRetire);
+            self.lives.insert(id, Life::ToRelease { relieved: self.now });
             self.lives.insert(old, Life::Serving { since });
             if old == PREDECESSOR {
                 let status = if let Reason::Ended(status) = reason { status.max(1) } else { 1 };
                 self.status.get_or_insert(status);
             }
         }
-        if is_end_of(event, id) { Life::ToRetire } else { Life::ToRelease { relieved: self.now } }
+        Life::ToRelease { relieved: self.now }
     }
 
     fn fail(&mut self, id: Id, life: Life, transition: Transition, event: &Event) -> Life {
@@ -173,7 +173,8 @@ impl World {
         assert_eq!((event, self.standing()), (&Event::Ended(id, status), None));
         self.end_row(since);
         self.ended_last = Some(id);
-        Life::ToRetire
+        let is_replaced = self.starting().or(self.trial()).is_some();
+        if is_replaced { Life::ToRelease { relieved: self.now } } else { Life::ToRetire }
     }
 
     fn kill(&mut self, id: Id, life: Life, event: &Event) -> Life {
