@@ -33,6 +33,7 @@ exec 9>>"$app/lock" && flock --nonblock 9 || fail "another deploy is under way"
 # No socket there: none runs yet. Any other failure is no answer, and nothing is changed.
 runs=
 if [ -e "$control" ]; then
+    [ -S "$control" ] || fail "$control is no control socket"
     answer=$(handoff-run --status "$control" 2>&1 >/dev/null 9>&-) && runs=1 || case $answer in
         *ECONNREFUSED*) ;;
         *) fail "$answer" ;;

@@ -173,3 +173,13 @@ fn a_supervisor_that_does_not_answer_is_no_missing_supervisor() {
     assert!(output.stderr.contains("is stopped"), "{}", output.stderr);
     assert_eq!(current(&supervisor.folder), before);
 }
+
+#[test]
+fn what_is_no_control_socket_is_no_missing_supervisor_either() {
+    let supervisor = supervisor_of_current(&[]);
+    let before = current(&supervisor.folder);
+    let folder = supervisor.folder.text("app");
+    let output = deploy(&supervisor.folder, "good").env("CONTROL", &folder).output();
+    assert_eq!(output.failure(), (1, format!("deploy: {folder} is no control socket\n").as_str()));
+    assert_eq!(current(&supervisor.folder), before);
+}
