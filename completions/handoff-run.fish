@@ -133,7 +133,7 @@ complete -c handoff-run -n '__handoff_run_after' -l reload -d 'Ask the superviso
 complete -c handoff-run -n '__handoff_run_after' -l status -d 'Show the generations of the supervisor at this control socket' -r -F -k -a '(__handoff_run_supervisor)'
 complete -c handoff-run -n '__handoff_run_after' -l stop -d 'Drain and stop the supervisor at this control socket' -r -F -k -a '(__handoff_run_supervisor)'
 complete -c handoff-run -n '__handoff_run_after' -l promote -d 'Let the new generation of the supervisor at this control socket take over now' -r -F -k -a '(__handoff_run_supervisor)'
-complete -c handoff-run -n '__handoff_run_after' -l rollback -d 'Let the old generation of the supervisor at this control socket serve again' -r -F -k -a '(__handoff_run_supervisor)'
+complete -c handoff-run -n '__handoff_run_after' -l rollback -d 'Give up the new generation of the supervisor at this control socket, if it has not settled' -r -F -k -a '(__handoff_run_supervisor)'
 complete -c handoff-run -n '__handoff_run_after reload' -l canary -d 'With --reload, try the new generation first: SHARE%:DURATION[,sticky]' -x
 complete -c handoff-run -n '__handoff_run_after reload' -l check -d 'With --canary, a command that has to succeed at the end of each stage' -x -a '(__fish_complete_command)'
 complete -c handoff-run -n '__handoff_run_after reload' -l wait -d 'With --reload, end when the old generation is gone'

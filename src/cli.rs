@@ -187,7 +187,7 @@ pub(crate) struct Cli {
 
     /// How long a generation may take to get ready [default: 60s]
     ///
-    /// Then it is killed and the one that serves stays. A number with ms, s, min or h, as in 1.5s; without a unit, seconds.
+    /// Then it is killed and the one that serves stays. A number with ms, s, m or h, as in 1.5s; without a unit, seconds.
     #[arg(long, value_name = "DURATION", requires = "successor", value_parser = duration, help_heading = SUPERVISING)]
     ready_timeout: Option<Duration>,
 
@@ -248,7 +248,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]
     promote: Option<PathBuf>,
 
-    /// Let the old generation of the supervisor at this control socket serve again
+    /// Give up the new generation of the supervisor at this control socket, if it has not settled
     ///
     /// The new one, which is getting ready, on trial or has not settled, is told to stop. Ends with 125 if there is none.
     #[arg(long, value_name = "PATH", group = "request", value_hint = ValueHint::FilePath, help_heading = REQUESTS)]

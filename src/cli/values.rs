@@ -85,7 +85,7 @@ pub(crate) fn restart(text: &str) -> Result<Restart> {
 /// A length of time: a number with `ms`, `s`, `m` or `h`, or without a unit, in seconds. It may have a fraction, of
 /// which what is below a microsecond is cut off.
 pub(crate) fn duration(text: &str) -> Result<Duration> {
-    let wrong = || "a duration is a number with ms, s, min or h, as in 30s or 1.5h";
+    let wrong = || "a duration is a number with ms, s, m or h, as in 30s or 1.5h";
     let end = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
     let (number, unit) = text.split_at(end);
     let unit: u64 = match unit {

@@ -207,12 +207,12 @@ fn a_folder_that_is_missing_is_named() {
     assert_eq!(output(&["-l", "127.0.0.1:0", "--supervise", "--control", "/no/such/c"]).failure(), (125, control));
 }
 
-// handoff-run(1), --ready-timeout: "A number with ms, s, min or h, as in 1.5s".
+// handoff-run(1), --ready-timeout: "A number with ms, s, m or h, as in 1.5s".
 #[test]
 fn a_duration_that_is_none_is_refused_with_two_that_are() {
     for value in ["5mins", "1,5s", "1h30m"] {
         let line = format!(
-            "invalid value '{value}' for '--drain-timeout <DURATION>': a duration is a number with ms, s, min or h, as in \
+            "invalid value '{value}' for '--drain-timeout <DURATION>': a duration is a number with ms, s, m or h, as in \
              30s or 1.5h"
         );
         assert_refused(&["--supervise", "--drain-timeout", value, "true"], &line, SEE_HELP);

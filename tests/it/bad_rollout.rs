@@ -6,7 +6,7 @@ use crate::bad_input::{SEE_HELP, assert_refused};
 #[test]
 fn a_stage_of_a_trial_that_is_none_is_refused_with_the_form() {
     let form = "it is SHARE%:DURATION[,sticky], as in 5%:10m";
-    let duration = "a duration is a number with ms, s, min or h, as in 30s or 1.5h";
+    let duration = "a duration is a number with ms, s, m or h, as in 30s or 1.5h";
     for (value, why) in [
         ("0%:1s", "0% is not a share from 1% to 100%"),
         ("101%:1s", "101% is not a share from 1% to 100%"),
@@ -51,7 +51,7 @@ fn how_a_generation_is_replaced_is_one_of_what_there_is() {
         let line = format!("invalid value '{value}' for '{option} <{name}>': {why}");
         assert_refused(&["-l", "127.0.0.1:0", "--supervise", option, value, "true"], &line, SEE_HELP);
     };
-    refused("--settle", "DURATION", "x", "a duration is a number with ms, s, min or h, as in 30s or 1.5h");
+    refused("--settle", "DURATION", "x", "a duration is a number with ms, s, m or h, as in 30s or 1.5h");
     refused("--drain", "HOW", "x", "it is one of signal, idle");
     for value in ["http:health", "http:"] {
         refused("--ready", "HOW", value, "http:PATH is a path that begins with /, as in http:/health");
