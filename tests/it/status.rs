@@ -161,3 +161,16 @@ fn elsewhere_a_reload_shows_plain_lines() {
     let rest = ["generation 2: settled", "generation 1: draining, 1 connection", "generation 1: gone"];
     assert_eq!(lines[2..], rest);
 }
+
+// Once a first generation, or one that was started again, had a share of 0 until it was ready, though it alone gets what comes.
+#[test]
+fn a_generation_that_starts_while_none_serves_gets_every_connection() {
+    let supervisor = supervise(Server::Python("wait_for('go'); serve()"), &[]).start();
+    supervisor.generation(1);
+    let share = || flat(supervisor.status(&["--json"]).trim_end()).remove("generations.0.share").unwrap();
+    assert_eq!((supervisor.states(), share()), (vec![(1, "starting".into())], "100".into()));
+    supervisor.folder.open("go");
+    supervisor.wait_ready(1);
+    assert_eq!(share(), "100");
+    supervisor.stopped();
+}

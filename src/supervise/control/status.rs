@@ -228,6 +228,8 @@ fn share(id: Id, plan: &Plan) -> u8 {
     match () {
         () if plan.is_on_trial(id) => tried,
         () if plan.is_serving(id) => 100 - tried,
+        // Whatever comes waits for it.
+        () if plan.is_starting(id) && plan.serving.is_none() => 100,
         () => 0,
     }
 }
