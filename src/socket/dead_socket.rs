@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use log::debug;
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
-use nix::sys::stat::{FileStat, SFlag, lstat};
+use nix::sys::stat::{FileStat, SFlag, lstat, stat};
 use nix::unistd::unlink;
 
 use crate::socket::bound_file::{bound_socket, bound_socket_named, is_held_elsewhere};
@@ -71,6 +71,11 @@ fn move_aside(path: &Path) -> nix::Result<PathBuf> {
 
 pub(crate) fn kind(file: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT
+}
+
+/// What is at `path`, or where that leads to, if it is something else than a socket.
+pub(crate) fn what_else(path: &Path) -> Option<&'static str> {
+    stat(path).ok().filter(|file| kind(file) != SFlag::S_IFSOCK).map(|file| what_is(&file))
 }
 
 fn what_is(file: &FileStat) -> &'static str {

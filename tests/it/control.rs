@@ -241,6 +241,11 @@ fn without_a_supervisor_there_is_an_error() {
     drop(UnixListener::bind(&path).unwrap());
     let dead = format!("handoff-run: cannot reach a supervisor at {path}: ECONNREFUSED: Connection refused\n");
     assert_eq!(ask("--status").failure(), (125, dead.as_str()));
+    for (other, what) in [(folder.text(""), "a directory"), (folder.text("file"), "a regular file")] {
+        folder.write("file", "");
+        let error = format!("handoff-run: cannot reach a supervisor at {other}: it is {what}, not a socket\n");
+        assert_eq!(handoff_run_with(&["--reload", &other]).output().failure(), (125, error.as_str()));
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 
 use crate::failure::plain;
 use crate::kernel::processes::is_stopped;
+use crate::socket::dead_socket::what_else;
 
 /// After this time without a reply it is asked whether it lives, and has this time to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,7 +39,11 @@ impl Replies {
             Ok(stream) => Ok(Replies { stream, path: path.to_owned(), received: Vec::new() }),
             // The accept queue is full, and stayed so.
             Err(Errno::EAGAIN) => Err(no_answer(path, None)),
-            Err(errno) => Err(errno).with_context(|| format!("cannot reach a supervisor at {}", path.display())),
+            Err(errno) => {
+                // connect(2) refuses a file as it does a socket that nobody listens on.
+                let error = what_else(path).map_or(Error::new(errno), |what| anyhow!("it is {what}"));
+                Err(error.context(format!("cannot reach a supervisor at {}", path.display())))
+            }
         }
     }
 
