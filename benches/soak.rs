@@ -58,7 +58,7 @@ use std::{env, io, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use faults::{ALL, Kind};
@@ -87,6 +87,9 @@ fn main() -> ExitCode {
 
 /// Soak, and print what came of it.
 fn soak() -> Result<ExitCode> {
+    // Under nohup(1) the supervisor would ignore those that ask for a reload, as it should.
+    // SAFETY: the default takes no handler.
+    unsafe { signal(Signal::SIGHUP, SigHandler::SigDfl) }?;
     let request = Request::of_line()?;
     // What a killed supervisor leaves is ours, so that we see whether it ends.
     prctl::set_child_subreaper(true)?;
