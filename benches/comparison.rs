@@ -53,6 +53,8 @@ mod subjects;
 mod tally;
 #[path = "comparison/tools.rs"]
 mod tools;
+#[path = "deploys/transfer.rs"]
+mod transfer;
 #[path = "deploys/waiting.rs"]
 mod waiting;
 

@@ -32,6 +32,8 @@ mod session;
 mod site;
 #[path = "deploys/tally.rs"]
 mod tally;
+#[path = "deploys/transfer.rs"]
+mod transfer;
 #[path = "deploys/waiting.rs"]
 mod waiting;
 

@@ -44,6 +44,8 @@ mod summary;
 mod supervisor;
 #[path = "soak/tally.rs"]
 mod tally;
+#[path = "deploys/transfer.rs"]
+mod transfer;
 #[path = "soak/usage.rs"]
 mod usage;
 #[path = "deploys/waiting.rs"]

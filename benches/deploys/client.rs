@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "the benchmarks each need their part of it")]
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, conn
 
 use super::answer::{Answer, Next};
 use super::failure::Failure;
+use super::transfer::transfer;
 
 /// How long one request may take, from connecting to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -199,26 +200,7 @@ impl Exchange {
         if let Some((_, rest)) = self.second_half.take_if(|(due, _)| now >= *due) {
             self.unsent.extend(rest);
         }
-        match self.exchange(socket) {
-            Ok(()) => Some(Failure::Short),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-            Err(error) => Some(error.into()),
-        }
-    }
-
-    /// Send what is unsent and read until the server has closed.
-    fn exchange(&mut self, socket: &mut TcpStream) -> io::Result<()> {
-        while !self.unsent.is_empty() {
-            let sent = socket.write(&self.unsent)?;
-            self.unsent.drain(..sent);
-        }
-        let mut chunk = [0; 4096];
-        loop {
-            match socket.read(&mut chunk)? {
-                0 => return Ok(()),
-                n => self.answer.extend_from_slice(&chunk[..n]),
-            }
-        }
+        transfer(socket, &mut self.unsent, &mut self.answer)
     }
 }
 

@@ -1,7 +1,7 @@
 //! One client of the load, which does what its kind does over and over: connect, ask, read the answer, rest.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -20,6 +20,7 @@ use super::clock::{Time, now};
 use super::failure::Failure;
 use super::peer;
 use super::tally::Loss;
+use super::transfer::transfer;
 
 /// How long one request may take, from connecting to the end of the answer; what the client does itself is on top.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -275,24 +276,6 @@ impl Exchange {
         if let Some((_, rest)) = self.rest.take_if(|(due, _)| Instant::now() >= *due) {
             self.unsent.extend(rest);
         }
-        match self.exchange(socket) {
-            Ok(()) => Some(Failure::Short),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-            Err(error) => Some(error.into()),
-        }
-    }
-
-    fn exchange(&mut self, socket: &mut File) -> io::Result<()> {
-        while !self.unsent.is_empty() {
-            let sent = socket.write(&self.unsent)?;
-            self.unsent.drain(..sent);
-        }
-        let mut chunk = [0; 4096];
-        loop {
-            match socket.read(&mut chunk)? {
-                0 => return Ok(()),
-                length => self.answer.extend_from_slice(&chunk[..length]),
-            }
-        }
+        transfer(socket, &mut self.unsent, &mut self.answer)
     }
 }
