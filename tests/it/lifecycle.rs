@@ -9,10 +9,10 @@ use nix::sys::signal::Signal;
 use crate::harness::client::Clients;
 use crate::harness::log::{gone, plain, ready};
 use crate::harness::process::exists;
-use crate::harness::{Folder, Server, Supervisor, handoff_run_with, supervise};
+use crate::harness::{Server, Supervisor, supervise};
 
 /// The second line for a server that did not take our socket.
-const TAKE_IT: &str = "its socket is open at descriptor 3 and announced in LISTEN_FDS; \
+pub const TAKE_IT: &str = "its socket is open at descriptor 3 and announced in LISTEN_FDS; \
                        see 'handoff-run --help-servers' for how servers take it, or use --intercept";
 
 /// Reload, which fails, while clients see the old generation and nothing else; gives the status and the whole stderr.
@@ -28,14 +28,6 @@ fn ended(reason: &str) -> String {
     format!(
         "handoff-run: generation 2: {reason} before it was ready\n\
          handoff-run: an earlier generation took the socket, so see what this one wrote to the supervisor's stderr\n"
-    )
-}
-
-/// The same of the first generation, which no other took the socket before.
-fn bound_itself(reason: &str) -> String {
-    format!(
-        "handoff-run: generation 1: {reason} before it was ready\n\
-         handoff-run: if it tried to bind ADDRESS itself, it need not: {TAKE_IT}\n"
     )
 }
 
@@ -304,61 +296,6 @@ fn a_generation_may_end_its_parent_also_just_after_it_was_seen_ready() {
         supervisor.wait_log("generation 3 asks its parent to end: it is ready\n");
         supervisor.stopped();
     }
-}
-
-// handoff-run(1), EXIT STATUS: "a supervisor whose first generation never became ready: its status".
-#[test]
-fn a_first_generation_that_fails_ends_the_supervisor_with_its_status() {
-    for (script, status, reason) in [
-        ("exit 3", 3, "ended with status 3"),
-        // Once 0: `Restart=on-failure`, Docker and `&&` took it for a success.
-        ("exit 0", 1, "ended with status 0"),
-        ("kill -9 $$", 137, "was ended by SIGKILL"),
-    ] {
-        let mut supervisor = supervise(Server::Script(script), &[]).start();
-        let address = supervisor.address();
-        let (code, log) = supervisor.end();
-        let expected = format!(
-            "handoff-run: 127.0.0.1:0 listens on ADDRESS\n\
-             handoff-run: generation 1: started (pid PID)\n{}\
-             handoff-run: generation 1: gone\n",
-            bound_itself(reason)
-        );
-        assert_eq!((code, plain(&log, &address)), (status, expected));
-    }
-}
-
-#[test]
-fn a_first_generation_that_cannot_be_executed_ends_the_supervisor_with_126_or_127() {
-    for (program, status, cause) in
-        [("/nonexistent/x", 127, "ENOENT: No such file or directory"), ("./log", 126, "EACCES: Permission denied")]
-    {
-        let mut supervisor = supervise(Server::Hello, &["-q"]).target(&[program]).start();
-        let message = format!("handoff-run: generation 1: cannot run {program}: {cause}\n");
-        assert_eq!(supervisor.end(), (status, message));
-    }
-}
-
-#[test]
-fn a_first_generation_that_hangs_ends_the_supervisor_with_137() {
-    let mut supervisor = supervise(Server::Script("exec sleep 1000"), &["-q", "--ready-timeout", "100ms"]).start();
-    let (status, log) = supervisor.end();
-    let text = "handoff-run: generation 1: was not ready after 0.10 s and is killed: no process waits on 127.0.0.1:";
-    assert!(
-        log.starts_with(text) && log.contains(&format!("\nhandoff-run: {TAKE_IT}; where a start takes longer, ")),
-        "{log}"
-    );
-    assert_eq!(status, 137);
-}
-
-#[test]
-fn a_supervisor_that_cannot_listen_is_125_and_starts_nothing() {
-    let folder = Folder::new();
-    std::fs::write(folder.path("control"), "").unwrap();
-    let arguments = ["--supervise", "-l", "127.0.0.1:0", "-q", "--control", &folder.text("control"), "--", "touch"];
-    let output = handoff_run_with(&arguments).args(&[folder.text("started")]).output();
-    assert_eq!(output.code(), 125, "{output:?}");
-    assert_eq!(folder.names(), ["control"]);
 }
 
 #[test]

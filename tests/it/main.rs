@@ -31,6 +31,7 @@ mod exec;
 mod fdstore;
 mod fdstore_kept;
 mod fdstore_state;
+mod first_generation;
 mod fleet;
 mod fresh_start;
 mod hardened;
