@@ -243,9 +243,13 @@ impl Supervisor {
         }
     }
 
-    /// Wait until nothing waits for a generation that was relieved.
+    /// Wait until nothing waits for a generation that was relieved, or for what is left of it.
     pub(super) fn release(&mut self, id: Id) {
         let drain_how = if id < EARLIER { self.config.limits.drain_how } else { Drain::Idle };
+        if self.generations.get(id).is_some_and(|generation| generation.ended.is_some()) {
+            // Its workers may have ended with it: then nobody accepts what waits.
+            self.generations.survey();
+        }
         match self.generations.get_mut(id) {
             Some(generation) if id >= EARLIER => generation.begin_release(drain_how, sys::now()),
             Some(generation) if matches!(generation.share, Share::Slot(_)) && !generation.is_over() => {

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 
 use crate::harness::client::{Client, ask};
 use crate::harness::{Server, Supervisor, supervise, wait_for};
@@ -229,6 +229,21 @@ fn what_waits_for_a_generation_whose_main_process_ends_while_it_stands_by_is_ans
     is_answered_by_the_worker(&supervisor, 1, clients, "generation 2: settled\n");
     serves_alone(&supervisor, 2);
     assert!(!supervisor.stopped().contains("reset"));
+}
+
+#[test]
+fn what_waits_for_a_generation_that_is_killed_with_its_worker_is_reset_at_once() {
+    let supervisor = supervise(with_worker(1), &["--settle", "1h"]).serving();
+    let clients = waiting(&supervisor, 5);
+    supervisor.folder.open("start");
+    supervisor.signal(Signal::SIGHUP);
+    supervisor.wait_ready(2);
+    killpg(supervisor.generation(1), Signal::SIGKILL).unwrap();
+    are_reset(clients);
+    supervisor.wait_log(RESET);
+    supervisor.wait_gone(1);
+    serves_alone(&supervisor, 2);
+    supervisor.stopped();
 }
 
 #[test]
